@@ -1,0 +1,1 @@
+"""Continual adaptation of speech recognisers."""

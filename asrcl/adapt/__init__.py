@@ -1,0 +1,43 @@
+"""The loop over domains: scenario, learner, cache, training, tuning."""
+
+from asrcl.adapt.cache import Cache
+from asrcl.adapt.learner import CurvatureConfig, DomainLearner, train_initial
+from asrcl.adapt.loop import Stage, adapt_domains, run_method, run_stages, write_decode
+from asrcl.adapt.protocols import Batch, Domain, StateDict, Task
+from asrcl.adapt.scenario import Scenario, UnionDomain
+from asrcl.adapt.training import TrainConfig, Trainer
+from asrcl.adapt.tuning import grid, tune
+from asrcl.adapt.weights import average_states, fingerprint, load_state, save_state, state_of
+
+__all__ = [  # noqa: RUF022 - grouped by purpose
+    # what a benchmark offers
+    "Batch",
+    "Domain",
+    "StateDict",
+    "Task",
+    "Scenario",
+    "UnionDomain",
+    # the loop
+    "CurvatureConfig",
+    "DomainLearner",
+    "Stage",
+    "adapt_domains",
+    "run_method",
+    "run_stages",
+    "train_initial",
+    "write_decode",
+    # training
+    "TrainConfig",
+    "Trainer",
+    # choosing knobs
+    "grid",
+    "tune",
+    # results kept by content
+    "Cache",
+    # weights
+    "average_states",
+    "fingerprint",
+    "load_state",
+    "save_state",
+    "state_of",
+]

@@ -1,0 +1,93 @@
+"""Work done once: results kept under a hash of everything they depend on.
+
+An entry is the folder `<root>/<kind>/<hash>`. It is made in `<hash>.work`, which survives a kill so that the work can go on where
+it stopped, and renamed when complete. Independent processes that want the same entry wait for the one that makes it; the
+processes of one `torchrun` make it together.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from asrcl.adapt.distributed import Processes
+from asrcl.exceptions import InputError
+from asrcl.files import hash_json, write_json
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = open(path, "w")  # noqa: SIM115 - closed below, after the lock is given up
+    except OSError as error:
+        raise InputError(f"{path.parent}: cannot write here ({error.strerror}); choose a writable exp folder") from error
+    with stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _make(final: Path, key: dict[str, Any], make: Callable[[Path], None], write: bool = True) -> None:
+    work = final.with_suffix(".work")
+    work.mkdir(parents=True, exist_ok=True)
+    make(work)
+    if write:
+        write_json(work / "key.json", key)
+        os.replace(work, final)
+
+
+def _make_together(processes: Processes, final: Path, key: dict[str, Any], make: Callable[[Path], None]) -> None:
+    missing = not final.is_dir()
+    processes.barrier()  # all have looked before the first one renames
+    if missing:
+        _make(final, key, make, write=False)
+        processes.barrier()
+        if processes.rank == 0:
+            _make(final, key, lambda work: None)
+    processes.barrier()
+
+
+class Cache:
+    """Entries by content.
+
+    Args:
+        root: folder of all entries.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def entry(self, kind: str, key: dict[str, Any], make: Callable[[Path], None]) -> Path:
+        """The folder of an entry; `make(folder)` fills it if it is not there yet.
+
+        Args:
+            kind: sort of entry, a subfolder.
+            key: everything the result depends on; kept beside it as `key.json`.
+            make: fills the folder it is given; it may find there what a killed run left.
+        """
+        final = self.root / kind / hash_json(key)
+        processes = Processes()
+        if processes.count > 1:
+            _make_together(processes, final, key, make)
+        elif not final.is_dir():
+            with _lock(final.with_suffix(".lock")):
+                if not final.is_dir():
+                    _make(final, key, make)
+        return final
+
+
+def link(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`, by a hard link where the file system can."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.part")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)

@@ -1,0 +1,181 @@
+"""The three costly operations of a run, each done once for the same inputs: fine-tune, estimate curvature, evaluate."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from asrcl.adapt.cache import Cache
+from asrcl.adapt.protocols import Batch, Domain, StateDict
+from asrcl.adapt.scenario import Scenario
+from asrcl.adapt.training import TrainConfig, Trainer
+from asrcl.adapt.weights import fingerprint, load_state, save_state
+from asrcl.curvature import Curvature, estimate
+from asrcl.files import read_json, write_json
+from asrcl.methods import Method
+from asrcl.scoring import Errors
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CurvatureConfig:
+    """How curvature is estimated.
+
+    Attributes:
+        fisher: "empirical", the Fisher information with the labels of the data.
+        max_items: at most so many items of the training data, None for all.
+    """
+
+    fisher: Literal["empirical"] = "empirical"
+    max_items: int | None = None
+
+
+@dataclass
+class DomainLearner:
+    """Does the work of a run and keeps it in a cache; methods see it as `asrcl.methods.Learner`.
+
+    Attributes:
+        scenario: domains, task, model.
+        cache: where finished work lies.
+        train: how to fine-tune.
+        curvature: how to estimate curvature.
+        seed: of all randomness.
+        device: "cpu" or "cuda".
+        stage: number of the current domain, from 1.
+        stages: how many domains this run takes, None for all.
+        record: what the current stage did, for the result file.
+        costs: seconds and memory of the current stage, kept apart because no two runs agree on them.
+    """
+
+    scenario: Scenario
+    cache: Cache
+    train: TrainConfig
+    curvature: CurvatureConfig
+    seed: int
+    device: str = "cpu"
+    stage: int = 1
+    stages: int | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+    costs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def last(self) -> bool:
+        """Whether no domain follows the current one in this run."""
+        return self.stage == (self.stages or len(self.scenario.domains))
+
+    def model_with(self, state: StateDict) -> nn.Module:
+        """A model with these weights on the run's device."""
+        model = self.scenario.build_model().to(self.device)
+        model.load_state_dict(state)
+        return model
+
+    def fine_tune(self, parent: StateDict, domain: Domain, method: Method) -> StateDict:
+        """Weights after training on `domain` from `parent`; shared by all methods that train alike."""
+        key = {
+            "parent": fingerprint(parent),
+            "data": [domain.fingerprint(split) for split in ("train", "dev")],
+            "loss": self.scenario.task.describe()["loss"],
+            "train": asdict(self.train),
+            "method": method.training_key(),
+            "seed": self.seed,
+        }
+
+        def make(folder: Path) -> None:
+            trainer = Trainer(self.model_with(parent), self.scenario.task, domain, self.train, method, self.seed, folder)
+            save_state(trainer.fit(), folder / "model.safetensors")
+            write_json(folder / "training.json", asdict(trainer.progress))
+            for leftover in [*folder.glob("epoch*.safetensors"), folder / "progress.safetensors"]:
+                leftover.unlink(missing_ok=True)
+
+        entry = self._timed("train", key, make)
+        history = read_json(entry / "training.json")["history"]
+        self.record["training"] = [{"train_loss": e["train_loss"], "dev_loss": e["dev_loss"]} for e in history]
+        return load_state(entry / "model.safetensors")
+
+    def estimate_curvature(self, state: StateDict, domain: Domain, structure: Literal["kron", "diagonal"]) -> Curvature:
+        """Curvature of the task's loss at `state` on the training data of `domain`."""
+        key = {
+            "model": fingerprint(state),
+            "data": domain.fingerprint("train"),
+            "loss": self.scenario.task.describe()["loss"],
+            "structure": structure,
+            "curvature": asdict(self.curvature),
+        }
+        entry = self._timed("curvature", key, lambda folder: self._estimate(state, domain, structure, folder))
+        return Curvature.load(entry / "curvature.safetensors")
+
+    def _estimate(self, state: StateDict, domain: Domain, structure: Literal["kron", "diagonal"], folder: Path) -> None:
+        task, model = self.scenario.task, self.model_with(state)
+
+        def padding(batch: Batch) -> Any:
+            return task.padding(model, batch)
+
+        curvature = estimate(
+            model,
+            task.curvature_loss,
+            (batch.to(self.device) for batch in domain.batches("train", shuffle=True, seed=0)),
+            fisher=self.curvature.fisher,
+            structure=structure,
+            padding=padding,
+            max_items=self.curvature.max_items,
+            metadata={"domain": domain.name, "data_hash": domain.fingerprint("train")},
+        )
+        curvature.save(folder / "curvature.safetensors")
+        logger.info("%s: %s curvature of stage %d", domain.name, structure, self.stage)
+
+    def evaluate(self, state: StateDict, domain: Domain, split: str = "test") -> Errors:
+        """Errors on a split, item by item."""
+        key = {"model": fingerprint(state), "data": domain.fingerprint(split), "task": self.scenario.task.describe()["evaluation"]}
+
+        def make(folder: Path) -> None:
+            errors = self.scenario.task.evaluate(self.model_with(state), domain, split)
+            errors.save(folder / "errors.jsonl")
+
+        return Errors.load(self._timed("errors", key, make) / "errors.jsonl")
+
+    def _timed(self, kind: str, key: dict[str, Any], make: Callable[[Path], None]) -> Path:
+        """A cache entry; what it took to make is added to the costs, also when it was made earlier."""
+
+        def make_timed(folder: Path) -> None:
+            started = time.perf_counter()
+            make(folder)
+            write_json(folder / "cost.json", {"seconds": time.perf_counter() - started, "peak_memory_bytes": _peak_memory()})
+
+        entry = self.cache.entry(kind, key, make_timed)
+        cost = read_json(entry / "cost.json")
+        name = f"{kind}_seconds"
+        self.costs[name] = self.costs.get(name, 0.0) + cost["seconds"]
+        self.costs["peak_memory_bytes"] = max(self.costs.get("peak_memory_bytes", 0), cost["peak_memory_bytes"])
+        return entry
+
+
+def _peak_memory() -> int:
+    """Peak resident memory of this process in bytes."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def train_initial(
+    scenario: Scenario, train: TrainConfig, cache: Cache, seed: int, path: Path, device: str = "cpu"
+) -> StateDict:
+    """Train the initial model on the first domain from fresh weights and write it to `path`.
+
+    The weights come from the cache where the same training has been done before.
+    """
+    torch.manual_seed(seed)
+    fresh = {name: value.clone() for name, value in scenario.build_model().state_dict().items()}
+    learner = DomainLearner(scenario, cache, train, CurvatureConfig(), seed, device)
+    state = learner.fine_tune(fresh, scenario.domains[0], Method())
+    save_state(state, path)
+    write_json(path.with_suffix(".json"), {"seed": seed, "train": asdict(train), **learner.record, **learner.costs})
+    return state
+

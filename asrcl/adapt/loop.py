@@ -1,0 +1,165 @@
+"""The loop over domains: fine-tune, merge, evaluate every domain, consolidate curvature, forget the data."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from asrcl.adapt.environment import environment
+from asrcl.adapt.learner import DomainLearner
+from asrcl.adapt.protocols import StateDict
+from asrcl.adapt.scenario import UnionDomain
+from asrcl.adapt.weights import fingerprint, save_state
+from asrcl.exceptions import InputError
+from asrcl.files import write_json
+from asrcl.methods import Method
+from asrcl.scoring import Errors, ItemErrors, RunResult, write_trn
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Stage:
+    """What one stage left: the model each domain is decoded with, errors per domain, what was done and what it cost."""
+
+    models: list[StateDict]
+    errors: list[Errors | None]
+    record: dict[str, Any] = field(default_factory=dict)
+    costs: dict[str, Any] = field(default_factory=dict)
+
+
+def adapt_domains(learner: DomainLearner, method: Method, folder: Path) -> None:
+    """Take the initial model through all domains with one method; each stage's weights go to `stage<t>/model.safetensors`.
+
+    Raises:
+        InputError: the scenario has no initial model.
+    """
+    for stage in run_stages(learner, method, None):
+        save_state(stage.models[learner.stage - 1], folder / f"stage{learner.stage}" / "model.safetensors")
+        write_json(folder / f"stage{learner.stage}" / "costs.json", stage.costs)
+
+
+def run_method(learner: DomainLearner, method: Method, folder: Path, *, name: str = "", command: str = "") -> RunResult:
+    """Adapt, decode every domain's test set after every stage, and write `results.json`; finished work is taken from the cache.
+
+    Args:
+        learner: scenario, cache, settings.
+        method: what to do about forgetting.
+        folder: result folder of this method and seed.
+        name: of the method in the result file, where it is not the method's own.
+        command: what the user typed, for the result file.
+
+    Raises:
+        InputError: the scenario has no initial model.
+    """
+    return write_results(learner, name or method.name, list(run_stages(learner, method, "test")), folder, command)
+
+
+def run_stages(learner: DomainLearner, method: Method, split: str | None, count: int | None = None) -> Iterator[Stage]:
+    """Go through the domains one by one; after each, the model is evaluated on every domain, seen or to come.
+
+    Args:
+        learner: scenario, cache, settings.
+        method: what to do about forgetting.
+        split: "dev" for choosing knobs, "test" for results, None to leave evaluation for later.
+        count: stop after this many domains and look only at these.
+
+    Raises:
+        InputError: the scenario has no initial model.
+    """
+    scenario = learner.scenario
+    if scenario.initial is None:
+        raise InputError(f"scenario {scenario.name}: no initial model; run the train stage (asrcl train) first")
+    domains = scenario.domains[: count or len(scenario.domains)]
+    learner.stages = len(domains)
+    models = [scenario.initial] * len(scenario.domains)
+    for number, domain in enumerate(domains, 1):
+        learner.stage, learner.record, learner.costs = number, {}, {}
+        models = _next_models(learner, method, models)
+        errors: list[Errors | None] = [None] * len(domains)
+        if split and (number in (1, len(scenario.domains)) or not method.last_only):
+            errors = [learner.evaluate(models[n], seen, split) for n, seen in enumerate(domains)]
+        logger.info("%s seed %d stage %d (%s): %s", method.name, learner.seed, number, domain.name, _rates(errors))
+        yield Stage(models, errors, learner.record, learner.costs)
+
+
+def _rates(errors: Sequence[Errors | None]) -> str:
+    return "error rates " + " ".join(f"{item.rate:.1f}" for item in errors if item) if any(errors) else "adapted"
+
+
+def _next_models(learner: DomainLearner, method: Method, previous: list[StateDict]) -> list[StateDict]:
+    """The models of this stage, one per domain (the same object for all but oracles)."""
+    scenario, number = learner.scenario, learner.stage
+    assert scenario.initial is not None
+    domain = scenario.domains[number - 1]
+    if number == 1:
+        state = method.end_domain(learner, domain, None, scenario.initial)
+        return [state] * len(scenario.domains)
+    if not method.trains or (method.last_only and not learner.last):
+        return previous
+    old = scenario.initial if method.starts_from == "initial" else previous[number - 1]
+    method.start_domain(learner, domain)
+    data = UnionDomain(scenario.domains[:number]) if method.data == "all" else domain
+    new = learner.fine_tune(old, data, method)
+    learner.record["update_norm"] = _update_norm(old, new)
+    state = method.end_domain(learner, domain, old, new)
+    learner.record["merged_update_norm"] = _update_norm(old, state)
+    if method.own_model_per_domain:
+        return [*previous[: number - 1], state, *previous[number:]]
+    return [state] * len(scenario.domains)
+
+
+def _update_norm(old: StateDict, new: StateDict) -> float:
+    """Frobenius norm of the difference of all floating tensors."""
+    squares = [(new[name] - value).double().square().sum() for name, value in old.items() if value.is_floating_point()]
+    return float(sum(squares) ** 0.5)
+
+
+def write_results(
+    learner: DomainLearner, method: str, history: list[Stage], folder: Path, command: str
+) -> RunResult:
+    """Write the decodes of every stage and domain, and `results.json` that sums them up."""
+    domains = [domain.name for domain in learner.scenario.domains]
+    for number, stage in enumerate(history, 1):
+        for name, errors in zip(domains, stage.errors, strict=True):
+            if errors is not None:
+                write_decode(errors, folder / f"stage{number}" / name)
+    last = history[-1].errors
+    assert all(errors is not None for errors in last)
+    result = RunResult(
+        scenario=learner.scenario.name,
+        method=method,
+        seed=learner.seed,
+        unit=last[0].unit if last[0] else "word",
+        domains=domains,
+        errors=[[e.total if e else None for e in stage.errors] for stage in history],
+        lengths=[e.length if e else 0 for e in last],
+        character_errors=[[e.character_errors if e else None for e in stage.errors] for stage in history],
+        character_lengths=[e.character_length if e else 0 for e in last],
+        item_files=[
+            [f"stage{n}/{name}/utterances.jsonl" if e else None for name, e in zip(domains, stage.errors, strict=True)]
+            for n, stage in enumerate(history, 1)
+        ],
+        config=learner.scenario.config,
+        command=command,
+        environment=environment(learner.device),
+        stages=[{**stage.record, "model": fingerprint(stage.models[n])} for n, stage in enumerate(history)],
+    )
+    write_json(folder / "costs.json", [stage.costs for stage in history])
+    result.save(folder / "results.json")
+    return result
+
+
+def write_decode(errors: Errors, folder: Path) -> None:
+    """Write `utterances.jsonl` and sclite's `ref.trn` and `hyp.trn`."""
+
+    def name(item: ItemErrors) -> str:
+        """sclite takes what stands before the first hyphen for the speaker."""
+        return item.id if item.id.startswith(f"{item.group}-") else f"{item.group}-{item.id}"
+
+    errors.save(folder / "utterances.jsonl")
+    write_trn(folder / "ref.trn", {name(item): item.reference for item in errors.items})
+    write_trn(folder / "hyp.trn", {name(item): item.hypothesis for item in errors.items})

@@ -1,0 +1,78 @@
+"""What a run is about: an ordered list of domains, a task, a model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from asrcl.adapt.protocols import Batch, Domain, StateDict, Task
+from asrcl.exceptions import InputError
+from asrcl.files import hash_json
+
+
+@dataclass
+class Scenario:
+    """An ordered list of domains, with the task and the model that goes through them.
+
+    Attributes:
+        name: of the scenario, in result files.
+        domains: in the order in which they are learned; the initial model is trained on the first.
+        task: loss and evaluation.
+        build_model: makes the model with fresh weights.
+        initial: weights of the initial model, trained on the first domain.
+        config: everything the user chose, for the result file.
+    """
+
+    name: str
+    domains: Sequence[Domain]
+    task: Task
+    build_model: Callable[[], nn.Module]
+    initial: StateDict | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [domain.name for domain in self.domains]
+        if not names:
+            raise InputError(f"scenario {self.name}: no domains; list at least one")
+        if len(set(names)) < len(names):
+            raise InputError(f"scenario {self.name}: domain names repeat ({', '.join(names)}); rename them")
+
+
+class UnionDomain:
+    """Several domains as one, for joint training; a batch holds items of one domain.
+
+    Args:
+        domains: the parts.
+    """
+
+    def __init__(self, domains: Sequence[Domain]) -> None:
+        self.name = "+".join(domain.name for domain in domains)
+        self._domains = list(domains)
+
+    def size(self, split: str) -> int:
+        """Number of items."""
+        return sum(domain.size(split) for domain in self._domains)
+
+    def fingerprint(self, split: str) -> str:
+        """Content hash of all parts."""
+        return hash_json([domain.fingerprint(split) for domain in self._domains])
+
+    def batches(self, split: str, *, shuffle: bool, seed: int) -> Iterable[Batch]:
+        """Batches of the parts, one part after the other, or drawn from all in proportion to their size when shuffled."""
+        generator = random.Random(seed)
+        streams = [
+            (iter(domain.batches(split, shuffle=shuffle, seed=generator.randrange(2**31))), domain.size(split))
+            for domain in self._domains
+        ]
+        while streams:
+            weights = [size for _, size in streams]
+            pick = generator.choices(range(len(streams)), weights)[0] if shuffle else 0
+            batch = next(streams[pick][0], None)
+            if batch is None:
+                streams.pop(pick)
+            else:
+                yield batch

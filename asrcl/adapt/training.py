@@ -1,0 +1,270 @@
+"""Fine-tuning on one domain: the only training loop in the house.
+
+One process, or several under `torchrun` (each takes every n-th batch; gradients are averaged). All randomness of an epoch comes
+from the seed and the epoch's number, and the whole state is written after every epoch, so a killed run ends with the same weights
+as one that was left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import random
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.distributed.algorithms.join import Join
+from torch.nn.parallel import DistributedDataParallel
+
+from asrcl.adapt.distributed import Processes
+from asrcl.adapt.protocols import Batch, Domain, StateDict, Task
+from asrcl.adapt.resume import load_progress, save_progress
+from asrcl.adapt.weights import average_states, load_state, save_state, state_of
+from asrcl.exceptions import InputError
+from asrcl.methods import Method
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+        epochs: passes over the training data.
+        optimizer: "adam" or "adamw".
+        learning_rate: peak learning rate ("noam": the factor of that schedule).
+        schedule: "constant"; "one_cycle" (linear up to `warmup` of the run, cosine down to 0); "noam" (Vaswani et al., 2017).
+        warmup: share of the run for "one_cycle", number of steps for "noam".
+        model_size: D of "noam".
+        weight_decay: of the optimiser.
+        gradient_clip: largest gradient norm, 0 for no limit.
+        accumulate: batches per optimiser step.
+        average_best: the final model is the mean of this many epochs, those with the lowest dev loss; 1 takes the best.
+        precision: "fp32", or "bf16" for automatic mixed precision.
+    """
+
+    epochs: int = 10
+    optimizer: Literal["adam", "adamw"] = "adam"
+    learning_rate: float = 3e-4
+    schedule: Literal["constant", "one_cycle", "noam"] = "constant"
+    warmup: float = 0.25
+    model_size: int = 256
+    weight_decay: float = 0.0
+    gradient_clip: float = 5.0
+    accumulate: int = 1
+    average_best: int = 3
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.accumulate < 1 or self.average_best < 1:
+            raise InputError("train: epochs, accumulate and average_best must be at least 1")
+        if self.learning_rate <= 0:
+            raise InputError(f"train.learning_rate={self.learning_rate}: must be positive")
+
+
+@dataclass
+class Progress:
+    """What is known after some epochs: losses per epoch and the kept ones."""
+
+    epoch: int = 0
+    steps: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def best(self, count: int) -> list[int]:
+        """Numbers of the epochs (from 1) with the lowest dev loss, best first."""
+        ranked = sorted(range(len(self.history)), key=lambda i: self.history[i]["dev_loss"])
+        return [i + 1 for i in ranked[:count]]
+
+
+def learning_rate(config: TrainConfig, done: float, step: int) -> float:
+    """Learning rate of optimiser step `step` (from 1) when the share `done` of the run is over."""
+    if config.schedule == "noam":
+        scale = min(step**-0.5, step * config.warmup**-1.5)
+        return config.learning_rate * config.model_size**-0.5 * scale
+    if config.schedule == "constant":
+        return config.learning_rate
+    if done < config.warmup:
+        return config.learning_rate * max(done / config.warmup, 1e-3)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - config.warmup) / (1 - config.warmup)))
+
+
+def seed_everything(*numbers: int) -> int:
+    """Seed Python, numpy and torch from a few numbers; returns the seed."""
+    seed = int(np.random.SeedSequence([abs(number) for number in numbers]).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - libraries draw from the global generator
+    torch.manual_seed(seed)
+    return seed
+
+
+def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+class Trainer:
+    """Trains one model on one domain.
+
+    Args:
+        model: trained in place.
+        task, domain, config: what, on which data and how.
+        method: its penalty and gradient hooks are applied.
+        seed: of all randomness.
+        folder: where progress is kept; a later call with the same arguments goes on from there.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        domain: Domain,
+        config: TrainConfig,
+        method: Method,
+        seed: int,
+        folder: Path,
+    ) -> None:
+        self.model, self.task, self.domain, self.config, self.method = model, task, domain, config, method
+        self.seed, self.folder = seed, folder
+        self.processes = Processes()
+        self.device = next(model.parameters()).device
+        self.optimizer = _optimizer(model, config)
+        self.progress = Progress()
+        self.parallel = self.processes.wrap(model)
+
+    def fit(self) -> StateDict:
+        """Train all epochs and return the averaged weights.
+
+        Raises:
+            InputError: the loss is not finite, naming epoch and step; finished epochs are kept.
+        """
+        self._resume()
+        writer = self._tensorboard()
+        while self.progress.epoch < self.config.epochs:
+            started = time.perf_counter()
+            train_loss = self._train_epoch()
+            record = {"train_loss": train_loss, "dev_loss": self._dev_loss(), "seconds": time.perf_counter() - started}
+            self.progress.epoch += 1
+            self.progress.history.append(record)
+            self._log(record, writer)
+            self._save()
+        if writer:
+            writer.close()
+        states = [load_state(self._epoch_file(epoch)) for epoch in self.progress.best(self.config.average_best)]
+        return average_states(states)
+
+    def _epoch_file(self, epoch: int) -> Path:
+        return self.folder / f"epoch{epoch:03d}.safetensors"
+
+    def _resume(self) -> None:
+        saved = self.folder / "progress.safetensors"
+        if saved.is_file():
+            numbers = load_progress(saved, self.model, self.optimizer)
+            self.progress = Progress(**numbers)
+            logger.info("%s: going on after epoch %d", self.domain.name, self.progress.epoch)
+
+    def _save(self) -> None:
+        if self.processes.rank == 0:
+            save_state(state_of(self.model), self._epoch_file(self.progress.epoch))
+            save_progress(self.folder / "progress.safetensors", self.model, self.optimizer, asdict(self.progress))
+            kept = self.progress.best(self.config.average_best)
+            for epoch in range(1, self.progress.epoch + 1):
+                if epoch not in kept:
+                    self._epoch_file(epoch).unlink(missing_ok=True)
+        self.processes.barrier()
+
+    def _train_epoch(self) -> float:
+        seed = seed_everything(self.seed, self.progress.epoch)
+        self.parallel.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        total = seen = 0.0
+        batches = self.processes.share(self.domain.batches("train", shuffle=True, seed=seed))
+        size = self.domain.size("train") / self.processes.count
+        pending = 0
+        with self._uneven():
+            for batch in self._progress_bar(batches):
+                loss = self._backward(batch.to(self.device))
+                total, seen, pending = total + loss * len(batch), seen + len(batch), pending + 1
+                if pending == self.config.accumulate:
+                    self._step((self.progress.epoch + min(seen / size, 1.0)) / self.config.epochs)
+                    pending = 0
+            if pending:
+                self._step((self.progress.epoch + 1) / self.config.epochs)
+        return self.processes.mean(total, seen)
+
+    def _backward(self, batch: Batch) -> float:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            loss = self.task.loss(self.parallel, batch)
+        penalty = self.method.penalty(self.model, batch)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise InputError(
+                f"{self.domain.name}: loss is {value} in epoch {self.progress.epoch + 1} after {self.progress.steps} steps; "
+                f"lower train.learning_rate ({self.config.learning_rate}) or check the data; {self.folder} keeps earlier epochs"
+            )
+        ((loss if penalty is None else loss + penalty) / self.config.accumulate).backward()
+        return value
+
+    def _step(self, done: float) -> None:
+        self.progress.steps += 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, done, self.progress.steps)
+        self.method.after_backward(self.model)
+        if self.config.gradient_clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def _dev_loss(self) -> float:
+        self.model.eval()
+        total = items = 0.0
+        for batch in self.domain.batches("dev", shuffle=False, seed=0):
+            total += self.task.loss(self.model, batch.to(self.device)).item() * len(batch)
+            items += len(batch)
+        return total / items
+
+    def _uneven(self) -> contextlib.AbstractContextManager[Any]:
+        """Processes may run out of batches at different times."""
+        return Join([self.parallel]) if isinstance(self.parallel, DistributedDataParallel) else contextlib.nullcontext()
+
+    def _progress_bar(self, batches: Iterable[Batch]) -> Iterable[Batch]:
+        """A bar on a terminal, nothing in a log file."""
+        from tqdm import tqdm
+
+        label = f"{self.domain.name} epoch {self.progress.epoch + 1}/{self.config.epochs}"
+        return tqdm(batches, desc=label, leave=False, disable=True if self.processes.rank else None, unit="batch")
+
+    def _tensorboard(self) -> Any:
+        if self.processes.rank:
+            return None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return None
+        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.progress.epoch + 1)
+
+    def _log(self, record: dict[str, float], writer: Any) -> None:
+        if self.processes.rank:
+            return
+        epoch = self.progress.epoch
+        logger.info(
+            "%s epoch %d/%d: train loss %.3f, dev loss %.3f, %.1f s",
+            self.domain.name,
+            epoch,
+            self.config.epochs,
+            record["train_loss"],
+            record["dev_loss"],
+            record["seconds"],
+        )
+        if writer:
+            for name, value in record.items():
+                writer.add_scalar(f"{self.domain.name}/{name}", value, epoch)

@@ -1,0 +1,64 @@
+"""State dicts on disk and their fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from asrcl.adapt.protocols import StateDict
+from asrcl.exceptions import InputError
+from asrcl.files import atomic_path
+
+
+def state_of(model: nn.Module) -> StateDict:
+    """A copy of the model's state on the CPU."""
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+def fingerprint(state: StateDict) -> str:
+    """Content hash (16 hex digits) of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_state(state: StateDict, path: str | Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a state dict as safetensors, atomically."""
+    with atomic_path(path) as temporary:
+        contiguous = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+        save_file(contiguous, str(temporary), metadata=metadata)
+
+
+def load_state(path: str | Path) -> StateDict:
+    """Read a safetensors state dict.
+
+    Raises:
+        InputError: missing or damaged file.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such checkpoint; run the stage that makes it first")
+    try:
+        return load_file(str(path))
+    except SafetensorError as error:
+        raise InputError(f"{path}: damaged checkpoint ({error}); delete it and run its stage again") from error
+
+
+def average_states(states: Sequence[StateDict]) -> StateDict:
+    """Mean of floating tensors (in float64); other tensors come from the last state."""
+    result: StateDict = {}
+    for name, value in states[-1].items():
+        if value.is_floating_point():
+            total = sum((state[name].double() for state in states), torch.zeros_like(value, dtype=torch.float64))
+            result[name] = (total / len(states)).to(value.dtype)
+        else:
+            result[name] = value.clone()
+    return result

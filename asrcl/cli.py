@@ -1,0 +1,239 @@
+"""The command `asrcl`: parse, import what is needed, one call.
+
+Commands that train or decode take Hydra overrides as trailing arguments (`scenario=real_speech train.adapt.epochs=8`).
+Exit codes: 0 done, 2 bad input (one line on standard error says what and how to mend it).
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from asrcl.exceptions import InputError
+
+app = typer.Typer(
+    name="asrcl",
+    help="Continual adaptation of speech recognisers: learn a new domain without forgetting the old ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="Hydra overrides, e.g. scenario=real_speech exp=my_exp")]
+Seeds = Annotated[str, typer.Option("--seeds", "--seed", help="one or several seeds, e.g. '1 2 3'")]
+
+Methods = Annotated[str, typer.Option(help="names under `methods` of the configuration")]
+DEFAULT_METHODS = "initial ft fta ewc ihr"
+
+
+def _words(text: str) -> list[str]:
+    return text.replace(",", " ").split()
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(word) for word in _words(text)]
+    except ValueError as error:
+        raise InputError(f"--seeds {text!r}: write whole numbers, e.g. --seeds '1 2 3'") from error
+
+
+def _config(overrides: list[str] | None) -> Any:
+    from asrcl.speech.config import load_config
+
+    return load_config(overrides or [])
+
+
+def _command() -> str:
+    return shlex.join(["asrcl", *sys.argv[1:]])
+
+
+@app.command()
+def prepare(
+    overrides: Overrides = None,
+    stage: Annotated[str, typer.Option(help="data, tokens, or all")] = "all",
+    domains: Annotated[str, typer.Option(help="only these domains, e.g. 'US ENG'")] = "",
+) -> None:
+    """Load and check the corpora, compute features, train the tokeniser."""
+    from asrcl.speech.prepare import prepare_data, prepare_tokens
+
+    if stage not in ("data", "tokens", "all"):
+        raise InputError(f"--stage {stage}: choose data, tokens or all")
+    config = _config(overrides)
+    if stage in ("data", "all"):
+        prepare_data(config, _words(domains) or None)
+    if stage in ("tokens", "all"):
+        prepare_tokens(config)
+
+
+@app.command()
+def train(overrides: Overrides = None, seeds: Seeds = "1") -> None:
+    """Train the initial model on the first domain."""
+    from asrcl.speech import experiment
+
+    config = _config(overrides)
+    for seed in _numbers(seeds):
+        experiment.train(config, seed)
+
+
+@app.command()
+def adapt(
+    overrides: Overrides = None,
+    methods: Methods = DEFAULT_METHODS,
+    seeds: Seeds = "1",
+) -> None:
+    """Adapt domain by domain with several methods; `asrcl decode` then measures them."""
+    from asrcl.speech.experiment import adapt_all
+
+    adapt_all(_config(overrides), _words(methods), _numbers(seeds), _command())
+
+
+@app.command()
+def tune(
+    overrides: Overrides = None,
+    method: Annotated[str, typer.Option(help="a name under `methods` of the configuration")] = "ihr",
+    grid: Annotated[str, typer.Option(help="knobs and values, e.g. 'tau=1,2 damping=1,10'")] = "tau=0.5,1,2 damping=1,10",
+    seeds: Seeds = "1",
+) -> None:
+    """Try knobs on the validation sets of the first adaptation."""
+    from asrcl.speech.experiment import tune_method
+
+    rows = tune_method(_config(overrides), method, _grid(grid), _numbers(seeds))
+    _table(f"{method}: dev error rate (%) after the first adaptation", rows)
+
+
+def _grid(text: str) -> dict[str, list[Any]]:
+    """`tau=1,2 damping=10` to {"tau": [1, 2], "damping": [10]}; numbers, true, false and null are read as such."""
+    choices = {}
+    for word in text.split():
+        knob, _, values = word.partition("=")
+        if not knob or not values:
+            raise InputError(f"{word}: write knob=value, or knob=value,value for several")
+        choices[knob] = [_value(value) for value in values.split(",")]
+    return choices
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return {"true": True, "false": False, "null": None}.get(text, text)
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
+    for column in rows[0]:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console().print(table)
+
+
+@app.command()
+def decode(
+    overrides: Overrides = None,
+    methods: Methods = DEFAULT_METHODS,
+    seeds: Seeds = "1",
+    checkpoint: Annotated[Path | None, typer.Option(help="decode this model.safetensors instead of adapted methods")] = None,
+    domain: Annotated[str, typer.Option(help="with --checkpoint: which domain")] = "",
+    split: Annotated[str, typer.Option(help="with --checkpoint: train, dev or test")] = "test",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="with --checkpoint: folder for hyp.trn and ref.trn")] = None,
+) -> None:
+    """Decode all stages of adapted methods, or one domain with one checkpoint."""
+    from asrcl.speech.experiment import adapt_all, decode_checkpoint
+
+    config = _config(overrides)
+    if checkpoint is None:
+        adapt_all(config, _words(methods), _numbers(seeds), _command(), decode=True)
+        return
+    from asrcl.adapt import write_decode
+    from asrcl.scoring import summary_table
+
+    if not domain:
+        raise InputError("--checkpoint needs --domain NAME")
+    errors = decode_checkpoint(config, checkpoint, domain, split)
+    if out:
+        write_decode(errors, out)
+    typer.echo(summary_table(errors))
+
+
+@app.command()
+def score(
+    reference: Annotated[Path, typer.Argument(help=".trn, .jsonl or Kaldi text; or the output folder of a scenario")],
+    hypothesis: Annotated[Path | None, typer.Argument(help="the same utterances, recognised")] = None,
+) -> None:
+    """Error rates of a hypothesis file; or, given a folder, recount every decode below it and compare with results.json."""
+    from asrcl.scoring import score_files, summary_table
+    from asrcl.scoring.recount import recount
+
+    if hypothesis is not None:
+        typer.echo(summary_table(score_files(reference, hypothesis)))
+    else:
+        typer.echo(recount(reference))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="a scenario's output folder, e.g. exp/accents")],
+    reference_method: Annotated[str, typer.Option(help="the method that the others are tested against")] = "ihr",
+) -> None:
+    """Tables and plots from all results.json files below a folder."""
+    from asrcl.scoring import find_results
+    from asrcl.scoring.report import terminal_table, write_report
+
+    runs = find_results(folder)
+    if not runs:
+        raise InputError(f"{folder}: no results.json below it; run the adapt stage (asrcl adapt) first")
+    path = write_report(runs, folder, reference_method)
+    typer.echo(terminal_table(runs))
+    typer.echo(f"report: {path}")
+
+
+@app.command()
+def merge(
+    old: Annotated[Path, typer.Argument(help="checkpoint before adaptation")],
+    new: Annotated[Path, typer.Argument(help="checkpoint after fine-tuning")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="merged model.safetensors")],
+    method: Annotated[str, typer.Option(help="average, interpolate, ihr, ...")] = "ihr",
+    curvature: Annotated[Path | None, typer.Option(help="curvature.safetensors of the old domain at the old model")] = None,
+    knob: Annotated[list[str] | None, typer.Option(help="a knob of the method, e.g. --knob tau=2 (repeatable)")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would happen to every tensor")] = False,
+) -> None:
+    """Pull an update back where the old domain is sensitive."""
+    from asrcl.adapt import save_state
+    from asrcl.curvature import Curvature
+    from asrcl.merge import merge as merge_states
+    from asrcl.merge import plan
+
+    knobs = {name: values[0] for name, values in _grid(" ".join(knob or [])).items()}
+    block = Curvature.load(curvature) if curvature else None
+    if dry_run:
+        typer.echo(plan(old, new, method=method, curvature=block, **knobs).table())
+        return
+    save_state(merge_states(old, new, method, curvature=block, **knobs), out)
+    typer.echo(f"merged: {out}")
+
+
+def main() -> None:
+    """Run the command line; bad input ends in one line and exit code 2."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    for noisy in ("speechbrain", "datasets", "matplotlib", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        app()
+    except InputError as error:
+        typer.echo(f"asrcl: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Kronecker-factored quadratic forms: pure maths on tensors, no modules, no files.
+
+Shapes: O output features, I input features, D either of them, K pairs in a sum.
+
+    W_OI            the weight of a linear map y = W a
+    A_II            mean over positions of a aᵀ
+    G_OO            sum over positions, mean over items, of g gᵀ
+    F = A ⊗ G       acts on a change of the weights as  delta_OI -> G_OO delta_OI A_II   (column-major vec)
+
+Everything that solves works in float64 whatever comes in; the caller casts back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from asrcl.exceptions import InputError
+
+DampingKind = Literal["relative", "absolute"]
+Pair = tuple[Tensor, Tensor]
+"""(G_OO, A_II)"""
+
+CG_TOLERANCE = 1e-12
+CG_STEPS = 500
+
+
+def symmetrise(M_DD: Tensor) -> Tensor:
+    """The symmetric part of a matrix."""
+    return (M_DD + M_DD.mT) / 2
+
+
+def mean_eigenvalue(M_DD: Tensor) -> float:
+    """Trace divided by size."""
+    return float(M_DD.diagonal().double().mean())
+
+
+def damping_term(mean: float, damping: float, kind: DampingKind) -> float:
+    """What is added to every eigenvalue of a matrix whose mean eigenvalue is `mean`.
+
+    "relative" multiplies the mean eigenvalue, so that the same number suits every layer; "absolute" is added
+    as it is.
+
+    Raises:
+        InputError: the kind is unknown or the damping is negative or not finite.
+    """
+    if kind not in ("relative", "absolute"):
+        raise InputError(f"damping_kind {kind!r} is unknown; choose relative or absolute")
+    if not (math.isfinite(damping) and damping >= 0):
+        raise InputError(f"damping must be a finite number >= 0, not {damping}")
+    return damping * mean if kind == "relative" else damping
+
+
+def damp(M_DD: Tensor, damping: float, kind: DampingKind = "relative") -> Tensor:
+    """`M + damping I` in float64, symmetric; see `damping_term` for the two kinds.
+
+    Raises:
+        InputError: the kind is unknown or the damping is negative or not finite.
+    """
+    damped_DD = symmetrise(M_DD.double())
+    damped_DD.diagonal().add_(damping_term(mean_eigenvalue(M_DD), damping, kind))
+    return damped_DD
+
+
+def multiply(G_OO: Tensor, A_II: Tensor, delta_OI: Tensor) -> Tensor:
+    """The product of the curvature with a change of the weights, `G delta A`."""
+    return G_OO @ delta_OI @ A_II
+
+
+def quadratic(G_OO: Tensor, A_II: Tensor, delta_OI: Tensor) -> Tensor:
+    """`½ <delta, G delta A>`, a scalar, differentiable in `delta`."""
+    return 0.5 * ((G_OO @ delta_OI) * (delta_OI @ A_II)).sum()
+
+
+def cholesky(M_DD: Tensor) -> Tensor:
+    """Lower Cholesky factor.
+
+    Raises:
+        InputError: the matrix is not positive definite.
+    """
+    L_DD, failed = torch.linalg.cholesky_ex(M_DD)
+    if failed.item():
+        raise InputError("a curvature factor is singular, so it cannot be inverted; use a damping above 0")
+    return L_DD
+
+
+def solve(
+    G_OO: Tensor, A_II: Tensor, delta_OI: Tensor, damping: float = 0.0, kind: DampingKind = "relative"
+) -> Tensor:
+    """`(G + damping)⁻¹ delta (A + damping)⁻¹` in float64 by two Cholesky solves; each factor has its damping.
+
+    Source: Martens & Grosse 2015 (arXiv 1503.05671), section 6.3, without their norm-dependent split of the
+        damping.
+
+    Raises:
+        InputError: a damped factor is singular.
+    """
+    left_OI = torch.cholesky_solve(delta_OI.double(), cholesky(damp(G_OO, damping, kind)))
+    return torch.cholesky_solve(left_OI.mT, cholesky(damp(A_II, damping, kind))).mT
+
+
+def eigenbasis(M_DD: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (ascending, rounding below zero clamped) and eigenvectors (columns) in float64."""
+    values_D, vectors_DD = torch.linalg.eigh(symmetrise(M_DD.double()))
+    return values_D.clamp_min(0), vectors_DD
+
+
+def shrink(G_OO: Tensor, A_II: Tensor, delta_OI: Tensor, gamma: float) -> Tensor:
+    """`γ (F + γ)⁻¹ delta`: every eigen-direction of the curvature shrinks by `γ / (λ + γ)`; float64.
+
+    The minimiser of `½ xᵀFx + ½ γ ‖x − delta‖²`: large γ keeps `delta`, small γ keeps only flat directions.
+    """
+    values_O, vectors_OO = eigenbasis(G_OO)
+    values_I, vectors_II = eigenbasis(A_II)
+    coordinates_OI = vectors_OO.mT @ delta_OI.double() @ vectors_II
+    kept_OI = coordinates_OI * (gamma / (torch.outer(values_O, values_I) + gamma))
+    return vectors_OO @ kept_OI @ vectors_II.mT
+
+
+def solve_sum(
+    pairs: Sequence[Pair], delta_OI: Tensor, damping: float = 0.0, kind: DampingKind = "relative"
+) -> tuple[Tensor, float]:
+    """Solve `Σ_k G_k X A_k = delta` in float64, every factor damped by itself.
+
+    One pair costs two Cholesky solves, two pairs are solved exactly by joint diagonalisation, more by
+    preconditioned conjugate gradients.
+
+    Returns:
+        X and the relative residual `‖Σ_k G_k X A_k − delta‖ / ‖delta‖` (0 for a zero `delta`).
+
+    Raises:
+        InputError: there is no pair, or the damped sum is singular.
+    """
+    if not pairs:
+        raise InputError("solve_sum needs at least one pair of Kronecker factors")
+    damped = [_balance(damp(G_OO, damping, kind), damp(A_II, damping, kind)) for G_OO, A_II in pairs]
+    delta_OI = delta_OI.double()
+    if len(damped) == 1:
+        X_OI = solve(*damped[0], delta_OI)
+    elif len(damped) == 2:
+        X_OI = _solve_two(damped, delta_OI)
+    else:
+        X_OI = _solve_many(damped, delta_OI)
+    return X_OI, _relative_residual(damped, X_OI, delta_OI)
+
+
+def _balance(G_OO: Tensor, A_II: Tensor) -> Pair:
+    """The same product with factors of equal mean eigenvalue, which keeps sums of pairs well scaled."""
+    g, a = mean_eigenvalue(G_OO), mean_eigenvalue(A_II)
+    if g <= 0 or a <= 0:
+        raise InputError("a curvature factor is zero, so it cannot be inverted; leave it out")
+    return G_OO * math.sqrt(a / g), A_II * math.sqrt(g / a)
+
+
+def _apply(pairs: Sequence[Pair], X_OI: Tensor) -> Tensor:
+    total_OI = torch.zeros_like(X_OI)
+    for G_OO, A_II in pairs:
+        total_OI += multiply(G_OO, A_II, X_OI)
+    return total_OI
+
+
+def _relative_residual(pairs: Sequence[Pair], X_OI: Tensor, delta_OI: Tensor) -> float:
+    size = float(delta_OI.norm())
+    return float((_apply(pairs, X_OI) - delta_OI).norm()) / size if size else 0.0
+
+
+def _joint_basis(first_DD: Tensor, second_DD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """V, d, e with Vᵀ first V = diag(d), Vᵀ second V = diag(e), d + e = 1 (metric: their sum)."""
+    L_DD = cholesky(first_DD + second_DD)
+    half_DD = torch.linalg.solve_triangular(L_DD, first_DD, upper=False)
+    whitened_DD = torch.linalg.solve_triangular(L_DD, half_DD.mT, upper=False)
+    _, Q_DD = torch.linalg.eigh(symmetrise(whitened_DD))
+    V_DD = torch.linalg.solve_triangular(L_DD.mT, Q_DD, upper=True)
+    first_D = ((first_DD @ V_DD) * V_DD).sum(0).clamp_min(0)
+    second_D = ((second_DD @ V_DD) * V_DD).sum(0).clamp_min(0)
+    return V_DD, first_D, second_D
+
+
+def _solve_two(pairs: Sequence[Pair], delta_OI: Tensor) -> Tensor:
+    (G1_OO, A1_II), (G2_OO, A2_II) = pairs
+    V_OO, g1_O, g2_O = _joint_basis(G1_OO, G2_OO)
+    U_II, a1_I, a2_I = _joint_basis(A1_II, A2_II)
+    spectrum_OI = torch.outer(g1_O, a1_I) + torch.outer(g2_O, a2_I)
+    if spectrum_OI.min() <= 0:
+        raise InputError("the sum of two curvatures is singular; use a damping above 0")
+    return V_OO @ ((V_OO.mT @ delta_OI @ U_II) / spectrum_OI) @ U_II.mT
+
+
+def _solve_many(pairs: Sequence[Pair], delta_OI: Tensor) -> Tensor:
+    """Conjugate gradients in the Frobenius inner product, preconditioned by `(Σ G_k) ⊗ (Σ A_k) / K`."""
+    L_OO = cholesky(torch.stack([G_OO for G_OO, _ in pairs]).sum(0))
+    L_II = cholesky(torch.stack([A_II for _, A_II in pairs]).sum(0) / len(pairs))
+
+    def precondition(residual_OI: Tensor) -> Tensor:
+        return torch.cholesky_solve(torch.cholesky_solve(residual_OI, L_OO).mT, L_II).mT
+
+    X_OI = torch.zeros_like(delta_OI)
+    residual_OI = delta_OI.clone()
+    direction_OI = precondition(residual_OI)
+    energy = float((residual_OI * direction_OI).sum())
+    target = CG_TOLERANCE * float(delta_OI.norm())
+    for _ in range(CG_STEPS):
+        if float(residual_OI.norm()) <= target or energy <= 0:
+            break
+        image_OI = _apply(pairs, direction_OI)
+        step = energy / float((direction_OI * image_OI).sum())
+        X_OI += step * direction_OI
+        residual_OI -= step * image_OI
+        preconditioned_OI = precondition(residual_OI)
+        previous, energy = energy, float((residual_OI * preconditioned_OI).sum())
+        direction_OI = preconditioned_OI + (energy / previous) * direction_OI
+    return X_OI

@@ -1,0 +1,28 @@
+"""Merge a fine-tuned model with the one it started from.
+
+    from asrcl.merge import merge
+    merged = merge(old, new, method="ihr", curvature=curvature)
+
+Needs torch and safetensors only.
+"""
+
+from asrcl.merge import average, ihr, interpolate  # noqa: F401 (each registers its method)
+from asrcl.merge.api import merge, plan
+from asrcl.merge.checkpoints import load_state
+from asrcl.merge.plans import Plan, PlanRow
+from asrcl.merge.registry import MergeMethod, StateDict, merge_method, methods
+
+__all__ = [  # noqa: RUF022 (grouped for the reader)
+    # Merging
+    "merge",
+    "plan",
+    "Plan",
+    "PlanRow",
+    # Reading checkpoints
+    "load_state",
+    "StateDict",
+    # Methods, and adding one
+    "methods",
+    "merge_method",
+    "MergeMethod",
+]

@@ -1,0 +1,185 @@
+"""The two pictures of a report: R as heat maps, and the mean error rate over the domains seen so far.
+
+matplotlib is imported when a picture is drawn, and only its Agg canvas: no display is needed, and a
+notebook's settings stay as they are.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from asrcl.exceptions import InputError
+from asrcl.files import atomic_path
+from asrcl.scoring.metrics import Matrix, stage_averages
+from asrcl.scoring.summary import MethodSummary, ScenarioSummary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe & Ito's colours, which colour-blind readers can tell apart; black and grey are for references.
+COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#A08A00")
+MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
+REFERENCES: Final = {"initial": ("#888888", "--"), "separate": ("#222222", ":"), "joint": ("#222222", "-")}
+COLOUR_MAP: Final = "YlGnBu"
+MAX_COLUMNS: Final = 4
+MAX_LABEL_CHARACTERS: Final = 70
+DPI: Final = 160
+
+
+def draw_heatmaps(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
+    """One panel per method: R (mean over seeds) in numbers and colours, on one scale; grey is not measured.
+
+    Raises:
+        InputError: matplotlib is not installed, or the file cannot be written.
+    """
+    methods, size = summary.methods, len(summary.domains)
+    columns = min(MAX_COLUMNS, len(methods))
+    rows = math.ceil(len(methods) / columns)
+    panel = max(2.2, 0.52 * size + 0.5)
+    names = 0.055 * max(map(len, summary.domains))
+    figure = _figure(panel * columns + names + 1.6, (panel + 0.3) * rows + (rows > 1) * names + names + 1.2)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    low, high = _scale([method.matrix for method in methods])
+    for axes, method in zip(grid, methods, strict=False):
+        image = _draw_matrix(axes, method, low, high)
+    for axes in grid[len(methods) :]:
+        axes.set_visible(False)
+    _label_grid(grid, rows, columns, len(methods), summary.domains)
+    colour_bar = figure.colorbar(image, ax=list(grid), shrink=0.85, pad=0.015)
+    colour_bar.set_label(f"{summary.rate_name} (%)")
+    colour_bar.outline.set_visible(False)
+    figure.suptitle(f"{summary.scenario}: {summary.rate_name} on each domain after each stage")
+    _save(figure, path)
+
+
+def draw_stages(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
+    """Mean error rate over the domains seen so far against the stage: a line per method.
+
+    Bands reach from the lowest to the highest seed. A method measured after the last stage alone (joint
+    training) is a single point.
+
+    Raises:
+        InputError: matplotlib is not installed, or the file cannot be written.
+    """
+    figure = _figure(7.6, 4.4)
+    axes = figure.subplots()
+    stages = np.arange(1, len(summary.domains) + 1)
+    adapted = [method.method for method in summary.methods if method.method not in REFERENCES]
+    for method in summary.methods:
+        style = _style(method.method, adapted)
+        curves = np.stack([stage_averages(matrix) for matrix in method.matrices])
+        axes.plot(stages, curves.mean(axis=0), label=method.label, **style)
+        if len(curves) > 1:
+            axes.fill_between(
+                stages, curves.min(axis=0), curves.max(axis=0), color=style["color"], alpha=0.12, linewidth=0
+            )
+    _label_stages(axes, summary.domains)
+    axes.set_xlabel("stage, and the domain learned in it")
+    axes.set_ylabel(f"mean {summary.rate_name} over domains seen so far (%)")
+    seeds = max(len(method.seeds) for method in summary.methods)
+    axes.set_title(summary.scenario + (f" (mean and range of {seeds} seeds)" if seeds > 1 else ""))
+    axes.grid(axis="y", color="#dddddd", linewidth=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+    _legend_by_last_value(axes)
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError(
+            "pictures need matplotlib, which is not installed; pip install 'asrcl[recipes]'"
+        ) from error
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _scale(matrices: list[Matrix]) -> tuple[float, float]:
+    """Common limits of the colours; infinite rates (no reference words) do not stretch them."""
+    values = np.concatenate([matrix.ravel() for matrix in matrices])
+    values = values[np.isfinite(values)]
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
+    return low, max(high, low + 1e-9)
+
+
+def _draw_matrix(axes: Axes, method: MethodSummary, low: float, high: float) -> Any:
+    import matplotlib
+
+    matrix = method.matrix
+    colours = matplotlib.colormaps[COLOUR_MAP].with_extremes(bad="#eeeeee")
+    image = axes.imshow(np.ma.masked_invalid(matrix), cmap=colours, vmin=low, vmax=high, aspect="equal")
+    for (i, j), value in np.ndenumerate(matrix):
+        if not np.isnan(value):
+            dark = (value - low) / (high - low) > 0.5
+            colour = "white" if dark else "black"
+            axes.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=7.5, color=colour)
+    axes.set_title(method.label, fontsize=10)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return image
+
+
+def _label_grid(grid: Any, rows: int, columns: int, used: int, domains: list[str]) -> None:
+    """Domain names at the outer edges only; a panel with nothing below it counts as an edge."""
+    ticks = range(len(domains))
+    for index, axes in enumerate(grid[:used]):
+        axes.set_yticks(ticks, [f"{stage + 1} {name}" for stage, name in enumerate(domains)], fontsize=8)
+        axes.set_xticks(ticks, domains, fontsize=8, rotation=45, ha="right", rotation_mode="anchor")
+        axes.tick_params(labelleft=index % columns == 0, labelbottom=index + columns >= used)
+        if index % columns == 0:
+            axes.set_ylabel("after stage")
+        if index + columns >= used:
+            axes.set_xlabel("domain")
+
+
+def _label_stages(axes: Axes, domains: list[str]) -> None:
+    """Stage number over domain name; one slanted line where names cannot stand side by side."""
+    stages = range(1, len(domains) + 1)
+    if max(map(len, domains)) * len(domains) <= MAX_LABEL_CHARACTERS:
+        axes.set_xticks(stages, [f"{stage}\n{name}" for stage, name in zip(stages, domains, strict=True)])
+        return
+    names = [f"{stage} {name}" for stage, name in zip(stages, domains, strict=True)]
+    axes.set_xticks(stages, names, rotation=35, ha="right", rotation_mode="anchor", fontsize=8)
+
+
+def _style(method: str, adapted: list[str]) -> dict[str, Any]:
+    if method in REFERENCES:
+        colour, dashes = REFERENCES[method]
+        marker = {"joint": "*"}.get(method, "")
+        return {"color": colour, "linestyle": dashes, "marker": marker, "markersize": 9, "linewidth": 1.4}
+    index = adapted.index(method)
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": "-" if index < len(COLOURS) else "-.",
+        "markersize": 5,
+        "linewidth": 1.8,
+    }
+
+
+def _legend_by_last_value(axes: Axes) -> None:
+    """Legend beside the plot, in the order in which the lines end."""
+    handles, labels = axes.get_legend_handles_labels()
+    ends = [float(np.asarray(handle.get_ydata())[-1]) for handle in handles]  # type: ignore[attr-defined]
+    order = sorted(range(len(handles)), key=lambda index: (math.isnan(ends[index]), -ends[index]))
+    axes.legend(
+        [handles[index] for index in order],
+        [labels[index] for index in order],
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+        frameon=False,
+    )
+
+
+def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    with atomic_path(path) as temporary:
+        # matplotlib would write its version into the file; then equal pictures would differ in bytes.
+        figure.savefig(temporary, format="png", metadata={"Software": None})

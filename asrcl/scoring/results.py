@@ -1,0 +1,271 @@
+"""One run of one method over one scenario: `results.json`, from which reports are made.
+
+The file holds counts, not rates. What it says about items is the path of a file per evaluation, relative to
+itself, so that the folder of a run can be moved as a whole.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from asrcl.exceptions import InputError
+from asrcl.files import read_json, write_json
+from asrcl.scoring.errors import Errors, percent
+from asrcl.scoring.metrics import Matrix
+
+FORMAT: Final = "asrcl-results/1"
+FILE_NAME: Final = "results.json"
+
+Counts = list[list[int | None]]
+
+
+@dataclass
+class RunResult:
+    """The outcome of one run: a method, a seed, the domains in their order, and the counts after every stage.
+
+    Matrices are T x T lists, row i after stage i, column j for domain j, None where not measured.
+
+    Attributes:
+        scenario: name of the sequence of domains.
+        method: id of the method. Two ids have a meaning here: "initial" is the first model, never adapted;
+            "separate" has one model per domain, the one of domain j being that of stage j.
+        seed: random seed of the run.
+        unit: what lengths count: "word", "character", "image".
+        domains: names, in order.
+        errors: errors on each domain's test set.
+        lengths: reference units of each domain's test set.
+        character_errors: likewise in characters; empty where not counted.
+        character_lengths: likewise in characters.
+        item_files: path of each evaluation's saved `Errors`, relative to results.json; empty if not kept.
+        validation: what was tuned on dev data, free-form.
+        config: the resolved configuration.
+        command: what to type to make this run again.
+        environment: versions and hardware: python, torch, cpu, git and the like.
+        stages: per stage, free-form: seconds, epochs, curves.
+        references: other results this run builds on, free-form.
+        folder: where results.json lies; set by `save` and `load`, not stored.
+    """
+
+    scenario: str
+    method: str
+    seed: int
+    unit: str
+    domains: list[str]
+    errors: Counts
+    lengths: list[int]
+    character_errors: Counts = field(default_factory=list)
+    character_lengths: list[int] = field(default_factory=list)
+    item_files: list[list[str | None]] = field(default_factory=list)
+    validation: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
+    environment: dict[str, Any] = field(default_factory=dict)
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    references: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        """Scenario, method and seed, for messages and tables."""
+        return f"{self.scenario}/{self.method}/{self.seed}"
+
+    def rates(self) -> Matrix:
+        """The matrix R as measured: error rates in percent, [T, T], nan where not measured."""
+        return _rates(self.errors, self.lengths, len(self.domains))
+
+    def character_rates(self) -> Matrix:
+        """R in characters, [T, T]; all nan where characters were not counted."""
+        size = len(self.domains)
+        return _rates(self.character_errors or _nothing(size), self.character_lengths or [0] * size, size)
+
+    def completed(self, rates: Matrix | None = None) -> Matrix:
+        """R (or `rates`, a matrix like it) with the entries that follow from what the method is, [T, T].
+
+        The initial model is the same after every stage: missing entries are those of an earlier row. A
+        separate model of domain j is kept as it is: R[i, j] = R[j, j] for i > j. Other methods: R unchanged.
+        """
+        matrix = (self.rates() if rates is None else rates).copy()
+        size = len(matrix)
+        for i in range(1, size):
+            for j in range(size):
+                if self.method == "initial" and np.isnan(matrix[i, j]):
+                    matrix[i, j] = matrix[i - 1, j]
+                if self.method == "separate" and i > j and not np.isnan(matrix[j, j]):
+                    matrix[i, j] = matrix[j, j]
+        return matrix
+
+    def final_stage(self, domain: int) -> int:
+        """The stage whose model stands for this run on domain `domain` (an index) after the last stage."""
+        last = len(self.domains) - 1
+        if self.method == "separate" and self.errors[domain][domain] is not None:
+            return domain
+        measured = [stage for stage in range(last + 1) if self.errors[stage][domain] is not None]
+        return measured[-1] if self.method == "initial" and measured else last
+
+    def items(self, stage: int, domain: int) -> Errors:
+        """The stored counts per item on domain `domain` after stage `stage` (indices from 0).
+
+        Raises:
+            InputError: no items were kept, their file is missing, or it contradicts the counts of the run.
+        """
+        path = self._item_path(stage, domain)
+        errors = Errors.load(path)
+        expected = (self.errors[stage][domain], self.lengths[domain], self.unit)
+        found = (errors.total, errors.length, errors.unit)
+        if found != expected:
+            raise InputError(
+                f"{path}: holds {_say(found)}, its run says {_say(expected)}; evaluate this run again"
+            )
+        return errors
+
+    def has_items(self, stage: int, domain: int) -> bool:
+        """Whether counts per item were kept for this evaluation."""
+        return bool(self.item_files) and self.item_files[stage][domain] is not None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write results.json, atomically.
+
+        Raises:
+            InputError: fields contradict each other (the field is named).
+        """
+        self.validate(str(path))
+        content = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "folder"}
+        write_json(path, {"format": FORMAT} | content)
+        self.folder = Path(path).parent
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> RunResult:
+        """Read results.json.
+
+        Raises:
+            InputError: the file is missing, not JSON, of another format, or its fields do not fit together.
+        """
+        content = read_json(path)
+        found = content.get("format") if isinstance(content, dict) else None
+        if found != FORMAT:
+            raise InputError(
+                f"{path}: expected format {FORMAT}, found {found}; run it again with this version"
+            )
+        del content["format"]
+        known = {entry.name for entry in fields(cls)} - {"folder"}
+        required = {"scenario", "method", "seed", "unit", "domains", "errors", "lengths"}
+        wrong = sorted((required - content.keys()) | (content.keys() - known))
+        if wrong:
+            raise InputError(
+                f"{path}: missing or unknown fields: {', '.join(wrong)}; run it again with this version"
+            )
+        run = cls(**content, folder=Path(path).parent)
+        run.validate(str(path))
+        return run
+
+    def validate(self, where: str) -> None:
+        """Check types and shapes.
+
+        Args:
+            where: what to name in the message, usually the file.
+
+        Raises:
+            InputError: a field has the wrong type or shape (the field is named).
+        """
+        _check_plain(self, where)
+        size = len(self.domains)
+        _check_row(self.lengths, size, f"{where}: lengths")
+        _check_square(self.errors, size, f"{where}: errors", int)
+        if self.character_errors:
+            _check_square(self.character_errors, size, f"{where}: character_errors", int)
+            _check_row(self.character_lengths, size, f"{where}: character_lengths")
+        if self.item_files:
+            _check_square(self.item_files, size, f"{where}: item_files", str)
+
+    def _item_path(self, stage: int, domain: int) -> Path:
+        where = f"{self.name}: stage {stage + 1}, domain {self.domains[domain]}"
+        if self.folder is None:
+            raise InputError(f"{where}: the run has no folder yet; save it before its items are read")
+        name = self.item_files[stage][domain] if self.item_files else None
+        if name is None:
+            raise InputError(f"{where}: no counts per item were kept; evaluate this run again")
+        return self.folder / name
+
+
+def find_results(folder: str | os.PathLike[str]) -> list[RunResult]:
+    """Load every results.json under `folder`, ordered by path; an empty list if there is none.
+
+    Raises:
+        InputError: `folder` is not a folder, or one of the files is invalid.
+    """
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such folder; give the folder that holds the runs")
+    return [RunResult.load(path) for path in sorted(Path(folder).rglob(FILE_NAME))]
+
+
+def _rates(errors: Counts, lengths: list[int], size: int) -> Matrix:
+    rates = np.full((size, size), np.nan)
+    for i, row in enumerate(errors):
+        for j, count in enumerate(row):
+            if count is not None:
+                rates[i, j] = percent(count, lengths[j])
+    return rates
+
+
+def _nothing(size: int) -> Counts:
+    return [[None] * size for _ in range(size)]
+
+
+def _say(counts: tuple[int | None, int, str]) -> str:
+    return f"{counts[0]} errors in {counts[1]} {counts[2]}s"
+
+
+def _check_plain(run: RunResult, where: str) -> None:
+    kinds: dict[type, tuple[str, ...]] = {
+        str: ("scenario", "method", "unit", "command"),
+        int: ("seed",),
+        dict: ("validation", "config", "environment", "references"),
+        list: (
+            "domains",
+            "errors",
+            "lengths",
+            "character_errors",
+            "character_lengths",
+            "item_files",
+            "stages",
+        ),
+    }
+    for kind, names in kinds.items():
+        for name in names:
+            if not isinstance(getattr(run, name), kind):
+                raise InputError(f"{where}: {name} must be of type {kind.__name__}; run it again")
+    domains = run.domains
+    if (
+        not domains
+        or len(set(map(str, domains))) < len(domains)
+        or not all(isinstance(d, str) for d in domains)
+    ):
+        raise InputError(f"{where}: domains must be distinct names, at least one; found {domains}")
+
+
+def _check_square(matrix: Any, size: int, where: str, kind: type) -> None:
+    if len(matrix) != size or not all(isinstance(row, list) and len(row) == size for row in matrix):
+        raise InputError(f"{where} must be {size} rows of {size}, a stage and a domain each; run it again")
+    for i, row in enumerate(matrix):
+        for j, value in enumerate(row):
+            if value is not None and not _is_valid(value, kind):
+                raise InputError(
+                    f"{where}[{i}][{j}] is {value!r}, expected {kind.__name__} or null; run it again"
+                )
+
+
+def _check_row(row: Any, size: int, where: str) -> None:
+    if not isinstance(row, list) or len(row) != size or not all(_is_valid(value, int) for value in row):
+        raise InputError(f"{where} must be {size} counts, one per domain; run it again")
+
+
+def _is_valid(value: Any, kind: type) -> bool:
+    """Counts are integers from 0; names are strings."""
+    if isinstance(value, bool) or not isinstance(value, kind):
+        return False
+    return not isinstance(value, int) or value >= 0

@@ -1,0 +1,319 @@
+"""Is the difference real? Signed-rank test per utterance, Holm's correction, intervals over speakers.
+
+Utterances of one speaker are dependent, so intervals resample speakers as blocks (Liu et al., Statistical
+Testing on ASR Performance via Blockwise Bootstrap, arXiv 1912.09508). A speaker drawn brings all of its
+utterances along: in every domain it occurs in, and under every seed. Several seeds therefore narrow an
+interval only as far as they average out the noise of training, never as if they were new speakers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from asrcl.exceptions import InputError
+from asrcl.scoring.errors import Errors, ItemErrors, name_some
+
+Array = NDArray[np.float64]
+
+_DRAWS_AT_ONCE: Final = 256
+_ALIGNED: Final = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A two-sided Wilcoxon signed-rank test of system a against system b.
+
+    Attributes:
+        p_value: of "the per-item differences are symmetric about zero"; 1 when no item differs.
+        direction: "better" when the rank sum favours a, "worse" when it favours b, "equal" on a tie.
+        statistic: the smaller of the two rank sums.
+        items: pairs compared.
+        different: pairs that differ; only these carry ranks.
+        rate_a: error rate of a in percent.
+        rate_b: error rate of b in percent.
+    """
+
+    p_value: float
+    direction: str
+    statistic: float
+    items: int
+    different: int
+    rate_a: float
+    rate_b: float
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A 95 % bootstrap percentile interval around an estimate, in percent (or points, for a difference).
+
+    Attributes:
+        estimate: the value on the data itself.
+        low: 2.5 % quantile of the resampled values; nan where no domain has two blocks to choose from.
+        high: 97.5 % quantile.
+        blocks: speakers (or items) that were resampled.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class PairedInterval(Interval):
+    """The interval of a difference a − b (negative: a is better), with the chance that a is better.
+
+    Attributes:
+        p_better: share of resamples in which a has the lower rate; ties count half.
+    """
+
+    p_better: float
+
+
+def wilcoxon(a: Errors, b: Errors) -> Comparison:
+    """Wilcoxon signed-rank test of the errors per item of a against b; items that agree are dropped.
+
+    The test takes items as independent. The seeds of one system share their items: add them with `sum_seeds`
+    first, so that each utterance enters once.
+
+    Raises:
+        InputError: the two do not hold the same items.
+    """
+    errors_a, errors_b = _paired_counts(a, b)
+    difference = errors_a - errors_b
+    different = int(np.count_nonzero(difference))
+    if different == 0:
+        return Comparison(1.0, "equal", 0.0, len(difference), 0, a.rate, b.rate)
+    test = stats.wilcoxon(difference, zero_method="wilcox", alternative="two-sided", method="auto")
+    ranked = difference[difference != 0]
+    balance = float(np.sum(np.sign(ranked) * stats.rankdata(np.abs(ranked))))
+    direction = "equal" if balance == 0 else "better" if balance < 0 else "worse"
+    return Comparison(
+        float(test.pvalue), direction, float(test.statistic), len(difference), different, a.rate, b.rate
+    )
+
+
+def holm(pvalues: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment of a family of p values, in the order given.
+
+    Entries that are nan stay nan and do not count.
+    Source: Holm, A simple sequentially rejective multiple test procedure, Scand. J. Statistics 6, 1979.
+
+    Raises:
+        InputError: a value outside [0, 1].
+    """
+    if any(not math.isnan(p) and not 0.0 <= p <= 1.0 for p in pvalues):
+        raise InputError(f"p values must lie in [0, 1], got {list(pvalues)}")
+    order = sorted((p, index) for index, p in enumerate(pvalues) if not math.isnan(p))
+    adjusted, running = [math.nan] * len(pvalues), 0.0
+    for rank, (p, index) in enumerate(order):
+        running = max(running, min(1.0, (len(order) - rank) * p))
+        adjusted[index] = running
+    return adjusted
+
+
+def bootstrap_ci(
+    errors: Errors | Sequence[Errors], by: str = "group", n: int = 2000, seed: int = 0
+) -> Interval:
+    """95 % interval of an error rate, or of the mean rate over several domains (AVG), by resampling speakers.
+
+    Speakers are drawn with replacement among those that occur in the same domains, so that every draw keeps
+    the number of speakers of each domain; a speaker of several domains brings all of them along.
+
+    Args:
+        errors: one set, or one per domain.
+        by: "group" resamples speakers, "item" single items.
+        n: resamples.
+        seed: of the random generator; the same seed gives the same interval.
+
+    Raises:
+        InputError: `by` is neither of the two, or `n` is not positive.
+    """
+    blocks = _blocks([_as_list(errors)], by)
+    drawn = _resample(blocks, n, seed)[:, 0]
+    return Interval(float(blocks.rates()[0]), *_limits(drawn, blocks), blocks.count)
+
+
+def paired_bootstrap(
+    a: Errors | Sequence[Errors],
+    b: Errors | Sequence[Errors],
+    by: str = "group",
+    n: int = 2000,
+    seed: int = 0,
+) -> PairedInterval:
+    """95 % interval of rate(a) − rate(b) and the chance that a is better, both under the same draws.
+
+    Arguments as in `bootstrap_ci`; with one set per domain, the difference of the mean rates.
+
+    Raises:
+        InputError: the two do not hold the same items, or an argument is invalid.
+    """
+    sets_a, sets_b = _as_list(a), _as_list(b)
+    if len(sets_a) != len(sets_b):
+        raise InputError(f"{len(sets_a)} domains against {len(sets_b)}; compare systems on the same domains")
+    sets_b = [_aligned(part_b, part_a) for part_a, part_b in zip(sets_a, sets_b, strict=True)]
+    blocks = _blocks([sets_a, sets_b], by)
+    rates, drawn = blocks.rates(), _resample(blocks, n, seed)
+    difference = drawn[:, 0] - drawn[:, 1]
+    better = float(np.mean((difference < -_ALIGNED) + 0.5 * (np.abs(difference) <= _ALIGNED)))
+    return PairedInterval(float(rates[0] - rates[1]), *_limits(difference, blocks), blocks.count, better)
+
+
+def pool(parts: Sequence[Errors], labels: Sequence[str] | None = None) -> Errors:
+    """Concatenate sets whose ids may coincide (seeds, domains): each id gets its part's label in front.
+
+    Groups keep their names, so intervals over the pool resample a speaker jointly across all parts.
+
+    Args:
+        parts: sets of one unit.
+        labels: one per part; "seed0", "seed1", … if not given.
+
+    Raises:
+        InputError: no parts, labels that do not fit, or different units.
+    """
+    names = [f"seed{index}" for index in range(len(parts))] if labels is None else list(labels)
+    if not parts or len(names) != len(parts) or len(set(names)) != len(names):
+        raise InputError(f"cannot pool {len(parts)} sets under labels {names}; give each set its own label")
+    first, *others = (_relabel(part, name) for part, name in zip(parts, names, strict=True))
+    return first.merge(*others)
+
+
+def sum_seeds(parts: Sequence[Errors]) -> Errors:
+    """Add the counts of several seeds item by item, so that every item occurs once.
+
+    The rate is that of the pooled seeds; unlike with `pool`, items stay as independent as they were.
+    Texts are dropped.
+
+    Raises:
+        InputError: no parts, or parts with different items or units.
+    """
+    if not parts:
+        raise InputError("no seeds to add; give at least one set of error counts")
+    aligned = [_aligned(part, parts[0]).items for part in parts]
+    return Errors([_sum_items(items) for items in zip(*aligned, strict=True)], parts[0].unit)
+
+
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """Sums per block: errors and lengths [systems, blocks, domains]; the stratum of every block [blocks]."""
+
+    errors: Array
+    lengths: Array
+    strata: NDArray[np.int64]
+
+    @property
+    def count(self) -> int:
+        return len(self.strata)
+
+    def rates(self) -> Array:
+        """Mean over domains of the error rate in percent, per system."""
+        return _mean_rate(self.errors.sum(axis=1), self.lengths.sum(axis=1))
+
+
+def _blocks(systems: list[list[Errors]], by: str) -> _Blocks:
+    if by not in ("group", "item"):
+        raise InputError(f"cannot resample by {by!r}; choose 'group' (speakers) or 'item'")
+    domains = range(len(systems[0]))
+    names: dict[str, int] = {}
+    for domain in domains:
+        for item in systems[0][domain].items:
+            names.setdefault(_block_of(item, domain, by), len(names))
+    errors = np.zeros((len(systems), len(names), len(domains)))
+    lengths, present = np.zeros_like(errors), np.zeros((len(names), len(domains)), dtype=bool)
+    for system, sets in enumerate(systems):
+        for domain, part in enumerate(sets):
+            # Where the items of system b sit is decided by a's speakers: the pairs are drawn together.
+            rows = [names[_block_of(item, domain, by)] for item in systems[0][domain].items]
+            np.add.at(errors[system, :, domain], rows, [item.errors for item in part.items])
+            np.add.at(lengths[system, :, domain], rows, [item.length for item in part.items])
+            present[rows, domain] = True
+    strata = np.unique(present, axis=0, return_inverse=True)[1] if names else np.zeros(0)
+    return _Blocks(errors, lengths, np.asarray(strata, dtype=np.int64).reshape(-1))
+
+
+def _block_of(item: ItemErrors, domain: int, by: str) -> str:
+    return item.group if by == "group" else f"{domain}:{item.id}"
+
+
+def _resample(blocks: _Blocks, n: int, seed: int) -> Array:
+    """Rates of `n` resamples per system, [n, systems]."""
+    if n < 1:
+        raise InputError(f"{n} bootstrap resamples; give a positive number (2000 is usual)")
+    generator, drawn = np.random.default_rng(seed), []
+    for start in range(0, n, _DRAWS_AT_ONCE):
+        weights = _draw(blocks.strata, min(_DRAWS_AT_ONCE, n - start), generator)
+        errors = np.einsum("nb,sbd->nsd", weights, blocks.errors, optimize=True)
+        lengths = np.einsum("nb,sbd->nsd", weights, blocks.lengths, optimize=True)
+        drawn.append(_mean_rate(errors, lengths))
+    return np.concatenate(drawn)
+
+
+def _draw(strata: NDArray[np.int64], n: int, generator: np.random.Generator) -> Array:
+    """How often each block is drawn, [n, blocks]: with replacement, within its stratum."""
+    weights = np.zeros((n, len(strata)))
+    for stratum in np.unique(strata):
+        members = np.flatnonzero(strata == stratum)
+        share = np.full(len(members), 1.0 / len(members))
+        weights[:, members] = generator.multinomial(len(members), share, size=n)
+    return weights
+
+
+def _mean_rate(errors: Array, lengths: Array) -> Array:
+    """Percent per domain, with the edge rules of `errors.percent`, then the mean over domains (last axis)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rates = 100.0 * errors / lengths
+    rates = np.where((lengths == 0) & (errors == 0), 0.0, rates)
+    return np.asarray(np.mean(rates, axis=-1))
+
+
+def _limits(drawn: Array, blocks: _Blocks) -> tuple[float, float]:
+    if np.bincount(blocks.strata, minlength=1).max() < 2:
+        return math.nan, math.nan
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _as_list(errors: Errors | Sequence[Errors]) -> list[Errors]:
+    return [errors] if isinstance(errors, Errors) else list(errors)
+
+
+def _paired_counts(a: Errors, b: Errors) -> tuple[Array, Array]:
+    first = np.array([item.errors for item in a.items], dtype=float)
+    second = np.array([item.errors for item in _aligned(b, a).items], dtype=float)
+    return first, second
+
+
+def _aligned(errors: Errors, to: Errors) -> Errors:
+    """The same items in the order of `to`."""
+    if errors.unit != to.unit:
+        raise InputError(f"cannot compare counts of {errors.unit}s with {to.unit}s; score both alike")
+    by_id = {item.id: item for item in errors.items}
+    apart = by_id.keys() ^ set(to.ids)
+    if apart:
+        raise InputError(f"items in only one of two sets: {name_some(apart)}; score both on the same items")
+    return Errors([by_id[key] for key in to.ids], errors.unit)
+
+
+def _relabel(part: Errors, label: str) -> Errors:
+    return Errors([replace(item, id=f"{label}/{item.id}") for item in part.items], part.unit)
+
+
+def _sum_items(items: Iterable[ItemErrors]) -> ItemErrors:
+    items = list(items)
+    return ItemErrors(
+        items[0].id,
+        items[0].group,
+        substitutions=sum(item.substitutions for item in items),
+        deletions=sum(item.deletions for item in items),
+        insertions=sum(item.insertions for item in items),
+        length=sum(item.length for item in items),
+        character_errors=sum(item.character_errors for item in items),
+        character_length=sum(item.character_length for item in items),
+    )

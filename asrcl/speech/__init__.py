@@ -1,0 +1,1 @@
+"""Domains of speech: corpora, features, tokeniser, Conformer, decoding."""

@@ -1,0 +1,161 @@
+"""Reading audio (and stored cepstra) as tensors: any rate, any channel count, any part of a file.
+
+Samples are float32 in [-1, 1). Positions are counted in samples **of the file**, before any resampling.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio.functional
+from torch import Tensor
+
+from asrcl.exceptions import InputError
+
+Channel = int | Literal["mean"] | None
+
+
+class AudioInfo(NamedTuple):
+    """What the header of an audio file says."""
+
+    rate: int  # samples per second
+    frames: int  # samples per channel
+    channels: int
+
+
+def audio_info(path: str | os.PathLike[str]) -> AudioInfo:
+    """Read the header of an audio file.
+
+    Raises:
+        InputError: the file is missing, empty or not audio.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such audio file; correct the path or fetch the corpus again")
+    try:
+        info = soundfile.info(str(path))
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise InputError(
+            f"{path}: not readable as audio ({_reason(error)}); convert it to WAV or FLAC"
+        ) from error
+    return AudioInfo(info.samplerate, info.frames, info.channels)
+
+
+def read_audio(
+    path: str | os.PathLike[str], start: int = 0, end: int = -1, *, rate: int, channel: Channel = None
+) -> Tensor:
+    """Read one utterance as mono samples at the wanted rate.
+
+    Args:
+        path: any format that libsndfile reads (WAV, FLAC, OGG, MP3, NIST SPHERE ...).
+        start: first sample of the utterance in the file.
+        end: one past the last sample; -1 reads to the end of the file.
+        rate: samples per second of the result; a file at another rate is resampled.
+        channel: which channel of a multi-channel file to take (0 is the first), or "mean" of all of them.
+
+    Returns:
+        float32 ``[samples]``.
+
+    Raises:
+        InputError: the file is missing or unreadable, has several channels while `channel` is None, lacks the
+            channel, or the part asked for is empty or reaches past the end of the file.
+    """
+    info = audio_info(path)
+    stop = check_part(path, start, end, info.frames)
+    try:
+        samples, _ = soundfile.read(str(path), start=start, stop=stop, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise InputError(
+            f"{path}: cannot be decoded ({_reason(error)}); fetch or convert the file again"
+        ) from error
+    if len(samples) < stop - start:
+        raise InputError(
+            f"{path}: the audio stops after {start + len(samples)} of {stop} samples; fetch it again"
+        )
+    mono = torch.from_numpy(_one_channel(path, samples, channel))
+    if not bool(torch.isfinite(mono).all()):
+        raise InputError(f"{path}: holds samples that are not finite numbers; write the file again")
+    return mono if info.rate == rate else torchaudio.functional.resample(mono, info.rate, rate)
+
+
+def read_cepstra(path: str | os.PathLike[str], start: int = 0, end: int = -1) -> Tensor:
+    """Read one utterance of stored cepstra (kind "mfcc13"), positions in frames.
+
+    Returns:
+        float32 ``[frames, coefficients]``.
+
+    Raises:
+        InputError: the file is missing, is not a plain two-dimensional npy, or the part does not lie inside
+            it.
+    """
+    table = open_cepstra(os.fspath(path))
+    stop = check_part(path, start, end, len(table), unit="frames")
+    return torch.from_numpy(np.array(table[start:stop], dtype=np.float32))
+
+
+@lru_cache(maxsize=16)
+def open_cepstra(path: str) -> np.ndarray:
+    """Map a npy file of cepstra ``[frames, coefficients]`` into memory; nothing is unpickled.
+
+    Raises:
+        InputError: the file is missing or is not a two-dimensional array of numbers.
+    """
+    try:
+        table = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path}: no such feature file; correct the path or fetch the corpus again"
+        ) from error
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(
+            f"{path}: not a plain npy array ({_reason(error)}); write it with numpy.save"
+        ) from error
+    if not isinstance(table, np.ndarray) or table.ndim != 2:
+        raise InputError(
+            f"{path}: cepstra must be one array [frames, coefficients]; write it with numpy.save"
+        )
+    return table
+
+
+def check_part(path: str | os.PathLike[str], start: int, end: int, length: int, unit: str = "samples") -> int:
+    """The end of the part `[start, end)` of a file of `length` units, with -1 resolved.
+
+    Raises:
+        InputError: the part is empty or does not lie inside the file.
+    """
+    stop = length if end == -1 else end
+    if length == 0:
+        raise InputError(f"{path}: holds no {unit}; fetch or record it again")
+    if not 0 <= start <= stop <= length:
+        raise InputError(
+            f"{path}: {unit} {start} to {stop} lie outside the file (it has {length}); correct the manifest"
+        )
+    if start == stop:
+        raise InputError(f"{path}: the part from {unit} {start} to {stop} is empty; correct the manifest")
+    return stop
+
+
+def _one_channel(path: str | os.PathLike[str], samples: np.ndarray, channel: Channel) -> np.ndarray:
+    count = samples.shape[1]
+    if channel == "mean":
+        return samples.mean(axis=1)
+    if channel is None and count > 1:
+        raise InputError(
+            f'{path}: has {count} channels; choose one with channel=0 ... {count - 1}, or channel="mean"'
+        )
+    index = 0 if channel is None else channel
+    if not 0 <= index < count:
+        raise InputError(
+            f'{path}: has no channel {index}, only 0 to {count - 1}; use one of these or channel="mean"'
+        )
+    return np.ascontiguousarray(samples[:, index])
+
+
+def _reason(error: Exception) -> str:
+    """The library's words on one line, without the path that the message names already."""
+    return " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".")

@@ -1,0 +1,128 @@
+"""Kaldi data folders: `wav.scp`, `text`, and where present `segments` and `utt2spk`."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from datasets import Dataset
+
+from asrcl.exceptions import InputError
+from asrcl.files import write_text
+from asrcl.speech.corpora.tables import StrPath, absolute, number, positions, read_lines
+from asrcl.speech.corpora.utterance import AUDIO, Utterance, to_dataset
+
+Table = dict[str, tuple[int, str]]  # key -> (line number, rest of the line)
+
+
+def load_kaldi(
+    folder: StrPath, *, domain: str | None = None, split: str = "train", root: StrPath | None = None
+) -> Dataset:
+    """Read a Kaldi data folder.
+
+    Args:
+        folder: holds `wav.scp` and `text`; `segments` (seconds) and `utt2spk` are optional.
+        domain: name of the domain; the folder's name by default.
+        split: "train", "dev" or "test".
+        root: what relative paths in `wav.scp` are relative to; `folder` by default.
+
+    An utterance without transcript gets the empty text (see `validate`); without `utt2spk` each is its own
+    speaker.
+
+    Raises:
+        InputError: a file is missing or malformed, `wav.scp` holds a command or an archive, a key appears
+            twice, or a transcript or segment belongs to no recording.
+    """
+    folder = Path(folder)
+    recordings = _recordings(folder / "wav.scp", folder if root is None else root)
+    texts = _read_table(folder / "text")
+    speakers = _read_table(folder / "utt2spk") if (folder / "utt2spk").exists() else {}
+    if (folder / "segments").exists():
+        parts = _segments(folder / "segments", recordings)
+    else:
+        parts = {key: (path, 0, -1) for key, path in recordings.items()}
+    for key, (line, _) in texts.items():
+        if key not in parts:
+            raise InputError(
+                f"{folder / 'text'}:{line}: utterance {key} has no audio; run utils/fix_data_dir.sh"
+            )
+    return to_dataset(
+        Utterance(
+            id=key, path=path, start=start, end=end, kind=AUDIO,
+            text=texts.get(key, (0, ""))[1], speaker=speakers.get(key, (0, ""))[1] or key,
+            domain=domain or folder.resolve().name, split=split,
+        )
+        for key, (path, start, end) in parts.items()
+    )  # fmt: skip
+
+
+def _read_table(path: Path) -> Table:
+    table: Table = {}
+    for line_number, line in read_lines(path):
+        key, _, rest = line.strip().replace("\t", " ").partition(" ")
+        if key in table:
+            raise InputError(
+                f"{path}:{line_number}: {key} appears twice (first in line {table[key][0]}); remove one"
+            )
+        table[key] = (line_number, rest.strip())
+    return table
+
+
+def _recordings(path: Path, root: StrPath) -> dict[str, str]:
+    return {
+        key: _audio_file(f"{path}:{line}", value, root) for key, (line, value) in _read_table(path).items()
+    }
+
+
+def _audio_file(where: str, value: str, root: StrPath) -> str:
+    if value.endswith("|") or value.startswith("|"):
+        raise InputError(f"{where}: {_pipe_remedy(value.strip('| '))}")
+    if re.search(r"\.ark:\d+$", value):
+        raise InputError(
+            f"{where}: {value} is an archive; write audio files with wav-copy scp:... and list those"
+        )
+    if not value:
+        raise InputError(f"{where}: no audio file after the key; add its path")
+    return absolute(value, root)
+
+
+def _pipe_remedy(command: str) -> str:
+    """Pipes are refused because reading a corpus must not run the commands that it brings along."""
+    named = [word for word in command.split() if re.search(r"\.(flac|wav|ogg|mp3)$", word)]
+    if len(named) == 1 and "|" not in command:
+        return f"a command, not a file, and commands are not run; name {named[0]} itself (any rate is read)"
+    return f"a command ({command[:40]}), and commands are not run; write its output to a .wav and name that"
+
+
+def _segments(path: Path, recordings: dict[str, str]) -> dict[str, tuple[str, int, int]]:
+    position, parts = positions(), {}
+    for key, (line, rest) in _read_table(path).items():
+        where, words = f"{path}:{line}", rest.split()
+        if len(words) not in (3, 4):
+            raise InputError(f"{where}: expected 'utterance recording start end'; mend the line")
+        recording = words[0]
+        if recording not in recordings:
+            raise InputError(f"{where}: recording {recording} is not in wav.scp; run utils/fix_data_dir.sh")
+        start, end = number(words[1], where, "start"), number(words[2], where, "end")
+        if start < 0 or (end != -1 and end <= start):
+            raise InputError(f"{where}: the segment from {start} to {end} seconds is empty; correct the line")
+        audio = recordings[recording]
+        parts[key] = (audio, *position(audio, start, None if end == -1 else end))
+    return parts
+
+
+def write_kaldi(dataset: Dataset, folder: StrPath) -> None:
+    """Write a corpus of whole audio files as a Kaldi folder (`wav.scp`, `text`, `utt2spk`), sorted by id.
+
+    Raises:
+        InputError: an utterance is only a part of its file, or is not audio.
+    """
+    rows = sorted(dataset, key=lambda row: row["id"])
+    for row in rows:
+        if row["kind"] != AUDIO or row["start"] != 0 or row["end"] != -1:
+            raise InputError(
+                f"{row['id']}: only whole audio files can be listed in wav.scp; cut {row['path']} first"
+            )
+    for name, column in (("wav.scp", "path"), ("text", "text"), ("utt2spk", "speaker")):
+        write_text(os.path.join(folder, name), "".join(f"{row['id']} {row[column]}\n" for row in rows))

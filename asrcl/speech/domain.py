@@ -1,0 +1,147 @@
+"""A speech domain: a feature store and a tokeniser that give length-bucketed batches.
+
+Shapes: B utterances, T frames, F features, L tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from asrcl.exceptions import InputError
+from asrcl.files import hash_json
+from asrcl.speech.features import FeatureStore
+from asrcl.speech.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class SpeechBatch:
+    """Padded utterances.
+
+    Attributes:
+        ids, speakers, references: one string per utterance.
+        features: `[B, T, F]` float32, zero beyond each length.
+        lengths: `[B]` frames.
+        tokens: `[B, L]` token indices, 0 beyond each length.
+        token_lengths: `[B]`.
+    """
+
+    ids: tuple[str, ...]
+    speakers: tuple[str, ...]
+    references: tuple[str, ...]
+    features: Tensor
+    lengths: Tensor
+    tokens: Tensor
+    token_lengths: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on `device`."""
+        tensors = (self.features, self.lengths, self.tokens, self.token_lengths)
+        moved = [tensor.to(device, non_blocking=True) for tensor in tensors]
+        return type(self)(self.ids, self.speakers, self.references, *moved)
+
+    def items(self) -> Iterator[Self]:
+        """The utterances one by one, cut to their own lengths."""
+        for i in range(len(self)):
+            yield type(self)(
+                self.ids[i : i + 1],
+                self.speakers[i : i + 1],
+                self.references[i : i + 1],
+                self.features[i : i + 1, : int(self.lengths[i])],
+                self.lengths[i : i + 1],
+                self.tokens[i : i + 1, : int(self.token_lengths[i])],
+                self.token_lengths[i : i + 1],
+            )
+
+
+def bucket(lengths: Sequence[int], max_frames: int, max_items: int) -> list[list[int]]:
+    """Group utterances of similar length: each group's padded size is at most `max_frames` frames and `max_items` items.
+
+    Returns lists of positions into `lengths`; an utterance longer than `max_frames` gets a group of its own.
+    """
+    groups: list[list[int]] = []
+    for position in sorted(range(len(lengths)), key=lengths.__getitem__):
+        full = not groups or len(groups[-1]) >= max_items or lengths[position] * (len(groups[-1]) + 1) > max_frames
+        if full:
+            groups.append([])
+        groups[-1].append(position)
+    return groups
+
+
+class SpeechDomain:
+    """One accent, microphone or vocabulary, behind the `asrcl.adapt.protocols.Domain` protocol.
+
+    Args:
+        name: short name, a column of the result tables.
+        store: features and transcripts.
+        tokenizer: the scenario's one tokeniser.
+        max_frames: padded frames per batch at most.
+        max_items: utterances per batch at most.
+
+    Raises:
+        InputError: a split that a run needs is empty.
+    """
+
+    def __init__(
+        self, name: str, store: FeatureStore, tokenizer: Tokenizer, max_frames: int = 4000, max_items: int = 16
+    ) -> None:
+        self.name = name
+        self.max_frames, self.max_items = max_frames, max_items
+        self._store, self._tokenizer = store, tokenizer
+        self._rows: dict[str, list[dict[str, Any]]] = {}
+        for split in ("train", "dev", "test"):
+            if not self.rows(split):
+                raise InputError(
+                    f"{store.folder}: domain {name} has no {split} utterances; give it a {split} set or leave it out"
+                )
+
+    def rows(self, split: str) -> list[dict[str, Any]]:
+        """The utterances of a split with their token indices."""
+        if split not in self._rows:
+            rows = self._store.rows(split)
+            self._rows[split] = [{**row, "tokens": self._tokenizer.encode(row["text"])} for row in rows]
+        return self._rows[split]
+
+    def size(self, split: str) -> int:
+        """Number of utterances."""
+        return len(self.rows(split))
+
+    def fingerprint(self, split: str) -> str:
+        """Content hash of features, transcripts, tokeniser and batching."""
+        parts = [self._store.fingerprint(split), self._tokenizer.fingerprint, self.max_frames, self.max_items]
+        return hash_json(parts)
+
+    def batches(self, split: str, *, shuffle: bool, seed: int) -> Iterable[SpeechBatch]:
+        """Batches of utterances of similar length; shuffling draws new groups and a new order from `seed`."""
+        rows = self.rows(split)
+        lengths = [row["frames"] for row in rows]
+        generator = random.Random(seed)
+        if shuffle:
+            lengths = [round(length * generator.uniform(0.85, 1.15)) for length in lengths]
+        groups = bucket(lengths, self.max_frames, self.max_items)
+        if shuffle:
+            generator.shuffle(groups)
+        for group in groups:
+            yield self._collate([rows[position] for position in group])
+
+    def _collate(self, rows: Sequence[dict[str, Any]]) -> SpeechBatch:
+        pad = torch.nn.utils.rnn.pad_sequence
+        tokens = [torch.tensor(row["tokens"], dtype=torch.long) for row in rows]
+        return SpeechBatch(
+            tuple(row["id"] for row in rows),
+            tuple(row["speaker"] for row in rows),
+            tuple(row["text"] for row in rows),
+            pad([self._store.frames(row) for row in rows], batch_first=True),
+            torch.tensor([row["frames"] for row in rows]),
+            pad(tokens, batch_first=True),
+            torch.tensor([len(row["tokens"]) for row in rows]),
+        )
+

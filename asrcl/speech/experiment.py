@@ -1,0 +1,209 @@
+"""A configured speech experiment: initial model, adaptation by several methods and seeds, tuning, decoding."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from asrcl.adapt import (
+    Cache,
+    CurvatureConfig,
+    DomainLearner,
+    Scenario,
+    TrainConfig,
+    adapt_domains,
+    load_state,
+    run_method,
+    train_initial,
+    tune,
+)
+from asrcl.exceptions import InputError
+from asrcl.files import write_json
+from asrcl.methods import build_method
+from asrcl.scoring import Errors
+from asrcl.speech.config import Config
+from asrcl.speech.decoding import DecodeConfig
+from asrcl.speech.features import FeatureConfig
+from asrcl.speech.model import ConformerASR
+from asrcl.speech.prepare import load_domains, tokenizer_path
+from asrcl.speech.task import RecognitionTask, SpecAugmentConfig
+from asrcl.speech.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+def build_task(config: Config) -> RecognitionTask:
+    """The recognition task that a configuration describes."""
+    train = config.tree["train"]
+    return RecognitionTask(
+        Tokenizer(tokenizer_path(config)),
+        ctc_weight=train["ctc_weight"],
+        label_smoothing=train["label_smoothing"],
+        augment=config.settings(SpecAugmentConfig, "train", "augment") if train["augment"] else None,
+        decoding=config.settings(DecodeConfig, "decode"),
+    )
+
+
+def build_model(config: Config, vocabulary: int) -> nn.Module:
+    """A model with fresh weights."""
+    features = config.settings(FeatureConfig, "scenario", "features").size
+    try:
+        return ConformerASR(features, vocabulary, **config.tree["model"])
+    except TypeError as error:
+        raise InputError(f"model: {error}; see conf/model for the settings there are") from error
+
+
+def build_scenario(config: Config, seed: int | None = None) -> Scenario:
+    """Domains, task and model; with a seed, also that seed's initial model.
+
+    Raises:
+        InputError: an earlier stage has not run.
+    """
+    task = build_task(config)
+    return Scenario(
+        config.tree["scenario"]["name"],
+        load_domains(config),
+        task,
+        lambda: build_model(config, len(task.tokenizer)),
+        load_state(initial_path(config, seed)) if seed is not None else None,
+        {**config.tree, "overrides": list(config.overrides)},
+    )
+
+
+def initial_path(config: Config, seed: int) -> Path:
+    """Where the initial model of a seed lies."""
+    return config.home / "initial" / str(seed) / "model.safetensors"
+
+
+def _learner(config: Config, scenario: Scenario, seed: int) -> DomainLearner:
+    return DomainLearner(
+        scenario,
+        Cache(config.home / "cache"),
+        config.settings(TrainConfig, "train", "adapt"),
+        config.settings(CurvatureConfig, "curvature"),
+        seed,
+        config.device,
+    )
+
+
+def train(config: Config, seed: int) -> None:
+    """Train the initial model of one seed on the first domain."""
+    scenario, path = build_scenario(config), initial_path(config, seed)
+    settings = config.settings(TrainConfig, "train", "initial")
+    state = train_initial(scenario, settings, Cache(config.home / "cache"), seed, path, config.device)
+    count = sum(value.numel() for value in state.values())
+    logger.info("initial model of seed %d: %.2f M parameters, %s", seed, count / 1e6, path)
+
+
+def adapt(config: Config, method: str, seed: int, command: str = "", decode: bool = False) -> None:
+    """Take one seed's initial model through all domains with one method, under `<exp>/<scenario>/<method>/<seed>`.
+
+    Args:
+        config: the experiment.
+        method: a name under `methods` of the configuration.
+        seed: of the initial model and of all randomness.
+        command: what the user typed, for the result file.
+        decode: also decode all domains after every stage and write `results.json`.
+
+    Raises:
+        InputError: unknown method, or an earlier stage has not run.
+    """
+    learner = _learner(config, build_scenario(config, seed), seed)
+    name, options = _method_options(config, method)
+    folder = config.home / method / str(seed)
+    if decode:
+        run_method(learner, build_method(name, **options), folder, name=method, command=command)
+    else:
+        adapt_domains(learner, build_method(name, **options), folder)
+
+
+def _method_options(config: Config, method: str) -> tuple[str, dict[str, Any]]:
+    known = config.tree["methods"]
+    if method not in known:
+        raise InputError(f"method {method}: not in the configuration; choose from {', '.join(known)}")
+    options = dict(known[method])
+    return options.pop("name"), options
+
+
+def _adapt_job(threads: int, run: tuple[Config, str, int, str, bool]) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("speechbrain").setLevel(logging.WARNING)
+    torch.set_num_threads(threads)
+    adapt(*run)
+
+
+def adapt_all(
+    config: Config, methods: Sequence[str], seeds: Sequence[int], command: str = "", decode: bool = False
+) -> None:
+    """Run methods x seeds, `launcher.jobs` at a time; work that several share is done by the first that needs it.
+
+    Raises:
+        InputError: as `adapt`; methods and their options are checked before any work begins.
+    """
+    for method in methods:
+        name, options = _method_options(config, method)
+        build_method(name, **options)
+    jobs = max(1, int(config.tree["launcher"]["jobs"]))
+    threads = config.tree["launcher"]["threads"] or max(1, (os.cpu_count() or 1) // jobs)
+    runs = [(config, method, seed, command, decode) for seed in seeds for method in methods]
+    if jobs == 1:
+        torch.set_num_threads(threads)
+        for run in runs:
+            adapt(*run)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(partial(_adapt_job, threads), runs))
+
+
+def tune_method(config: Config, method: str, choices: dict[str, list[Any]], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Dev error rates of all knob settings after the first adaptation, averaged over seeds; written to `<home>/tuning`.
+
+    Raises:
+        InputError: unknown method or knob.
+    """
+    name, options = _method_options(config, method)
+    tables = [tune(_learner(config, build_scenario(config, seed), seed), name, options, choices) for seed in seeds]
+    rows = _mean_tables(tables, list(choices))
+    write_json(config.home / "tuning" / f"{method}.json", {"method": method, "seeds": list(seeds), "rows": rows})
+    return rows
+
+
+def _mean_tables(tables: Sequence[list[dict[str, Any]]], knobs: Sequence[str]) -> list[dict[str, Any]]:
+    by_setting: dict[str, list[dict[str, Any]]] = {}
+    for row in (row for table in tables for row in table):
+        by_setting.setdefault(str([row[knob] for knob in knobs]), []).append(row)
+    means = []
+    for rows in by_setting.values():
+        rates = {column: sum(row[column] for row in rows) / len(rows) for column in ("old", "new", "average")}
+        means.append({**{knob: rows[0][knob] for knob in knobs}, **rates})
+    return sorted(means, key=lambda row: row["average"])
+
+
+def decode_checkpoint(config: Config, checkpoint: Path, domain: str, split: str = "test") -> Errors:
+    """Decode one split of one domain with any checkpoint of the scenario's model.
+
+    Raises:
+        InputError: unknown domain, or a checkpoint of another model.
+    """
+    scenario = build_scenario(config)
+    chosen = [item for item in scenario.domains if item.name == domain]
+    if not chosen:
+        names = ", ".join(item.name for item in scenario.domains)
+        raise InputError(f"domain {domain}: not in this scenario; it has {names}")
+    model, state = scenario.build_model(), load_state(checkpoint)
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    if wanted != found:
+        differing = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+        raise InputError(f"{checkpoint}: not a checkpoint of this model ({len(differing)} tensors differ, e.g. {differing[0]})")
+    model.load_state_dict(state)
+    return scenario.task.evaluate(model.to(config.device), chosen[0], split)

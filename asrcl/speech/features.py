@@ -1,0 +1,241 @@
+"""Features computed once, kept in one memory-mapped file per set of utterances.
+
+Shapes: T frames, F features per frame. On disk a set is a folder with `features.npy` (all frames, `[sum of T, F]`, float16),
+`utterances/` (an Arrow dataset with columns id, text, speaker, domain, split, offset, frames) and `meta.json` (settings and a
+content hash per split), written last: a folder without it is not complete and is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torchaudio
+from datasets import Dataset, load_from_disk
+from torch import Tensor
+
+from asrcl.exceptions import InputError
+from asrcl.files import hash_json, read_json, write_json
+from asrcl.speech.audio import Channel, read_audio, read_cepstra
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """How audio becomes features.
+
+    Attributes:
+        kind: "logmel" (Hamming windows of 25 ms every 10 ms) or "mfcc13" (the front end of the AN4 corpus, 13 cepstra).
+        rate: sampling rate in Hz to which all audio is resampled.
+        bins: mel bins of "logmel".
+        deltas: append first differences over time (5-point regression), which doubles F.
+        normalise: "mean_variance" or "mean" over the frames of each utterance, or "none".
+        speeds: speed-perturbed copies of the training split; 1.0 is the original (audio only).
+        channel: which channel of a file with several, or "mean"; None refuses such files.
+    """
+
+    kind: Literal["logmel", "mfcc13"] = "logmel"
+    rate: int = 16000
+    bins: int = 80
+    deltas: bool = False
+    normalise: Literal["none", "mean", "mean_variance"] = "mean_variance"
+    speeds: tuple[float, ...] = (1.0,)
+    channel: Channel = None
+
+    @property
+    def size(self) -> int:
+        """F, features per frame."""
+        return (self.bins if self.kind == "logmel" else 13) * (2 if self.deltas else 1)
+
+
+@cache
+def _mel_spectrogram(rate: int, bins: int) -> torchaudio.transforms.MelSpectrogram:
+    return torchaudio.transforms.MelSpectrogram(
+        sample_rate=rate,
+        n_fft=2 ** (int(rate * 0.025) - 1).bit_length(),
+        win_length=int(rate * 0.025),
+        hop_length=int(rate * 0.010),
+        n_mels=bins,
+        window_fn=torch.hamming_window,
+        power=2.0,
+    )
+
+
+def log_mel(wave: Tensor, rate: int, bins: int) -> Tensor:
+    """Log-mel energies `[T, bins]` of a waveform `[samples]` in [-1, 1]."""
+    return torch.log(_mel_spectrogram(rate, bins)(wave).T + 1e-8)
+
+
+@cache
+def _an4_filters() -> Tensor:
+    """The 40 triangular filters of the AN4 front end `[257, 40]`, each of unit area in Hz."""
+    mel = 2595 * np.log10(1 + np.array([130.0, 6800.0]) / 700)
+    corners = 700 * (10 ** (np.linspace(*mel, 42) / 2595) - 1)
+    corners = np.round(corners / (16000 / 512)) * (16000 / 512)
+    frequency = np.arange(257)[:, None] * (16000 / 512)
+    low, centre, high = corners[:-2], corners[1:-1], corners[2:]
+    rising, falling = (frequency - low) / (centre - low), (high - frequency) / (high - centre)
+    return torch.tensor(np.clip(np.minimum(rising, falling), 0, None) * 2 / (high - low), dtype=torch.float32)
+
+
+@cache
+def _an4_cosines() -> Tensor:
+    """The cosine transform of the AN4 front end `[40, 13]`."""
+    order, band = np.arange(13)[None], np.arange(40)[:, None]
+    cosines = np.cos(np.pi * order * (band + 0.5) / 40) / 40
+    cosines[0] *= 0.5
+    return torch.tensor(cosines, dtype=torch.float32)
+
+
+def an4_cepstra(wave: Tensor) -> Tensor:
+    """The 13 mel cepstra `[T, 13]` of the AN4 corpus, from a waveform `[samples]` in [-1, 1] at 16 kHz.
+
+    Pre-emphasis 0.97 on 16-bit samples, symmetric Hamming windows of 410 samples every 160, 512-point power spectrum, 40
+    triangular filters from 130 to 6800 Hz, natural logarithm, cosine transform whose band 0 counts half (Sphinx's front end).
+
+    Raises:
+        InputError: less than one window of audio.
+    """
+    if len(wave) < 410:
+        raise InputError(f"audio of {len(wave)} samples is shorter than one window (410); drop the utterance")
+    samples = wave * 32768.0
+    samples = torch.cat([samples[:1], samples[1:] - 0.97 * samples[:-1]])
+    frames = samples.unfold(0, 410, 160) * torch.hamming_window(410, periodic=False)
+    power = torch.fft.rfft(frames, 512).abs().square()
+    return torch.log((power @ _an4_filters()).clamp(min=1e-5)) @ _an4_cosines()
+
+
+def finish(frames: Tensor, config: FeatureConfig) -> Tensor:
+    """Append deltas and normalise: `[T, bins]` to `[T, F]`."""
+    if config.deltas:
+        delta = torchaudio.functional.compute_deltas(frames.T[None])[0].T
+        frames = torch.cat([frames, delta], dim=1)
+    if config.normalise != "none":
+        frames = frames - frames.mean(dim=0)
+    if config.normalise == "mean_variance":
+        frames = frames / frames.std(dim=0, correction=0).clamp(min=1e-3)
+    return frames
+
+
+def _from_audio(row: dict[str, Any], config: FeatureConfig, speed: float) -> Tensor:
+    wave = read_audio(row["path"], row["start"], row["end"], rate=config.rate, channel=config.channel)
+    if speed != 1.0:
+        wave, _ = torchaudio.functional.speed(wave, config.rate, speed)
+    return log_mel(wave, config.rate, config.bins) if config.kind == "logmel" else an4_cepstra(wave)
+
+
+def _from_frames(row: dict[str, Any], config: FeatureConfig) -> Tensor:
+    if config.kind != "mfcc13":
+        raise InputError(f"{row['path']}: holds 13 cepstra, not audio; set features.kind=mfcc13")
+    return read_cepstra(row["path"], row["start"], row["end"])
+
+
+def features_of(row: dict[str, Any], config: FeatureConfig, speed: float = 1.0) -> Tensor:
+    """Features `[T, F]` of one utterance, a row of a corpus (see `asrcl.speech.corpora`).
+
+    Raises:
+        InputError: audio that cannot be read or is too short, naming the file.
+    """
+    frames = _from_audio(row, config, speed) if row["kind"] == "audio" else _from_frames(row, config)
+    if not len(frames):
+        raise InputError(f"{row['path']}: utterance {row['id']} has no frames; drop it from the corpus")
+    return finish(frames, config)
+
+
+class FeatureStore:
+    """A finished set of features; opening it reads nothing but the index.
+
+    Args:
+        folder: where `build_features` wrote it.
+
+    Raises:
+        InputError: the folder holds no complete set.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "meta.json").is_file():
+            raise InputError(f"{folder}: no features here; run the data stage (asrcl prepare) first")
+        self.meta = read_json(self.folder / "meta.json")
+        self.utterances = load_from_disk(str(self.folder / "utterances"))
+        self._frames = np.load(self.folder / "features.npy", mmap_mode="r", allow_pickle=False)
+        self._split_rows: dict[str, list[int]] = defaultdict(list)
+        for number, split in enumerate(self.utterances["split"]):
+            self._split_rows[split].append(number)
+
+    def rows(self, split: str) -> list[dict[str, Any]]:
+        """The utterances of one split: id, text, speaker, offset, frames."""
+        return [dict(row) for row in self.utterances.select(self._split_rows.get(split, []))]
+
+    def frames(self, row: dict[str, Any]) -> Tensor:
+        """Features `[T, F]` float32 of one row."""
+        return torch.from_numpy(self._frames[row["offset"] : row["offset"] + row["frames"]].astype(np.float32))
+
+    def fingerprint(self, split: str) -> str:
+        """Content hash of a split's features and transcripts."""
+        return self.meta["fingerprints"].get(split, "empty")
+
+
+def _fingerprint(rows: Sequence[dict[str, Any]], frames: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(f"{row['id']}\t{row['text']}\t{row['speaker']}\n".encode())
+        digest.update(frames[row["offset"] : row["offset"] + row["frames"]].tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _copies(row: dict[str, Any], config: FeatureConfig) -> tuple[float, ...]:
+    return config.speeds if row["split"] == "train" and row["kind"] == "audio" else (1.0,)
+
+
+def build_features(
+    corpus: Dataset,
+    config: FeatureConfig,
+    folder: str | Path,
+    progress: Callable[[list[Any]], Any] = lambda rows: rows,
+) -> FeatureStore:
+    """Compute the features of a corpus, or reuse them when `folder` already holds the same ones.
+
+    Args:
+        corpus: columns as `asrcl.speech.corpora.COLUMNS`.
+        config: how to compute them.
+        folder: where they go.
+        progress: wraps the list of rows, e.g. in a progress bar.
+
+    Raises:
+        InputError: see `features_of`.
+    """
+    target = Path(folder)
+    key = hash_json({"config": asdict(config), "rows": corpus.to_list(), "files": _file_sizes(corpus)})
+    if (target / "meta.json").is_file() and read_json(target / "meta.json")["key"] == key:
+        return FeatureStore(target)
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True, exist_ok=True)
+    rows, pieces, offset = [], [], 0
+    for row in progress(corpus.to_list()):
+        for speed in _copies(row, config):
+            frames = features_of(row, config, speed).numpy().astype(np.float16)
+            name = row["id"] if speed == 1.0 else f"sp{speed:g}-{row['id']}"
+            kept = {column: row[column] for column in ("text", "speaker", "domain", "split")}
+            rows.append({"id": name, **kept, "offset": offset, "frames": len(frames)})
+            pieces.append(frames)
+            offset += len(frames)
+    everything = np.concatenate(pieces)
+    np.save(target / "features.npy", everything)
+    Dataset.from_list(rows).save_to_disk(str(target / "utterances"))
+    splits = sorted({row["split"] for row in rows})
+    prints = {split: _fingerprint([row for row in rows if row["split"] == split], everything) for split in splits}
+    meta = {"key": key, "config": asdict(config), "fingerprints": prints, "frames": offset, "size": everything.shape[1]}
+    write_json(target / "meta.json", meta)
+    return FeatureStore(target)
+
+
+def _file_sizes(corpus: Dataset) -> dict[str, int]:
+    return {path: Path(path).stat().st_size for path in sorted(set(corpus["path"]))}

@@ -1,0 +1,168 @@
+"""A SpeechBrain Conformer encoder and Transformer decoder with joint CTC and attention heads.
+
+Shapes: B utterances, T input frames, F features per frame, S encoder frames, L tokens, V vocabulary, D model width.
+
+Utterances of a batch do not see each other's padding: the depthwise convolutions get zeros where a frame is padded, as they
+would at the end of the utterance alone, and attention masks padded keys. So the loss of a batch is the sum of the losses of its
+utterances one by one, which the curvature estimates rely on.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from speechbrain.lobes.models.transformer.Conformer import ConvolutionModule
+from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
+from speechbrain.nnet.linear import Linear
+from torch import Tensor, nn
+
+from asrcl.exceptions import InputError
+
+BLANK, BOS, EOS = 0, 1, 2
+"""Token indices: 0 is the CTC blank and the padding, 1 starts and 2 ends a sentence."""
+
+
+class FrameStacking(nn.Module):
+    """Concatenate `factor` neighbouring frames: `[B, T, F]` to `[B, ceil(T / factor), F * factor]`."""
+
+    def __init__(self, features: int, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+        self.output_size = features * factor
+
+    def forward(self, features: Tensor) -> Tensor:
+        padding = -features.shape[1] % self.factor
+        features = nn.functional.pad(features, (0, 0, 0, padding))
+        return features.reshape(features.shape[0], -1, self.output_size)
+
+    def lengths(self, lengths: Tensor) -> Tensor:
+        """Encoder frames of utterances of `lengths` input frames."""
+        return (lengths + self.factor - 1) // self.factor
+
+
+class ConvolutionalSubsampling(nn.Module):
+    """Two 3x3 convolutions of stride 2 without padding, as in the paper's models: `[B, T, F]` to `[B, about T/4, D * F']`."""
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(1, width, 3, stride=2), nn.ReLU(), nn.Conv2d(width, width, 3, stride=2), nn.ReLU()
+        )
+        self.output_size = width * self._after(self._after(features))
+
+    @staticmethod
+    def _after(size: Any) -> Any:
+        return (size - 1) // 2
+
+    def forward(self, features: Tensor) -> Tensor:
+        short = max(0, 7 - features.shape[1])  # two kernels of 3 at stride 2 need 7 frames
+        maps = self.convolutions(nn.functional.pad(features, (0, 0, 0, short))[:, None])
+        return maps.transpose(1, 2).flatten(2)
+
+    def lengths(self, lengths: Tensor) -> Tensor:
+        """Encoder frames of utterances of `lengths` input frames, at least 1."""
+        return self._after(self._after(lengths)).clamp(min=1)
+
+
+class ConformerASR(nn.Module):
+    """Hybrid CTC/attention recogniser; `decoder_layers=0` leaves a CTC-only model.
+
+    Args:
+        features: F, features per frame.
+        vocabulary: V, with the tokens of `BLANK`, `BOS`, `EOS`.
+        width: D, model width.
+        heads: attention heads.
+        encoder_layers: Conformer blocks.
+        decoder_layers: Transformer blocks; 0 for CTC only.
+        feed_forward: inner width of the feed-forward layers.
+        kernel: width of the depthwise convolutions, odd.
+        dropout: dropout rate.
+        subsampling: "stack" (neighbouring frames concatenated) or "conv2d" (two strided convolutions).
+        stack: how many frames "stack" concatenates.
+
+    Raises:
+        InputError: a size that cannot be built.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        vocabulary: int,
+        width: int = 128,
+        heads: int = 4,
+        encoder_layers: int = 4,
+        decoder_layers: int = 1,
+        feed_forward: int = 512,
+        kernel: int = 15,
+        dropout: float = 0.1,
+        subsampling: Literal["stack", "conv2d"] = "stack",
+        stack: int = 4,
+    ) -> None:
+        super().__init__()
+        if width % heads or kernel % 2 == 0:
+            raise InputError(
+                f"model: width ({width}) must be a multiple of heads ({heads}), kernel ({kernel}) odd; change conf/model"
+            )
+        self.frontend: FrameStacking | ConvolutionalSubsampling
+        if subsampling == "stack":
+            self.frontend = FrameStacking(features, stack)
+        else:
+            self.frontend = ConvolutionalSubsampling(features, width)
+        self.transformer = TransformerASR(
+            tgt_vocab=vocabulary,
+            input_size=self.frontend.output_size,
+            d_model=width,
+            nhead=heads,
+            num_encoder_layers=encoder_layers,
+            num_decoder_layers=decoder_layers,
+            d_ffn=feed_forward,
+            dropout=dropout,
+            activation=nn.GELU,
+            encoder_module="conformer",
+            attention_type="RelPosMHAXL",
+            normalize_before=True,
+            kernel_size=kernel,
+            causal=False,
+        )
+        self.ctc_head = Linear(vocabulary, input_size=width)
+        self.attention_head = Linear(vocabulary, input_size=width) if decoder_layers else None
+        self._padded: Tensor | None = None  # [B, S], True at padded frames of the batch in flight
+        for module in self.modules():
+            if isinstance(module, ConvolutionModule):
+                module.conv.register_forward_pre_hook(self._silence_padding)
+
+    def _silence_padding(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if self._padded is None:
+            return inputs
+        return (inputs[0].masked_fill(self._padded[:, None, :], 0.0), *inputs[1:])
+
+    def encode(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encoder states `[B, S, D]` and their lengths `[B]` for features `[B, T, F]` of `lengths` frames."""
+        beyond = torch.arange(features.shape[1], device=features.device)[None] >= lengths[:, None]
+        frames = self.frontend(features.masked_fill(beyond[..., None], 0.0))
+        frame_lengths = self.frontend.lengths(lengths)
+        positions = torch.arange(frames.shape[1], device=frames.device)
+        self._padded = positions[None] >= frame_lengths[:, None]
+        try:
+            states = self.transformer.encode(frames, wav_len=frame_lengths / frames.shape[1])
+        finally:
+            self._padded = None
+        return states, frame_lengths
+
+    def decode(self, states: Tensor, lengths: Tensor, prefix: Tensor) -> Tensor:
+        """Attention logits `[B, L, V]` of the token after each position of `prefix` `[B, L]`.
+
+        Padding of the prefix is on the right, where causal attention keeps it from being seen.
+        """
+        assert self.attention_head is not None, "decode() on a CTC-only model"
+        hidden, _ = self.transformer.decode(prefix, states, lengths)
+        return self.attention_head(hidden)
+
+    def forward(self, features: Tensor, lengths: Tensor, prefix: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """CTC logits `[B, S, V]`, their lengths `[B]`, and attention logits `[B, L, V]` (None without a prefix or a decoder)."""
+        states, frame_lengths = self.encode(features, lengths)
+        logits = None
+        if self.attention_head is not None and prefix is not None:
+            logits = self.decode(states, frame_lengths, prefix)
+        return self.ctc_head(states), frame_lengths, logits

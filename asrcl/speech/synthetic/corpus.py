@@ -1,0 +1,255 @@
+"""Whole synthetic corpora on disk: sentences, speakers and a channel become packed FLAC files and a manifest.
+
+A corpus lies in `<folder>/<domain>-<hash of its settings>/`: one FLAC per split and speaker,
+`settings.json` and, written last, `manifest.jsonl`. A folder with a manifest is complete and is only read,
+so asking again is free; other settings go to another folder. Audio and texts are a function of the settings
+alone. A split does not depend on the other splits, and a larger one begins with the utterances of the
+smaller.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import random
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio.transforms
+from torch import Tensor
+
+from asrcl.exceptions import InputError
+from asrcl.files import atomic_path, hash_json, write_json, write_text
+from asrcl.speech.synthetic import grammar
+from asrcl.speech.synthetic.channel import apply_channel, check_channel
+from asrcl.speech.synthetic.espeak import ACCENTS, ESPEAK_RATE, Synthesizer, espeak_version
+from asrcl.speech.synthetic.speakers import POOLS, Speaker, speakers
+
+Row = dict[str, Any]
+
+TOPIC_OF: dict[str, str] = {
+    "US": "home",
+    "ENG": "calls",
+    "CAR": "shopping",
+    "SCO": "music",
+    "WMI": "travel",
+    "NYC": "cooking",
+    "LAN": "sport",
+    "RP": "office",
+}
+"""The topic of each accent's own sentences."""
+
+# Raise when the same settings would give other audio or texts.
+_RECIPE_VERSION = 2
+_LEVEL_DB, _LEVEL_SPREAD_DB, _PEAK = -26.0, 6.0, 0.95
+_TRIM_DB, _MARGIN_SECONDS = -40.0, 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """Everything that the audio and the texts of a corpus depend on."""
+
+    domain: str
+    accent: str
+    topic: str | None
+    topic_share: float
+    channel: str | None
+    sizes: dict[str, int]
+    seed: int
+    rate: int
+
+
+def synthesise(
+    domain: str,
+    *,
+    accent: str,
+    topic: str | None = None,
+    channel: str | None = None,
+    sizes: dict[str, int],
+    seed: int,
+    topics: bool = True,
+    folder: Path,
+    rate: int = 16000,
+    topic_share: float = 0.5,
+) -> list[Row]:
+    """Make a synthetic corpus, or read it where it has been made before.
+
+    Args:
+        domain: name of the domain; letters, digits and `_ . + -`.
+        accent: key of `ACCENTS`.
+        topic: key of `grammar.TOPICS` for the domain's own sentences; by default the accent's (`TOPIC_OF`).
+            Without meaning when `topics` is off.
+        channel: one of `CHANNELS`, or None for clean speech.
+        sizes: number of utterances for each of "train", "dev", "test"; a split that is left out stays empty.
+        seed: of sentences, levels and channels.
+        topics: on, the domain has sentences of its own beside the shared ones; off, every domain with this
+            seed has the **same list of sentences**, drawn from the shared patterns and all topics.
+        folder: where corpora are kept.
+        rate: samples per second of the audio files.
+        topic_share: share of topic sentences; the rest are shared ones.
+
+    Returns:
+        One dict per utterance with the keys id, path (absolute), start and end (samples), kind ("audio"),
+        text, speaker, domain and split; train first, then dev, then test.
+
+    Raises:
+        InputError: an argument names something that does not exist or is out of range, espeak-ng is not
+            installed, or the folder cannot be written.
+    """
+    own_topic = (topic or TOPIC_OF.get(accent)) if topics else None
+    settings = _Settings(domain, accent, own_topic, topic_share, channel, _ordered(sizes), seed, rate)
+    _check(settings)
+    key = _key(settings)
+    home = Path(folder).absolute() / f"{domain}-{hash_json(key)}"
+    manifest = home / "manifest.jsonl"
+    if not _complete(manifest):
+        with _one_thread():
+            rows = [row for split in settings.sizes for row in _make_split(settings, split, home)]
+        write_json(home / "settings.json", key)
+        write_text(manifest, "".join(json.dumps(row) + "\n" for row in rows))
+    return _read(manifest)
+
+
+def _ordered(sizes: dict[str, int]) -> dict[str, int]:
+    for split, size in sizes.items():
+        if split not in POOLS or size < 0:
+            raise InputError(f"sizes {split}={size}: give train, dev, test a number of utterances, 0 or more")
+    return {split: sizes[split] for split in POOLS if sizes.get(split)}
+
+
+def _check(settings: _Settings) -> None:
+    if not re.fullmatch(r"\w[\w.+-]*", settings.domain, re.ASCII):
+        raise InputError(f"domain {settings.domain!r}: name it with letters, digits and _ . + - only")
+    if settings.accent not in ACCENTS:
+        raise InputError(f"accent {settings.accent!r}: no such accent; choose one of {', '.join(ACCENTS)}")
+    if settings.rate < 8000:
+        raise InputError(f"rate {settings.rate}: must be 8000 samples per second or more")
+    if not settings.sizes:
+        raise InputError("sizes: all are 0; ask for at least one utterance in train, dev or test")
+    check_channel(settings.channel)
+    # Refuses an unknown topic and a share outside [0, 1].
+    grammar.sentence(random.Random(0), settings.topic, topic_share=settings.topic_share)
+
+
+def _key(settings: _Settings) -> Row:
+    """The settings with all that they refer to: sentences, speakers, and the version of the voices."""
+    topics = [grammar.SHARED, *grammar.TOPICS.values()]
+    cast = [each for split in POOLS for each in speakers(settings.accent, split)]
+    return {
+        **dataclasses.asdict(settings),
+        "recipe": _RECIPE_VERSION,
+        "espeakng-loader": espeak_version(),
+        "grammar": hash_json([dataclasses.asdict(topic) for topic in topics]),
+        "speakers": hash_json([dataclasses.asdict(each) for each in cast]),
+    }
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run torch on one thread: sums in another order round to other samples, and the tensors are small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _complete(manifest: Path) -> bool:
+    return manifest.exists() and all(Path(row["path"]).exists() for row in _read(manifest))
+
+
+def _read(manifest: Path) -> list[Row]:
+    """Rows with absolute paths; on disk they are relative, so that a corpus may be moved."""
+    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+    return [{**row, "path": str(manifest.parent / row["path"])} for row in rows]
+
+
+def _make_split(settings: _Settings, split: str, home: Path) -> list[Row]:
+    """Write the audio of one split, one packed file per speaker; rows in the order of the sentences."""
+    parts: dict[str, list[np.ndarray]] = {}
+    rows: list[Row] = []
+    for index, (text, speaker, wave) in enumerate(_utterances(settings, split)):
+        pieces = parts.setdefault(speaker.name, [])
+        start = sum(map(len, pieces))
+        pieces.append(_to_int16(wave))
+        rows.append(
+            {
+                "id": f"{settings.domain}-{split}-{index:05d}",
+                "path": f"{split}-{speaker.name}.flac",
+                "start": start,
+                "end": start + len(wave),
+                "kind": "audio",
+                "text": text,
+                "speaker": speaker.name,
+                "domain": settings.domain,
+                "split": split,
+            }
+        )
+    for name, pieces in parts.items():
+        with atomic_path(home / f"{split}-{name}.flac") as temporary:
+            packed = np.concatenate(pieces)
+            soundfile.write(str(temporary), packed, settings.rate, format="FLAC", subtype="PCM_16")
+    return rows
+
+
+def _utterances(settings: _Settings, split: str) -> Iterator[tuple[str, Speaker, Tensor]]:
+    """Sentences of a split as said by its speakers in turn, through the channel; wave float32 `[samples]`."""
+    # Without a topic of its own the sentences must not depend on the domain.
+    whose = settings.domain if settings.topic else ""
+    texts = grammar.sentences(
+        random.Random(f"{settings.seed}/{whose}/{split}"),
+        settings.sizes[split],
+        split,
+        settings.topic,
+        topic_share=settings.topic_share,
+    )
+    cast = speakers(settings.accent, split)
+    resample = torchaudio.transforms.Resample(ESPEAK_RATE, settings.rate)
+    with Synthesizer() as synthesizer:
+        for index, text in enumerate(texts):
+            speaker = cast[index % len(cast)]
+            generator = _generator(f"{settings.seed}/{settings.domain}/{split}/{index}")
+            said = synthesizer.say(
+                text, speaker.voice, rate=speaker.rate, pitch=speaker.pitch, pitch_range=speaker.pitch_range
+            )
+            clean = trim(resample(said), settings.rate)
+            wave = apply_channel(settings.channel, clean, settings.rate, generator)
+            yield text, speaker, _random_level(wave, generator)
+
+
+def _generator(name: str) -> torch.Generator:
+    digest = hashlib.sha256(name.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def trim(wave: Tensor, rate: int) -> Tensor:
+    """Leave 50 ms of silence at both ends; silent is what lies more than 40 dB below the peak.
+
+    Args:
+        wave: float ``[samples]``.
+        rate: samples per second.
+    """
+    loud = (wave.abs() > wave.abs().max() * 10.0 ** (_TRIM_DB / 20.0)).nonzero()
+    if not len(loud):
+        return wave
+    margin = int(_MARGIN_SECONDS * rate)
+    return torch.nn.functional.pad(wave, (margin, margin))[int(loud[0]) : int(loud[-1]) + 1 + 2 * margin]
+
+
+def _random_level(wave: Tensor, generator: torch.Generator) -> Tensor:
+    """Root mean square of -26 dB of full scale, up to 6 dB more or less; quieter where it would clip."""
+    level = _LEVEL_DB + _LEVEL_SPREAD_DB * (2.0 * float(torch.rand((), generator=generator)) - 1.0)
+    gain = 10.0 ** (level / 20.0) / wave.square().mean().sqrt().clamp(min=1e-9)
+    return wave * torch.minimum(gain, _PEAK / wave.abs().max().clamp(min=1e-9))
+
+
+def _to_int16(wave: Tensor) -> np.ndarray:
+    return (wave.numpy() * 32767.0).round().astype(np.int16)

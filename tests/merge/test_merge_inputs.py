@@ -1,0 +1,154 @@
+"""Where models come from, and what is refused."""
+
+import subprocess
+
+import pytest
+import torch
+from merge_cases import make_state
+from safetensors.torch import save_file
+from torch import nn
+
+from asrcl.exceptions import InputError
+from asrcl.merge import PlanRow, load_state, merge, merge_method, methods, plan, registry
+
+
+@pytest.fixture
+def state():
+    return make_state(1)
+
+
+def same(first, second):
+    return list(first) == list(second) and all(torch.equal(t, second[n]) for n, t in first.items())
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt"])
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: {"model": s, "epoch": 3}, lambda s: {"state_dict": s}]
+)
+def test_torch_checkpoints_and_their_wrappers(tmp_path, state, suffix, wrap):
+    torch.save(wrap(state), tmp_path / f"m{suffix}")
+    assert same(load_state(tmp_path / f"m{suffix}"), state)
+
+
+def test_safetensors_modules_and_dicts(tmp_path, state):
+    save_file(state, tmp_path / "m.safetensors")
+    loaded = load_state(str(tmp_path / "m.safetensors"))
+    assert loaded.keys() == state.keys() and all(torch.equal(t, state[n]) for n, t in loaded.items())
+    module = nn.Linear(2, 3)
+    assert same(load_state(module), module.state_dict())
+    assert same(load_state({"model": state}), state)
+
+
+def test_a_model_whose_parameter_is_called_model_is_no_wrapper():
+    plain = {"model": torch.ones(2)}
+    assert load_state(plain) == plain
+
+
+def test_paths_can_be_merged(tmp_path, state):
+    other = make_state(2)
+    save_file(state, tmp_path / "old.safetensors")
+    torch.save({"state_dict": other}, tmp_path / "new.ckpt")
+    merged = merge(tmp_path / "old.safetensors", tmp_path / "new.ckpt", "interpolate", strength=1.0)
+    assert torch.equal(merged["packed"], other["packed"])
+
+
+class Harmful:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return subprocess.call, (["touch", str(self.target)],)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path, state):
+    path, target = tmp_path / "m.pt", tmp_path / "was-run"
+    torch.save({"state_dict": state, "extra": Harmful(target)}, path)
+    with pytest.raises(InputError, match=r"m\.pt: holds more than tensors"):
+        load_state(path)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_damaged_files_are_refused(tmp_path, state, suffix):
+    path = tmp_path / f"m{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(state, path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(InputError, match=f"m{suffix}") as caught:
+        load_state(path)
+    assert "\n" not in str(caught.value)
+    path.write_bytes(b"abc")
+    with pytest.raises(InputError, match=f"m{suffix}"):
+        load_state(path)
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ("nowhere.pt", "nowhere.pt: no such file"),
+        (__file__, "unknown kind of checkpoint"),
+        (3, "old: a int is no model"),
+        ({}, "not a state dict"),
+        ({"weight": torch.ones(1), "epoch": 3}, "epoch is no tensor"),
+    ],
+)
+def test_what_is_no_model_is_refused(source, message):
+    with pytest.raises(InputError, match=message):
+        merge(source, {"weight": torch.ones(1)}, "average")
+
+
+def without(state, name):
+    return {n: t for n, t in state.items() if n != name}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda s: without(s, "gain"), "gain is only in the old model"),
+        (lambda s: s | {"more": torch.ones(1)}, "more is only in the new model"),
+        (
+            lambda s: s | {"packed": torch.ones(6, 4)},
+            r"packed is \[6, 3\] in the old and \[6, 4\] in the new",
+        ),
+        (lambda s: s | {"gain": torch.tensor(1)}, "gain is float32 in the old and int64 in the new"),
+        (lambda s: s | {"gain": torch.tensor(float("nan"))}, "gain of the new model holds NaN"),
+    ],
+)
+@pytest.mark.parametrize("call", [merge, plan])
+def test_models_that_do_not_match_are_refused(state, change, message, call):
+    with pytest.raises(InputError, match=message):
+        call(state, change(make_state(2)), "average")
+
+
+def test_infinity_in_the_old_model_is_named(state):
+    state["encoder.bias"][2] = float("inf")
+    with pytest.raises(InputError, match=r"encoder\.bias of the old model"):
+        merge(state, make_state(2), "average")
+
+
+def test_unknown_methods_and_options_list_the_known_ones(state):
+    with pytest.raises(InputError, match="no merge method 'ties'; there are: average, ihr, interpolate"):
+        merge(state, state, "ties")
+    with pytest.raises(
+        InputError, match="ihr has no option lr; it has: tau, damping, damping_kind, rescale, rest, layers"
+    ):
+        merge(state, state, "ihr", lr=1)
+    with pytest.raises(InputError, match="strength must be a finite number"):
+        merge(state, state, "interpolate", strength="half")
+
+
+def test_a_method_can_be_added(state, monkeypatch):
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+
+    def plan_new(old, new, *, task):
+        return [PlanRow(name, f"take {task}", tuple(t.shape), "always") for name, t in old.items()]
+
+    @merge_method("take", plan=plan_new)
+    def take(old, new, *, task):
+        return {name: new[name].clone() for name in old}
+
+    assert "take" in methods()
+    other = make_state(2)
+    assert torch.equal(merge(state, other, "take")["packed"], other["packed"])
+    assert plan(state, other, "take", task=3).counts() == {"take 3": 6, "new": 2}
+    with pytest.raises(InputError, match="already"):
+        merge_method("take", plan=plan_new)(take)

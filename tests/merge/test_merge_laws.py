@@ -1,0 +1,122 @@
+"""Laws that every registered merge method obeys; a new method joins by being registered."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from merge_cases import bits, floating, identity_like, make_curvature, make_state
+
+from asrcl.merge import merge, methods, plan
+
+VARIANTS = [
+    *((name, {}) for name in methods()),
+    ("average", {"strength": 0.3}),
+    *(("ihr", {"rescale": rescale}) for rescale in ("global", "none", "laplace")),
+    ("ihr", {"damping_kind": "absolute", "damping": 1e-3}),
+    ("ihr", {"tau": 2.0, "rest": 0.9, "layers": "enc*"}),
+]
+TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+EVERY = pytest.mark.parametrize("method, knobs", VARIANTS)
+SETTINGS = settings(max_examples=8, deadline=None)
+seeds = st.integers(0, 10_000)
+
+
+def zero_knobs(method):
+    """The knobs at which a method does nothing."""
+    return {name: 0.0 for name in ("strength", "tau", "rest") if name in methods()[method].knobs}
+
+
+@EVERY
+@SETTINGS
+@given(seed=seeds, dtype=st.sampled_from(TYPES), task=st.integers(1, 9))
+def test_merging_a_model_with_itself_changes_no_bit(method, knobs, seed, dtype, task):
+    state = make_state(seed, dtype)
+    state["encoder.bias"][0] = -0.0
+    state["packed"][0, 0] = torch.finfo(dtype).max
+    state["packed"][1, 1] = torch.finfo(dtype).smallest_normal / 4
+    merged = merge(
+        state,
+        {n: t.clone() for n, t in state.items()},
+        method,
+        curvature=make_curvature(seed),
+        task=task,
+        **knobs,
+    )
+    assert bits(merged) == bits(state)
+
+
+@EVERY
+@SETTINGS
+@given(seed=seeds, dtype=st.sampled_from(TYPES))
+def test_strength_zero_is_the_old_model_to_the_bit(method, knobs, seed, dtype):
+    old, new = make_state(seed, dtype), make_state(seed + 1, dtype)
+    old["encoder.bias"][0] = -0.0
+    merged = merge(old, new, method, curvature=make_curvature(seed), **(knobs | zero_knobs(method)))
+    assert bits(floating(merged)) == bits(floating(old))
+
+
+@EVERY
+def test_order_types_devices_and_counters_are_kept(method, knobs):
+    for dtype in TYPES:
+        old, new = make_state(1, dtype), make_state(2)
+        shuffled = dict(sorted(new.items(), reverse=True))
+        before = bits(old), bits(shuffled)
+        merged = merge(old, shuffled, method, curvature=make_curvature(), **knobs)
+        assert list(merged) == list(old)
+        assert [(t.dtype, t.shape, t.device) for t in merged.values()] == [
+            (t.dtype, t.shape, t.device) for t in old.values()
+        ]
+        assert merged["norm.num_batches_tracked"] == 2 and merged["mask"].tolist() == new["mask"].tolist()
+        assert (bits(old), bits(shuffled)) == before, "inputs are left alone"
+        theirs = {t.untyped_storage().data_ptr() for state in (old, shuffled) for t in state.values()}
+        assert not theirs & {t.untyped_storage().data_ptr() for t in merged.values()}, "no memory is shared"
+
+
+@EVERY
+@SETTINGS
+@given(seed=seeds, scale=st.sampled_from([1e-9, 1e-3, 7.0, 1e6]))
+def test_the_unit_of_the_curvature_does_not_matter(method, knobs, seed, scale):
+    if knobs.get("damping_kind") == "absolute" or knobs.get("rescale") == "none":
+        return  # both are, by definition, in the units of the curvature
+    old, new, curvature = (
+        make_state(seed, torch.float64),
+        make_state(seed + 1, torch.float64),
+        make_curvature(seed),
+    )
+    first = merge(old, new, method, curvature=curvature, **knobs)
+    second = merge(old, new, method, curvature=curvature.scale(scale), **knobs)
+    for name, tensor in floating(first).items():
+        torch.testing.assert_close(second[name], tensor, rtol=1e-9, atol=1e-9)
+
+
+@EVERY
+@SETTINGS
+@given(seed=seeds)
+def test_identity_curvature_scales_the_update(method, knobs, seed):
+    old, new = make_state(seed, torch.float64), make_state(seed + 1, torch.float64)
+    merged = merge(old, new, method, curvature=identity_like(make_curvature()), **knobs)
+    for name, tensor in floating(merged).items():
+        parts = (slice(0, 2), slice(2, 4), slice(4, 6)) if name == "packed" else (slice(None),)
+        for part in parts:
+            taken, full = ((t - old[name])[part] if t.dim() else t - old[name] for t in (tensor, new[name]))
+            ratio = (taken * full).sum() / full.square().sum()
+            torch.testing.assert_close(taken, ratio * full, rtol=1e-9, atol=1e-9)
+            assert ratio > 0
+
+
+@EVERY
+def test_a_plan_has_a_row_for_every_tensor_in_order(method, knobs):
+    old, new = make_state(1), make_state(2)
+    planned = plan(old, new, method, curvature=make_curvature(), **knobs)
+    assert [row.name for row in planned.rows] == list(old)
+    assert all(row.rule and row.why and row.shape == tuple(old[row.name].shape) for row in planned.rows)
+    assert {row.name for row in planned.rows if row.rule == "new"} == {"norm.num_batches_tracked", "mask"}
+    lines = planned.table().splitlines()
+    assert len(lines) == len(old) + 2 and lines[-1].startswith(method)
+
+
+@EVERY
+def test_gradients_do_not_flow(method, knobs):
+    old = {n: t.requires_grad_() if t.is_floating_point() else t for n, t in make_state(1).items()}
+    merged = merge(old, make_state(2), method, curvature=make_curvature(), **knobs)
+    assert not any(tensor.requires_grad for tensor in merged.values())

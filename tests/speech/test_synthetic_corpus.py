@@ -1,0 +1,192 @@
+"""Synthetic corpora on disk."""
+
+import hashlib
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+from asrcl.exceptions import InputError
+from asrcl.speech.synthetic import POOLS, Synthesizer, corpus, synthesise, vocabulary
+from asrcl.speech.synthetic.corpus import trim
+from asrcl.speech.synthetic.grammar import SHARED, _words
+
+SIZES = {"train": 12, "dev": 3, "test": 6}
+
+
+def make(folder, domain="SCO", **changes):
+    settings = {"accent": "SCO", "sizes": SIZES, "seed": 1, "folder": folder, **changes}
+    return synthesise(domain, **settings)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def read(row):
+    return soundfile.read(row["path"], start=row["start"], stop=row["end"], dtype="float32")[0]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("corpus"))
+
+
+def test_rows_describe_the_audio(rows):
+    assert set(rows[0]) == {"id", "path", "start", "end", "kind", "text", "speaker", "domain", "split"}
+    assert [row["split"] for row in rows] == ["train"] * 12 + ["dev"] * 3 + ["test"] * 6
+    assert len({row["id"] for row in rows}) == len(rows)
+    for row in rows:
+        info = soundfile.info(row["path"])
+        assert Path(row["path"]).is_absolute() and info.samplerate == 16000 and info.subtype == "PCM_16"
+        assert 0 <= row["start"] < row["end"] <= info.frames
+        assert 0.7 < (row["end"] - row["start"]) / 16000 < 5.0
+
+
+def test_utterances_are_trimmed_and_levelled(rows):
+    levels = []
+    for row in rows:
+        wave = torch.from_numpy(read(row))
+        levels.append(10 * torch.log10(wave.square().mean()).item())
+        assert wave[:600].abs().max() < 0.02 * wave.abs().max() < 0.0196
+        assert wave[-600:].abs().max() < 0.02 * wave.abs().max()
+    assert -34.0 < min(levels) < max(levels) < -19.9 and max(levels) - min(levels) > 4.0
+
+
+def test_speakers_and_sentences_of_the_splits_are_disjoint(rows):
+    for key in ("speaker", "text"):
+        seen = [{row[key] for row in rows if row["split"] == split} for split in POOLS]
+        assert len(set.union(*seen)) == sum(map(len, seen))
+
+
+def test_same_seed_same_bytes_another_seed_other_ones(rows, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2 if threads == 1 else 1)
+    try:
+        make(tmp_path / "same")
+        assert torch.get_num_threads() != threads, "the caller's setting comes back"
+    finally:
+        torch.set_num_threads(threads)
+    assert contents(tmp_path / "same") == contents(Path(rows[0]["path"]).parent.parent)
+    other = make(tmp_path / "other", seed=2)
+    assert [row["text"] for row in other] != [row["text"] for row in rows]
+
+
+def test_rerun_is_free_and_a_moved_corpus_is_still_one(tmp_path, monkeypatch):
+    first = make(tmp_path / "a", sizes={"test": 2})
+    before = contents(tmp_path / "a")
+    shutil.move(tmp_path / "a", tmp_path / "b")
+
+    def refuse() -> Synthesizer:
+        raise AssertionError("synthesised again")
+
+    monkeypatch.setattr(corpus, "Synthesizer", refuse)
+    second = make(tmp_path / "b", sizes={"test": 2, "train": 0})
+    assert contents(tmp_path / "b") == before
+    assert [Path(row["path"]).parts[-2:] for row in second] == [Path(row["path"]).parts[-2:] for row in first]
+    assert all(Path(row["path"]).exists() for row in second)
+
+
+def test_a_lost_file_is_made_again_and_other_settings_do_not_disturb(tmp_path):
+    rows = make(tmp_path, sizes={"test": 2})
+    before = contents(tmp_path)
+    make(tmp_path, sizes={"test": 2}, channel="telephone")
+    Path(rows[0]["path"]).unlink()
+    make(tmp_path, sizes={"test": 2})
+    after = contents(tmp_path)
+    assert {name: after[name] for name in before} == before and len(after) > len(before)
+
+
+def test_a_killed_run_leaves_no_manifest(tmp_path, monkeypatch):
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(corpus, "write_json", die)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, sizes={"test": 2})
+    assert not list(tmp_path.rglob("manifest.jsonl")) and not list(tmp_path.rglob("*.part"))
+    monkeypatch.undo()
+    assert len(make(tmp_path, sizes={"test": 2})) == 2
+
+
+def test_a_larger_split_begins_with_the_smaller(rows, tmp_path):
+    fewer = make(tmp_path, sizes={"test": 4})
+    larger = [row for row in rows if row["split"] == "test"][:4]
+    for few, more in zip(fewer, larger, strict=True):
+        assert (few["text"], few["speaker"], few["start"]) == (more["text"], more["speaker"], more["start"])
+        assert (read(few) == read(more)).all()
+
+
+def test_topics_off_gives_every_domain_the_same_sentences(tmp_path):
+    sizes = {"train": 6, "test": 3}
+    texts = [
+        [row["text"] for row in make(tmp_path, name, accent=name, sizes=sizes, topics=False)]
+        for name in ("US", "CAR")
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_topics_on_gives_every_domain_its_own(rows, tmp_path):
+    own = {name: vocabulary(name) - _words(SHARED) for name in ("music", "shopping")}
+    own = {"music": own["music"] - own["shopping"], "shopping": own["shopping"] - own["music"]}
+    there = {row["text"] for row in make(tmp_path, "CAR", accent="CAR", sizes={"train": 12})}
+    here = {row["text"] for row in rows}
+
+    def touched(texts: set[str], topic: str) -> int:
+        return sum(bool(own[topic] & set(text.split())) for text in texts)
+
+    assert touched(here, "music") > 5 and touched(here, "shopping") == 0
+    assert touched(there, "shopping") > 3 and touched(there, "music") == 0
+    picked = make(tmp_path, "X", topic="shopping", topic_share=1.0, sizes={"train": 4})
+    assert touched({row["text"] for row in picked}, "shopping") == 4
+
+
+def test_a_channel_changes_the_sound_only(rows, tmp_path):
+    noisy = make(tmp_path, "SCO", channel="noise", sizes={"test": 2})
+    clean = [row for row in rows if row["split"] == "test"][:2]
+    for one, other in zip(noisy, clean, strict=True):
+        assert (one["text"], one["end"] - one["start"]) == (other["text"], other["end"] - other["start"])
+    pauses = [abs(read(row)[:700]).mean() for row in (noisy[0], clean[0])]
+    assert pauses[0] > 3 * pauses[1], "the pause before the first word is no longer silent"
+
+
+def test_trim_keeps_fifty_milliseconds():
+    wave = torch.zeros(16000)
+    wave[5000:9000] = 0.5
+    assert len(trim(wave, 16000)) == 4000 + 2 * 800
+    assert torch.equal(trim(wave, 16000)[800:4800], wave[5000:9000])
+    assert len(trim(torch.zeros(100), 16000)) == 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"accent": "XX"}, "accent"),
+        ({"topic": "gossip"}, "topic"),
+        ({"channel": "radio"}, "channel"),
+        ({"sizes": {"valid": 3}}, "sizes valid"),
+        ({"sizes": {"train": -1}}, "sizes train"),
+        ({"sizes": {}}, "sizes"),
+        ({"rate": 4000}, "rate"),
+        ({"topic_share": 2.0}, "topic_share"),
+        ({"domain": "../up"}, "domain"),
+    ],
+)
+def test_refusals(tmp_path, changes, word):
+    with pytest.raises(InputError, match=word):
+        make(tmp_path, **changes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_generators_do_not_depend_on_global_seeds(tmp_path):
+    random.seed(1)
+    torch.manual_seed(1)
+    make(tmp_path / "a", sizes={"test": 2}, channel="noise")
+    random.seed(2)
+    torch.manual_seed(2)
+    make(tmp_path / "b", sizes={"test": 2}, channel="noise")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")

@@ -1,0 +1,75 @@
+"""The documented examples run, and normalisers obey their laws."""
+
+import doctest
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asrcl.exceptions import InputError
+from asrcl.speech import text as text_module
+from asrcl.speech.text import LETTERS, NORMALISERS, normalise, normaliser
+
+
+def test_documented_examples():
+    result = doctest.testmod(text_module)
+    assert result.failed == 0
+    assert result.attempted >= 6
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("Hello, World!", "hello world"),
+        ("it’s DON’T", "it's don't"),
+        ("twenty-one / forty–two", "twenty one forty two"),
+        ("３ Ｏ’ＣＬＯＣＫ", "3 o'clock"),
+        ("tab\tand\u00a0hard space\n", "tab and hard space"),
+        ("$5 & 10%", "5 10"),
+        ("rock ' roll '", "rock roll"),
+        ("", ""),
+    ],
+)
+def test_basic(raw, clean):
+    assert normalise(raw, "basic") == clean
+
+
+def test_none_changes_nothing():
+    assert normalise("  ÅB \n", "none") == "  ÅB \n"
+
+
+def test_letters_keeps_what_it_cannot_spell():
+    assert normalise("Naïve façade", "letters") == "naive facade"
+    assert normalise("42 дом", "letters") == "42 дом"
+    assert set(normalise("Café—Zoë’s", "letters")) <= set(LETTERS)
+
+
+@pytest.mark.parametrize("name", sorted(NORMALISERS))
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(raw=st.text(max_size=40))
+def test_twice_is_once(name, raw):
+    once = normalise(raw, name)
+    assert normalise(once, name) == once
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(raw=st.text(max_size=40))
+def test_basic_has_single_spaces_and_no_ends(raw):
+    clean = normalise(raw, "basic")
+    assert clean == " ".join(clean.split())
+
+
+def test_unknown_name_lists_the_known():
+    with pytest.raises(InputError, match="choose one of basic, letters, none"):
+        normalise("x", "whisper")
+
+
+def test_own_normaliser():
+    @normaliser("test-reverse")
+    def reverse(text):
+        return text[::-1]
+
+    try:
+        assert normalise("abc", "test-reverse") == "cba"
+    finally:
+        NORMALISERS.pop("test-reverse")

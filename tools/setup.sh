@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Makes .venv with the pinned packages. Safe to run again: it does nothing when .venv is up to date.
+#   tools/setup.sh            everything (recipes and tests)
+#   PYTHON=python3.12 tools/setup.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+stamp=.venv/.asrcl-setup
+want=$(cat pyproject.toml tools/constraints.txt tools/setup.sh | cksum)
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then
+    echo "setup: .venv is up to date"
+    exit 0
+fi
+"$python" -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null ||
+    { echo "setup: $python is missing or older than Python 3.11; name another one: PYTHON=python3.12 tools/setup.sh" >&2; exit 2; }
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+echo "setup: installing the packages of tools/constraints.txt into .venv (about 5 GB, 2 minutes)"
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -c tools/constraints.txt -e '.[recipes,dev]'
+echo "$want" > "$stamp"
+echo "setup: done"
