@@ -96,7 +96,9 @@ def adapt(
 def tune(
     overrides: Overrides = None,
     method: Annotated[str, typer.Option(help="a name under `methods` of the configuration")] = "ihr",
-    grid: Annotated[str, typer.Option(help="knobs and values, e.g. 'tau=1,2 damping=1,10'")] = "tau=0.5,1,2 damping=1,10",
+    grid: Annotated[
+        str, typer.Option(help="knobs and values, e.g. 'tau=1,2 damping=1,10'")
+    ] = "tau=0.5,1,2 damping=1,10",
     seeds: Seeds = "1",
 ) -> None:
     """Try knobs on the validation sets of the first adaptation."""
@@ -143,10 +145,14 @@ def decode(
     overrides: Overrides = None,
     methods: Methods = DEFAULT_METHODS,
     seeds: Seeds = "1",
-    checkpoint: Annotated[Path | None, typer.Option(help="decode this model.safetensors instead of adapted methods")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="decode this model.safetensors instead of adapted methods")
+    ] = None,
     domain: Annotated[str, typer.Option(help="with --checkpoint: which domain")] = "",
     split: Annotated[str, typer.Option(help="with --checkpoint: train, dev or test")] = "test",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="with --checkpoint: folder for hyp.trn and ref.trn")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="with --checkpoint: folder for hyp.trn and ref.trn")
+    ] = None,
 ) -> None:
     """Decode all stages of adapted methods, or one domain with one checkpoint."""
     from asrcl.speech.experiment import adapt_all, decode_checkpoint
@@ -204,7 +210,9 @@ def merge(
     new: Annotated[Path, typer.Argument(help="checkpoint after fine-tuning")],
     out: Annotated[Path, typer.Option("--out", "-o", help="merged model.safetensors")],
     method: Annotated[str, typer.Option(help="average, interpolate, ihr, ...")] = "ihr",
-    curvature: Annotated[Path | None, typer.Option(help="curvature.safetensors of the old domain at the old model")] = None,
+    curvature: Annotated[
+        Path | None, typer.Option(help="curvature.safetensors of the old domain at the old model")
+    ] = None,
     knob: Annotated[list[str] | None, typer.Option(help="a knob of the method, e.g. --knob tau=2 (repeatable)")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would happen to every tensor")] = False,
 ) -> None:

@@ -26,7 +26,9 @@ def _lock(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = open(path, "w")  # noqa: SIM115 - closed below, after the lock is given up
     except OSError as error:
-        raise InputError(f"{path.parent}: cannot write here ({error.strerror}); choose a writable exp folder") from error
+        raise InputError(
+            f"{path.parent}: cannot write here ({error.strerror}); choose a writable exp folder"
+        ) from error
     with stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield

@@ -46,6 +46,8 @@ def environment(device: str = "cpu") -> dict[str, str]:
         "python": platform.python_version(),
         **{package: _version(package) for package in PACKAGES},
         "processor": f"{_processor()} ({os.cpu_count()} cores, {torch.get_num_threads()} threads)",
-        "accelerator": torch.cuda.get_device_name() if device.startswith("cuda") and torch.cuda.is_available() else "none",
+        "accelerator": torch.cuda.get_device_name()
+        if device.startswith("cuda") and torch.cuda.is_available()
+        else "none",
         "git": commit + ("+" if commit and _git("status", "--porcelain", "--untracked-files=no") else ""),
     }

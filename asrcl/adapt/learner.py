@@ -89,7 +89,9 @@ class DomainLearner:
         }
 
         def make(folder: Path) -> None:
-            trainer = Trainer(self.model_with(parent), self.scenario.task, domain, self.train, method, self.seed, folder)
+            trainer = Trainer(
+                self.model_with(parent), self.scenario.task, domain, self.train, method, self.seed, folder
+            )
             save_state(trainer.fit(), folder / "model.safetensors")
             write_json(folder / "training.json", asdict(trainer.progress))
             for leftover in [*folder.glob("epoch*.safetensors"), folder / "progress.safetensors"]:
@@ -133,7 +135,11 @@ class DomainLearner:
 
     def evaluate(self, state: StateDict, domain: Domain, split: str = "test") -> Errors:
         """Errors on a split, item by item."""
-        key = {"model": fingerprint(state), "data": domain.fingerprint(split), "task": self.scenario.task.describe()["evaluation"]}
+        key = {
+            "model": fingerprint(state),
+            "data": domain.fingerprint(split),
+            "task": self.scenario.task.describe()["evaluation"],
+        }
 
         def make(folder: Path) -> None:
             errors = self.scenario.task.evaluate(self.model_with(state), domain, split)
@@ -147,7 +153,9 @@ class DomainLearner:
         def make_timed(folder: Path) -> None:
             started = time.perf_counter()
             make(folder)
-            write_json(folder / "cost.json", {"seconds": time.perf_counter() - started, "peak_memory_bytes": _peak_memory()})
+            write_json(
+                folder / "cost.json", {"seconds": time.perf_counter() - started, "peak_memory_bytes": _peak_memory()}
+            )
 
         entry = self.cache.entry(kind, key, make_timed)
         cost = read_json(entry / "cost.json")
@@ -178,4 +186,3 @@ def train_initial(
     save_state(state, path)
     write_json(path.with_suffix(".json"), {"seed": seed, "train": asdict(train), **learner.record, **learner.costs})
     return state
-

@@ -118,9 +118,7 @@ def _update_norm(old: StateDict, new: StateDict) -> float:
     return float(sum(squares) ** 0.5)
 
 
-def write_results(
-    learner: DomainLearner, method: str, history: list[Stage], folder: Path, command: str
-) -> RunResult:
+def write_results(learner: DomainLearner, method: str, history: list[Stage], folder: Path, command: str) -> RunResult:
     """Write the decodes of every stage and domain, and `results.json` that sums them up."""
     domains = [domain.name for domain in learner.scenario.domains]
     for number, stage in enumerate(history, 1):
@@ -157,7 +155,7 @@ def write_decode(errors: Errors, folder: Path) -> None:
     """Write `utterances.jsonl` and sclite's `ref.trn` and `hyp.trn`."""
 
     def name(item: ItemErrors) -> str:
-        """sclite takes what stands before the first hyphen for the speaker."""
+        """For sclite, which takes what stands before the first hyphen for the speaker."""
         return item.id if item.id.startswith(f"{item.group}-") else f"{item.group}-{item.id}"
 
     errors.save(folder / "utterances.jsonl")

@@ -6,7 +6,7 @@ Speech and images implement these two protocols; nothing else in the house knows
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -58,17 +58,17 @@ class Domain(Protocol):
 
 @runtime_checkable
 class Task(Protocol):
-    """The model side of the problem: how to lose and how to be judged."""
+    """The model side of the problem: how to lose and how to be judged. Its batches are those of its own domains."""
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Training loss, the mean over the batch's items; a scalar, differentiable."""
         ...
 
-    def curvature_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def curvature_loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The loss whose curvature is estimated: as `loss`, without label smoothing and augmentation."""
         ...
 
-    def padding(self, model: nn.Module, batch: Batch) -> Sequence[Tensor]:
+    def padding(self, model: nn.Module, batch: Any) -> Sequence[Tensor]:
         """Masks `[items, positions]`, True at real positions, one for each padded axis that the layers of `model` see."""
         ...
 
@@ -76,6 +76,6 @@ class Task(Protocol):
         """Errors of the model on a split, counted item by item."""
         ...
 
-    def describe(self) -> dict[str, object]:
+    def describe(self) -> dict[str, Any]:
         """What changes a gradient, under `loss`, and what changes a score, under `evaluation`; JSON values, for cache keys."""
         ...

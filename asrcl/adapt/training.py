@@ -100,7 +100,7 @@ def seed_everything(*numbers: int) -> int:
     """Seed Python, numpy and torch from a few numbers; returns the seed."""
     seed = int(np.random.SeedSequence([abs(number) for number in numbers]).generate_state(1)[0])
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - libraries draw from the global generator
+    np.random.seed(seed)
     torch.manual_seed(seed)
     return seed
 

@@ -20,7 +20,9 @@ def grid(choices: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
 
 
-def tune(learner: DomainLearner, name: str, options: dict[str, Any], choices: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+def tune(
+    learner: DomainLearner, name: str, options: dict[str, Any], choices: Mapping[str, Sequence[Any]]
+) -> list[dict[str, Any]]:
     """Dev error rates after the first adaptation, for every combination of knobs.
 
     Args:

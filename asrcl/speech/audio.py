@@ -40,9 +40,7 @@ def audio_info(path: str | os.PathLike[str]) -> AudioInfo:
     try:
         info = soundfile.info(str(path))
     except (soundfile.SoundFileError, RuntimeError) as error:
-        raise InputError(
-            f"{path}: not readable as audio ({_reason(error)}); convert it to WAV or FLAC"
-        ) from error
+        raise InputError(f"{path}: not readable as audio ({_reason(error)}); convert it to WAV or FLAC") from error
     return AudioInfo(info.samplerate, info.frames, info.channels)
 
 
@@ -70,13 +68,9 @@ def read_audio(
     try:
         samples, _ = soundfile.read(str(path), start=start, stop=stop, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError) as error:
-        raise InputError(
-            f"{path}: cannot be decoded ({_reason(error)}); fetch or convert the file again"
-        ) from error
+        raise InputError(f"{path}: cannot be decoded ({_reason(error)}); fetch or convert the file again") from error
     if len(samples) < stop - start:
-        raise InputError(
-            f"{path}: the audio stops after {start + len(samples)} of {stop} samples; fetch it again"
-        )
+        raise InputError(f"{path}: the audio stops after {start + len(samples)} of {stop} samples; fetch it again")
     mono = torch.from_numpy(_one_channel(path, samples, channel))
     if not bool(torch.isfinite(mono).all()):
         raise InputError(f"{path}: holds samples that are not finite numbers; write the file again")
@@ -108,17 +102,11 @@ def open_cepstra(path: str) -> np.ndarray:
     try:
         table = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
-        raise InputError(
-            f"{path}: no such feature file; correct the path or fetch the corpus again"
-        ) from error
+        raise InputError(f"{path}: no such feature file; correct the path or fetch the corpus again") from error
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(
-            f"{path}: not a plain npy array ({_reason(error)}); write it with numpy.save"
-        ) from error
+        raise InputError(f"{path}: not a plain npy array ({_reason(error)}); write it with numpy.save") from error
     if not isinstance(table, np.ndarray) or table.ndim != 2:
-        raise InputError(
-            f"{path}: cepstra must be one array [frames, coefficients]; write it with numpy.save"
-        )
+        raise InputError(f"{path}: cepstra must be one array [frames, coefficients]; write it with numpy.save")
     return table
 
 
@@ -145,14 +133,10 @@ def _one_channel(path: str | os.PathLike[str], samples: np.ndarray, channel: Cha
     if channel == "mean":
         return samples.mean(axis=1)
     if channel is None and count > 1:
-        raise InputError(
-            f'{path}: has {count} channels; choose one with channel=0 ... {count - 1}, or channel="mean"'
-        )
+        raise InputError(f'{path}: has {count} channels; choose one with channel=0 ... {count - 1}, or channel="mean"')
     index = 0 if channel is None else channel
     if not 0 <= index < count:
-        raise InputError(
-            f'{path}: has no channel {index}, only 0 to {count - 1}; use one of these or channel="mean"'
-        )
+        raise InputError(f'{path}: has no channel {index}, only 0 to {count - 1}; use one of these or channel="mean"')
     return np.ascontiguousarray(samples[:, index])
 
 

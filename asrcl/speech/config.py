@@ -66,7 +66,9 @@ class Config:
         name = ".".join(path)
         known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
         if unknown := set(values) - known:
-            raise InputError(f"{name}: unknown settings {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
+            raise InputError(
+                f"{name}: unknown settings {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}"
+            )
         return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
@@ -86,6 +88,8 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
         plain = OmegaConf.to_container(tree, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"configuration: {reason[:300]}; see the folder {config_folder()} for what can be set") from error
+        raise InputError(
+            f"configuration: {reason[:300]}; see the folder {config_folder()} for what can be set"
+        ) from error
     assert isinstance(plain, dict)
     return Config({str(key): value for key, value in plain.items()}, tuple(overrides))

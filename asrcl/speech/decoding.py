@@ -35,7 +35,9 @@ class DecodeConfig:
 
 def _joint_beam_searcher(model: ConformerASR, config: DecodeConfig) -> nn.Module:
     if model.attention_head is None:
-        raise InputError("decode.kind=joint_beam needs an attention decoder; this model is CTC-only, use decode.kind=ctc_greedy")
+        raise InputError(
+            "decode.kind=joint_beam needs an attention decoder; this model is CTC-only, use decode.kind=ctc_greedy"
+        )
     scorer = None
     if config.ctc_weight > 0:
         ctc = CTCScorer(ctc_fc=model.ctc_head, blank_index=BLANK, eos_index=EOS)

@@ -144,4 +144,3 @@ class SpeechDomain:
             pad(tokens, batch_first=True),
             torch.tensor([len(row["tokens"]) for row in rows]),
         )
-

@@ -164,7 +164,9 @@ def adapt_all(
         list(pool.map(partial(_adapt_job, threads), runs))
 
 
-def tune_method(config: Config, method: str, choices: dict[str, list[Any]], seeds: Sequence[int]) -> list[dict[str, Any]]:
+def tune_method(
+    config: Config, method: str, choices: dict[str, list[Any]], seeds: Sequence[int]
+) -> list[dict[str, Any]]:
     """Dev error rates of all knob settings after the first adaptation, averaged over seeds; written to `<home>/tuning`.
 
     Raises:
@@ -204,6 +206,8 @@ def decode_checkpoint(config: Config, checkpoint: Path, domain: str, split: str 
     found = {name: tuple(value.shape) for name, value in state.items()}
     if wanted != found:
         differing = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
-        raise InputError(f"{checkpoint}: not a checkpoint of this model ({len(differing)} tensors differ, e.g. {differing[0]})")
+        raise InputError(
+            f"{checkpoint}: not a checkpoint of this model ({len(differing)} tensors differ, e.g. {differing[0]})"
+        )
     model.load_state_dict(state)
     return scenario.task.evaluate(model.to(config.device), chosen[0], split)

@@ -76,8 +76,8 @@ def log_mel(wave: Tensor, rate: int, bins: int) -> Tensor:
 @cache
 def _an4_filters() -> Tensor:
     """The 40 triangular filters of the AN4 front end `[257, 40]`, each of unit area in Hz."""
-    mel = 2595 * np.log10(1 + np.array([130.0, 6800.0]) / 700)
-    corners = 700 * (10 ** (np.linspace(*mel, 42) / 2595) - 1)
+    lowest, highest = 2595 * np.log10(1 + np.array([130.0, 6800.0]) / 700)
+    corners = 700 * (10 ** (np.linspace(lowest, highest, 42) / 2595) - 1)
     corners = np.round(corners / (16000 / 512)) * (16000 / 512)
     frequency = np.arange(257)[:, None] * (16000 / 512)
     low, centre, high = corners[:-2], corners[1:-1], corners[2:]
@@ -204,7 +204,7 @@ def build_features(
     """Compute the features of a corpus, or reuse them when `folder` already holds the same ones.
 
     Args:
-        corpus: columns as `asrcl.speech.corpora.COLUMNS`.
+        corpus: columns as `asrcl.speech.corpora.columns`.
         config: how to compute them.
         folder: where they go.
         progress: wraps the list of rows, e.g. in a progress bar.

@@ -32,6 +32,7 @@ class FrameStacking(nn.Module):
         self.output_size = features * factor
 
     def forward(self, features: Tensor) -> Tensor:
+        """Frames for the encoder."""
         padding = -features.shape[1] % self.factor
         features = nn.functional.pad(features, (0, 0, 0, padding))
         return features.reshape(features.shape[0], -1, self.output_size)
@@ -56,6 +57,7 @@ class ConvolutionalSubsampling(nn.Module):
         return (size - 1) // 2
 
     def forward(self, features: Tensor) -> Tensor:
+        """Frames for the encoder."""
         short = max(0, 7 - features.shape[1])  # two kernels of 3 at stride 2 need 7 frames
         maps = self.convolutions(nn.functional.pad(features, (0, 0, 0, short))[:, None])
         return maps.transpose(1, 2).flatten(2)
@@ -159,7 +161,9 @@ class ConformerASR(nn.Module):
         hidden, _ = self.transformer.decode(prefix, states, lengths)
         return self.attention_head(hidden)
 
-    def forward(self, features: Tensor, lengths: Tensor, prefix: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(
+        self, features: Tensor, lengths: Tensor, prefix: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """CTC logits `[B, S, V]`, their lengths `[B]`, and attention logits `[B, L, V]` (None without a prefix or a decoder)."""
         states, frame_lengths = self.encode(features, lengths)
         logits = None

@@ -39,7 +39,9 @@ def prepare_data(config: Config, only: Iterable[str] | None = None) -> None:
     torch.set_num_threads(1)  # an utterance is too small to share out: two threads take longer than one
     wanted = list(only or domain_names(config))
     if unknown := set(wanted) - set(domain_names(config)):
-        raise InputError(f"domain {', '.join(sorted(unknown))}: not in this scenario; it has {', '.join(domain_names(config))}")
+        raise InputError(
+            f"domain {', '.join(sorted(unknown))}: not in this scenario; it has {', '.join(domain_names(config))}"
+        )
     for domain in config.tree["scenario"]["domains"]:
         if domain["name"] in wanted:
             _prepare_domain(config, domain)
@@ -83,7 +85,9 @@ def _load_part(config: Config, name: str, options: dict[str, Any], audio_folder:
         return to_dataset(Utterance(**row) for row in rows)
     for key in ("folder", "audio_dir"):
         if options.get(key, "") is None or "None" in str(options.get(key, "")).split("/"):
-            raise InputError(f"domain {name}: its recordings are not here; name their folder with data_dir=FOLDER (--data-dir)")
+            raise InputError(
+                f"domain {name}: its recordings are not here; name their folder with data_dir=FOLDER (--data-dir)"
+            )
     if "audio_dir" in options:
         options["audio_dir"] = str(audio_folder)
     if kind != "commonvoice":  # its accents are its domains

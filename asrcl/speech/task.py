@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from speechbrain.augment.freq_domain import SpectrogramDrop, Warping
@@ -121,7 +122,9 @@ class RecognitionTask:
         assert isinstance(model, ConformerASR)
         device = next(model.parameters()).device
         model.eval()
-        references, hypotheses, speakers = {}, {}, {}
+        references: dict[str, str] = {}
+        hypotheses: dict[str, str] = {}
+        speakers: dict[str, str] = {}
         for batch in domain.batches(split, shuffle=False, seed=0):
             assert isinstance(batch, SpeechBatch)
             tokens = decode(model, batch.to(device), self.decoding)
@@ -130,7 +133,7 @@ class RecognitionTask:
             speakers.update(zip(batch.ids, batch.speakers, strict=True))
         return count_errors(references, hypotheses, speakers)
 
-    def describe(self) -> dict[str, object]:
+    def describe(self) -> dict[str, Any]:
         """Everything that changes a gradient (`loss`) or a score (`evaluation`)."""
         loss = {
             "task": "recognition",
