@@ -73,11 +73,9 @@ def prepare(
 @app.command()
 def train(overrides: Overrides = None, seeds: Seeds = "1") -> None:
     """Train the initial model on the first domain."""
-    from asrcl.speech import experiment
+    from asrcl.speech.experiment import train_all
 
-    config = _config(overrides)
-    for seed in _numbers(seeds):
-        experiment.train(config, seed)
+    train_all(_config(overrides), _numbers(seeds))
 
 
 @app.command()
@@ -239,7 +237,7 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        typer.echo(f"asrcl: {error}", err=True)
+        typer.echo(f"asrcl: {' '.join(str(error).split())}", err=True)
         sys.exit(2)
 
 

@@ -11,7 +11,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,24 +34,24 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _make(final: Path, key: dict[str, Any], make: Callable[[Path], None], write: bool = True) -> None:
-    work = final.with_suffix(".work")
-    work.mkdir(parents=True, exist_ok=True)
-    make(work)
-    if write:
-        write_json(work / "key.json", key)
-        os.replace(work, final)
-
-
 def _make_together(processes: Processes, final: Path, key: dict[str, Any], make: Callable[[Path], None]) -> None:
-    missing = not final.is_dir()
-    processes.barrier()  # all have looked before the first one renames
-    if missing:
-        _make(final, key, make, write=False)
+    """Make an entry that is not there; one process, or several of which the first decides, locks and finishes."""
+    with _lock(final.with_suffix(".lock")) if processes.rank == 0 else nullcontext():
+        if processes.agree(not final.is_dir()):
+            work = final.with_suffix(".work")
+            work.mkdir(parents=True, exist_ok=True)
+            make(work)
+            processes.barrier()
+            if processes.rank == 0:
+                _finish(work, final, key)
         processes.barrier()
-        if processes.rank == 0:
-            _make(final, key, lambda work: None)
-    processes.barrier()
+
+
+def _finish(work: Path, final: Path, key: dict[str, Any]) -> None:
+    for torn in work.glob(".*.part"):  # left by writes that were killed
+        torn.unlink(missing_ok=True)
+    write_json(work / "key.json", key)
+    os.replace(work, final)
 
 
 class Cache:
@@ -74,12 +74,8 @@ class Cache:
         """
         final = self.root / kind / hash_json(key)
         processes = Processes()
-        if processes.count > 1:
+        if processes.agree(not final.is_dir()):
             _make_together(processes, final, key, make)
-        elif not final.is_dir():
-            with _lock(final.with_suffix(".lock")):
-                if not final.is_dir():
-                    _make(final, key, make)
         return final
 
 

@@ -16,13 +16,16 @@ from asrcl.adapt.protocols import Batch
 class Processes:
     """Rank, number of processes and what they do together.
 
-    `torchrun` sets WORLD_SIZE; the process group is started at first use, with NCCL on GPUs and Gloo on CPUs.
+    `torchrun` sets WORLD_SIZE; the process group is started at first use: gradients on GPUs travel by NCCL, everything on CPUs by
+    Gloo. Each process takes the GPU of its LOCAL_RANK.
     """
 
     def __init__(self) -> None:
         self.count = int(os.environ.get("WORLD_SIZE", "1"))
         if self.count > 1 and not distributed.is_initialized():
-            distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            if torch.cuda.is_available():
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+            distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         self.rank = distributed.get_rank() if self.count > 1 else 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -32,20 +35,36 @@ class Processes:
         devices = [next(model.parameters()).device] if next(model.parameters()).is_cuda else None
         return DistributedDataParallel(model, device_ids=devices)
 
-    def share(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """This process's batches: every n-th."""
-        return islice(iter(batches), self.rank, None, self.count)
+    def share(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, float, int]]:
+        """This process's batches: one of every block of as many as there are processes, with its weight and the block's items.
+
+        All processes take equally many, since they exchange gradients after each. Where the last block is short, the weights make
+        the mean over processes the mean over the block: those without a batch get another's with weight 0.
+        """
+        iterator = iter(batches)
+        while block := list(islice(iterator, self.count)):
+            items = sum(len(batch) for batch in block)
+            if self.rank < len(block):
+                yield block[self.rank], self.count / len(block), items
+            else:
+                yield block[0], 0.0, items
 
     def mean(self, total: float, count: float) -> float:
         """Sum of `total` over processes divided by the sum of `count`."""
         if self.count == 1:
             return total / max(count, 1)
         sums = torch.tensor([total, count], dtype=torch.float64)
-        sums = sums.cuda() if torch.cuda.is_available() else sums
         distributed.all_reduce(sums)
         return float(sums[0] / sums[1].clamp(min=1))
 
+    def agree(self, choice: bool) -> bool:
+        """The choice of the first process."""
+        if self.count == 1:
+            return choice
+        chosen = torch.tensor(int(choice))
+        distributed.broadcast(chosen, 0)
+        return bool(chosen)
+
     def barrier(self) -> None:
         """Wait for all processes."""
-        if self.count > 1:
-            distributed.barrier()
+        self.mean(0.0, 0.0)  # a reduction on the CPU: NCCL's own barrier would want a GPU for each process

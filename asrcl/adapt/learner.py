@@ -86,6 +86,7 @@ class DomainLearner:
             "train": asdict(self.train),
             "method": method.training_key(),
             "seed": self.seed,
+            **self._model_key(),
         }
 
         def make(folder: Path) -> None:
@@ -94,7 +95,8 @@ class DomainLearner:
             )
             save_state(trainer.fit(), folder / "model.safetensors")
             write_json(folder / "training.json", asdict(trainer.progress))
-            for leftover in [*folder.glob("epoch*.safetensors"), folder / "progress.safetensors"]:
+            # Progress first: a run killed in between must not look for epochs that are gone.
+            for leftover in [folder / "progress.safetensors", *folder.glob("epoch*.safetensors")]:
                 leftover.unlink(missing_ok=True)
 
         entry = self._timed("train", key, make)
@@ -110,6 +112,7 @@ class DomainLearner:
             "loss": self.scenario.task.describe()["loss"],
             "structure": structure,
             "curvature": asdict(self.curvature),
+            **self._model_key(),
         }
         entry = self._timed("curvature", key, lambda folder: self._estimate(state, domain, structure, folder))
         return Curvature.load(entry / "curvature.safetensors")
@@ -139,6 +142,7 @@ class DomainLearner:
             "model": fingerprint(state),
             "data": domain.fingerprint(split),
             "task": self.scenario.task.describe()["evaluation"],
+            **self._model_key(),
         }
 
         def make(folder: Path) -> None:
@@ -146,6 +150,9 @@ class DomainLearner:
             errors.save(folder / "errors.jsonl")
 
         return Errors.load(self._timed("errors", key, make) / "errors.jsonl")
+
+    def _model_key(self) -> dict[str, Any]:
+        return {"model_config": self.scenario.model_config} if self.scenario.model_config else {}
 
     def _timed(self, kind: str, key: dict[str, Any], make: Callable[[Path], None]) -> Path:
         """A cache entry; what it took to make is added to the costs, also when it was made earlier."""

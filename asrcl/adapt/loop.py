@@ -80,7 +80,7 @@ def run_stages(learner: DomainLearner, method: Method, split: str | None, count:
         learner.stage, learner.record, learner.costs = number, {}, {}
         models = _next_models(learner, method, models)
         errors: list[Errors | None] = [None] * len(domains)
-        if split and (number in (1, len(scenario.domains)) or not method.last_only):
+        if split and (number in (1, len(domains)) or not method.last_only):
             errors = [learner.evaluate(models[n], seen, split) for n, seen in enumerate(domains)]
         logger.info("%s seed %d stage %d (%s): %s", method.name, learner.seed, number, domain.name, _rates(errors))
         yield Stage(models, errors, learner.record, learner.costs)

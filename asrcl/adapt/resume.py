@@ -35,7 +35,7 @@ def load_progress(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     slots: dict[int, dict[str, torch.Tensor]] = {}
     try:
         with safe_open(str(path), framework="pt") as file:
-            numbers = json.loads(file.metadata()["numbers"])
+            numbers = json.loads((file.metadata() or {})["numbers"])
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 kind, _, rest = name.partition(".")
                 if kind == "model":

@@ -25,6 +25,8 @@ class Scenario:
         build_model: makes the model with fresh weights.
         initial: weights of the initial model, trained on the first domain.
         config: everything the user chose, for the result file.
+        model_config: what the model does beyond its weights' names, shapes and values (dropout, heads, activation), as JSON
+            values for cache keys; may stay empty where `build_model` never changes.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Scenario:
     build_model: Callable[[], nn.Module]
     initial: StateDict | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    model_config: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [domain.name for domain in self.domains]

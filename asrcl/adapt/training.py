@@ -1,13 +1,12 @@
 """Fine-tuning on one domain: the only training loop in the house.
 
-One process, or several under `torchrun` (each takes every n-th batch; gradients are averaged). All randomness of an epoch comes
-from the seed and the epoch's number, and the whole state is written after every epoch, so a killed run ends with the same weights
-as one that was left alone.
+One process, or several under `torchrun` (n batches, one each, make a step; gradients are averaged). All randomness of an epoch
+comes from the seed and the epoch's number, and the whole state is written after every epoch, so a killed run ends with the same
+weights as one that was left alone.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import random
@@ -15,13 +14,11 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
 from torch import nn
-from torch.distributed.algorithms.join import Join
-from torch.nn.parallel import DistributedDataParallel
 
 from asrcl.adapt.distributed import Processes
 from asrcl.adapt.protocols import Batch, Domain, StateDict, Task
@@ -31,6 +28,12 @@ from asrcl.exceptions import InputError
 from asrcl.methods import Method
 
 logger = logging.getLogger(__name__)
+
+CHOICES: Final = {
+    "optimizer": ("adam", "adamw"),
+    "schedule": ("constant", "one_cycle", "noam"),
+    "precision": ("fp32", "bf16"),
+}
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,13 @@ class TrainConfig:
             raise InputError("train: epochs, accumulate and average_best must be at least 1")
         if self.learning_rate <= 0:
             raise InputError(f"train.learning_rate={self.learning_rate}: must be positive")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise InputError(f"train.{name}={getattr(self, name)}: choose from {', '.join(known)}")
+        if self.schedule == "one_cycle" and not 0 <= self.warmup < 1:
+            raise InputError(f"train.warmup={self.warmup}: a share of the run for one_cycle, at least 0 and below 1")
+        if self.schedule == "noam" and self.warmup < 1:
+            raise InputError(f"train.warmup={self.warmup}: a number of steps for noam, at least 1")
 
 
 @dataclass
@@ -144,8 +154,11 @@ class Trainer:
         """Train all epochs and return the averaged weights.
 
         Raises:
-            InputError: the loss is not finite, naming epoch and step; finished epochs are kept.
+            InputError: the loss is not finite, naming epoch and step; finished epochs are kept. Or a split is empty.
         """
+        for split in ("train", "dev"):
+            if not self.domain.size(split):
+                raise InputError(f"{self.domain.name}: no {split} items; training needs both a train and a dev split")
         self._resume()
         writer = self._tensorboard()
         while self.progress.epoch < self.config.epochs:
@@ -159,6 +172,7 @@ class Trainer:
         if writer:
             writer.close()
         states = [load_state(self._epoch_file(epoch)) for epoch in self.progress.best(self.config.average_best)]
+        self.processes.barrier()  # the caller may now remove the files
         return average_states(states)
 
     def _epoch_file(self, epoch: int) -> Path:
@@ -185,32 +199,37 @@ class Trainer:
         seed = seed_everything(self.seed, self.progress.epoch)
         self.parallel.train()
         self.optimizer.zero_grad(set_to_none=True)
-        total = seen = 0.0
+        total = own = seen = 0.0
         batches = self.processes.share(self.domain.batches("train", shuffle=True, seed=seed))
-        size = self.domain.size("train") / self.processes.count
+        size = self.domain.size("train")
         pending = 0
-        with self._uneven():
-            for batch in self._progress_bar(batches):
-                loss = self._backward(batch.to(self.device))
-                total, seen, pending = total + loss * len(batch), seen + len(batch), pending + 1
-                if pending == self.config.accumulate:
-                    self._step((self.progress.epoch + min(seen / size, 1.0)) / self.config.epochs)
-                    pending = 0
-            if pending:
-                self._step((self.progress.epoch + 1) / self.config.epochs)
-        return self.processes.mean(total, seen)
+        for batch, weight, items in self._progress_bar(batches):
+            loss = self._backward(batch.to(self.device), weight)
+            if weight:
+                total, own = total + loss * len(batch), own + len(batch)
+            seen, pending = seen + items, pending + 1
+            if pending == self.config.accumulate:
+                self._step((self.progress.epoch + min(seen / size, 1.0)) / self.config.epochs)
+                pending = 0
+        if pending:
+            self._step((self.progress.epoch + 1) / self.config.epochs)
+        return self.processes.mean(total, own)
 
-    def _backward(self, batch: Batch) -> float:
+    def _backward(self, batch: Batch, weight: float) -> float:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             loss = self.task.loss(self.parallel, batch)
         penalty = self.method.penalty(self.model, batch)
-        value = loss.item()
+        value = self._finite(loss.item(), "loss")
+        loss = loss * weight
+        ((loss if penalty is None else loss + penalty) / self.config.accumulate).backward()
+        return value
+
+    def _finite(self, value: float, what: str) -> float:
         if not math.isfinite(value):
             raise InputError(
-                f"{self.domain.name}: loss is {value} in epoch {self.progress.epoch + 1} after {self.progress.steps} steps; "
+                f"{self.domain.name}: {what} is {value} in epoch {self.progress.epoch + 1} after {self.progress.steps} steps; "
                 f"lower train.learning_rate ({self.config.learning_rate}) or check the data; {self.folder} keeps earlier epochs"
             )
-        ((loss if penalty is None else loss + penalty) / self.config.accumulate).backward()
         return value
 
     def _step(self, done: float) -> None:
@@ -227,16 +246,13 @@ class Trainer:
     def _dev_loss(self) -> float:
         self.model.eval()
         total = items = 0.0
-        for batch in self.domain.batches("dev", shuffle=False, seed=0):
-            total += self.task.loss(self.model, batch.to(self.device)).item() * len(batch)
-            items += len(batch)
-        return total / items
+        for batch, weight, _ in self.processes.share(self.domain.batches("dev", shuffle=False, seed=0)):
+            if weight:
+                total += self.task.loss(self.model, batch.to(self.device)).item() * len(batch)
+                items += len(batch)
+        return self._finite(self.processes.mean(total, items), "dev loss")
 
-    def _uneven(self) -> contextlib.AbstractContextManager[Any]:
-        """Processes may run out of batches at different times."""
-        return Join([self.parallel]) if isinstance(self.parallel, DistributedDataParallel) else contextlib.nullcontext()
-
-    def _progress_bar(self, batches: Iterable[Batch]) -> Iterable[Batch]:
+    def _progress_bar(self, batches: Iterable[tuple[Batch, float, int]]) -> Iterable[tuple[Batch, float, int]]:
         """A bar on a terminal, nothing in a log file."""
         from tqdm import tqdm
 

@@ -32,7 +32,8 @@ def tune(
         choices: values to try for each knob; they override `options`.
 
     Returns:
-        One row per setting, best first: the knobs, `old` and `new` (dev error rate in percent on the first and second domain), `average`.
+        One row per setting, best first: the knobs, `old` and `new` (dev error rates in percent on the first and the second
+        domain), and their mean, `average`.
 
     Raises:
         InputError: a scenario of one domain.

@@ -9,6 +9,7 @@ For the first domain, on which the initial model was trained, `end_domain` alone
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -103,7 +104,10 @@ def build_method(name: str, **options: Any) -> Method:
     """
     if name not in _METHODS:
         raise InputError(f"method {name}: unknown; choose from {', '.join(method_names())}")
+    known = inspect.signature(_METHODS[name]).parameters
+    if unknown := sorted(set(options) - set(known)):
+        raise InputError(f"method {name}: no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
     try:
         return _METHODS[name](**options)
     except TypeError as error:
-        raise InputError(f"method {name}: {error}; see conf/method/{name}.yaml for its options") from error
+        raise InputError(f"method {name}: {error}; look at the types of its options") from error

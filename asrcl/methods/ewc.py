@@ -54,6 +54,8 @@ class ElasticWeightConsolidation(Method):
         return 0.5 * self.strength * torch.stack(terms).sum()
 
     def end_domain(self, learner: Learner, domain: Any, old: StateDict | None, new: StateDict) -> StateDict:
+        if old is None:  # a new run
+            self._fisher, self._anchor, self._history = {}, {}, []
         if not learner.last:
             curvature = learner.estimate_curvature(new, domain, "diagonal")
             self._history.append(str(curvature.metadata["model_hash"]) + str(curvature.metadata.get("data_hash", "")))

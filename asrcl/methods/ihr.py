@@ -49,5 +49,6 @@ class InverseHessianRegularization(Method):
             new = merge(old, new, "ihr", curvature=curvature, task=learner.stage, **self.knobs)
         if not learner.last:
             term = learner.estimate_curvature(new, domain, "kron")
-            self._terms = [*self._terms, term] if self.curvature == "sum" else [term]
+            earlier = self._terms if self.curvature == "sum" and old is not None else []
+            self._terms = [*earlier, term]
         return new

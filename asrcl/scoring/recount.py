@@ -11,7 +11,9 @@ from asrcl.scoring.transcripts import score_files
 
 
 def recount(folder: Path) -> str:
-    """Count the errors of every `hyp.trn` against its `ref.trn` below a folder; returns the table of results and a line of proof.
+    """Count the errors of every `hyp.trn` below a folder against its `ref.trn`.
+
+    Returns the table of results and a line that says how many decodes were counted.
 
     Raises:
         InputError: there are no results, or a count differs from its `results.json`.
@@ -20,7 +22,8 @@ def recount(folder: Path) -> str:
     if not runs:
         raise InputError(f"{folder}: no results.json below it; run the decode stage (asrcl decode) first")
     counted = sum(_recount_run(run) for run in runs)
-    return f"{terminal_table(runs)}\nrecounted {counted} decodes of {len(runs)} runs: every count agrees with its results.json"
+    proof = f"recounted {counted} decodes of {len(runs)} runs: every count agrees with its results.json"
+    return f"{terminal_table(runs)}\n{proof}"
 
 
 def _recount_run(run: RunResult) -> int:
@@ -33,8 +36,6 @@ def _recount_run(run: RunResult) -> int:
             total = score_files(folder / "ref.trn", folder / "hyp.trn").total
             if total != run.errors[stage][domain]:
                 stored = run.errors[stage][domain]
-                raise InputError(
-                    f"{folder}: {total} errors here, {stored} in results.json; run the decode stage again"
-                )
+                raise InputError(f"{folder}: {total} errors here, {stored} in results.json; run the decode stage again")
             decodes += 1
     return decodes

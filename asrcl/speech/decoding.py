@@ -32,6 +32,13 @@ class DecodeConfig:
     ctc_weight: float = 0.3
     max_ratio: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.beam < 1 or not 0 <= self.ctc_weight <= 1 or self.max_ratio <= 0:
+            raise InputError(
+                f"decode: beam ({self.beam}) must be at least 1, ctc_weight ({self.ctc_weight}) from 0 to 1, "
+                f"max_ratio ({self.max_ratio}) positive"
+            )
+
 
 def _joint_beam_searcher(model: ConformerASR, config: DecodeConfig) -> nn.Module:
     if model.attention_head is None:

@@ -62,16 +62,22 @@ class SpeechBatch:
             )
 
 
-def bucket(lengths: Sequence[int], max_frames: int, max_items: int) -> list[list[int]]:
+def bucket(
+    lengths: Sequence[int], max_frames: int, max_items: int, generator: random.Random | None = None
+) -> list[list[int]]:
     """Group utterances of similar length: each group's padded size is at most `max_frames` frames and `max_items` items.
 
-    Returns lists of positions into `lengths`; an utterance longer than `max_frames` gets a group of its own.
+    Returns lists of positions into `lengths`; an utterance longer than `max_frames` gets a group of its own. A generator varies
+    the order of lengths by up to 15 %, so that groups differ from call to call.
     """
+    order = [length * generator.uniform(0.85, 1.15) if generator else length for length in lengths]
     groups: list[list[int]] = []
-    for position in sorted(range(len(lengths)), key=lengths.__getitem__):
-        full = not groups or len(groups[-1]) >= max_items or lengths[position] * (len(groups[-1]) + 1) > max_frames
-        if full:
+    longest = 0
+    for position in sorted(range(len(lengths)), key=order.__getitem__):
+        longest = max(longest, lengths[position])
+        if not groups or len(groups[-1]) >= max_items or longest * (len(groups[-1]) + 1) > max_frames:
             groups.append([])
+            longest = lengths[position]
         groups[-1].append(position)
     return groups
 
@@ -120,13 +126,17 @@ class SpeechDomain:
         return hash_json(parts)
 
     def batches(self, split: str, *, shuffle: bool, seed: int) -> Iterable[SpeechBatch]:
-        """Batches of utterances of similar length; shuffling draws new groups and a new order from `seed`."""
+        """Batches of utterances of similar length; shuffling draws new groups and a new order from `seed`.
+
+        Raises:
+            InputError: there is no such split.
+        """
         rows = self.rows(split)
-        lengths = [row["frames"] for row in rows]
+        if not rows:
+            raise InputError(f"domain {self.name}: no split {split}; choose train, dev or test")
         generator = random.Random(seed)
-        if shuffle:
-            lengths = [round(length * generator.uniform(0.85, 1.15)) for length in lengths]
-        groups = bucket(lengths, self.max_frames, self.max_items)
+        lengths = [row["frames"] for row in rows]
+        groups = bucket(lengths, self.max_frames, self.max_items, generator if shuffle else None)
         if shuffle:
             generator.shuffle(groups)
         for group in groups:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from asrcl.adapt import (
     train_initial,
     tune,
 )
+from asrcl.adapt.distributed import Processes
 from asrcl.exceptions import InputError
 from asrcl.files import write_json
 from asrcl.methods import build_method
@@ -69,14 +71,28 @@ def build_scenario(config: Config, seed: int | None = None) -> Scenario:
         InputError: an earlier stage has not run.
     """
     task = build_task(config)
+    initial = load_state(initial_path(config, seed)) if seed is not None else None
+    if initial is not None:
+        _check_fits(build_model(config, len(task.tokenizer)), initial, initial_path(config, seed or 0))
     return Scenario(
         config.tree["scenario"]["name"],
         load_domains(config),
         task,
         lambda: build_model(config, len(task.tokenizer)),
-        load_state(initial_path(config, seed)) if seed is not None else None,
+        initial,
         {**config.tree, "overrides": list(config.overrides)},
+        dict(config.tree["model"]),
     )
+
+
+def _check_fits(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    if differing := [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]:
+        raise InputError(
+            f"{path}: not a checkpoint of this model ({len(differing)} tensors differ, e.g. {differing[0]}); "
+            "give the model settings it was trained with, or run the train stage (asrcl train) again"
+        )
 
 
 def initial_path(config: Config, seed: int) -> Path:
@@ -126,6 +142,19 @@ def adapt(config: Config, method: str, seed: int, command: str = "", decode: boo
         adapt_domains(learner, build_method(name, **options), folder)
 
 
+def import_plugins(config: Config) -> None:
+    """Import the modules listed under `imports`, which may register methods of the user's own.
+
+    Raises:
+        InputError: a module that cannot be imported.
+    """
+    for module in config.tree["imports"]:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise InputError(f"imports: cannot import {module} ({error}); is it on PYTHONPATH?") from error
+
+
 def _method_options(config: Config, method: str) -> tuple[str, dict[str, Any]]:
     known = config.tree["methods"]
     if method not in known:
@@ -134,11 +163,31 @@ def _method_options(config: Config, method: str) -> tuple[str, dict[str, Any]]:
     return options.pop("name"), options
 
 
-def _adapt_job(threads: int, run: tuple[Config, str, int, str, bool]) -> None:
+def _job(threads: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("speechbrain").setLevel(logging.WARNING)
     torch.set_num_threads(threads)
-    adapt(*run)
+    import_plugins(arguments[0])
+    return function(*arguments)
+
+
+def _in_jobs(config: Config, function: Callable[..., Any], runs: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Call `function` for each tuple of arguments, the configuration first, `launcher.jobs` at a time, a process for each."""
+    if not runs:
+        raise InputError("nothing to do: name at least one method (--methods) and one seed (--seeds)")
+    # Processes of one torchrun share the work of each run, so they must all take the runs in the same order.
+    jobs = min(max(1, int(config.tree["launcher"]["jobs"])), len(runs)) if Processes().count == 1 else 1
+    threads = config.tree["launcher"]["threads"] or max(1, (os.cpu_count() or 1) // jobs)
+    job = partial(_job, threads, function)
+    if jobs == 1:
+        return [job(run) for run in runs]
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(job, runs))
+
+
+def train_all(config: Config, seeds: Sequence[int]) -> None:
+    """Train the initial models of several seeds, `launcher.jobs` at a time."""
+    _in_jobs(config, train, [(config, seed) for seed in seeds])
 
 
 def adapt_all(
@@ -149,34 +198,30 @@ def adapt_all(
     Raises:
         InputError: as `adapt`; methods and their options are checked before any work begins.
     """
+    import_plugins(config)
     for method in methods:
         name, options = _method_options(config, method)
         build_method(name, **options)
-    jobs = max(1, int(config.tree["launcher"]["jobs"]))
-    threads = config.tree["launcher"]["threads"] or max(1, (os.cpu_count() or 1) // jobs)
-    runs = [(config, method, seed, command, decode) for seed in seeds for method in methods]
-    if jobs == 1:
-        torch.set_num_threads(threads)
-        for run in runs:
-            adapt(*run)
-        return
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(partial(_adapt_job, threads), runs))
+    _in_jobs(config, adapt, [(config, method, seed, command, decode) for seed in seeds for method in methods])
 
 
-def tune_method(
-    config: Config, method: str, choices: dict[str, list[Any]], seeds: Sequence[int]
-) -> list[dict[str, Any]]:
+def tune_method(config: Config, method: str, choices: dict[str, list[Any]], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Dev error rates of all knob settings after the first adaptation, averaged over seeds; written to `<home>/tuning`.
 
     Raises:
         InputError: unknown method or knob.
     """
     name, options = _method_options(config, method)
-    tables = [tune(_learner(config, build_scenario(config, seed), seed), name, options, choices) for seed in seeds]
+    tables = _in_jobs(config, _tune_seed, [(config, name, options, choices, seed) for seed in seeds])
     rows = _mean_tables(tables, list(choices))
     write_json(config.home / "tuning" / f"{method}.json", {"method": method, "seeds": list(seeds), "rows": rows})
     return rows
+
+
+def _tune_seed(
+    config: Config, name: str, options: dict[str, Any], choices: dict[str, list[Any]], seed: int
+) -> list[dict[str, Any]]:
+    return tune(_learner(config, build_scenario(config, seed), seed), name, options, choices)
 
 
 def _mean_tables(tables: Sequence[list[dict[str, Any]]], knobs: Sequence[str]) -> list[dict[str, Any]]:
@@ -202,12 +247,6 @@ def decode_checkpoint(config: Config, checkpoint: Path, domain: str, split: str 
         names = ", ".join(item.name for item in scenario.domains)
         raise InputError(f"domain {domain}: not in this scenario; it has {names}")
     model, state = scenario.build_model(), load_state(checkpoint)
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
-    if wanted != found:
-        differing = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
-        raise InputError(
-            f"{checkpoint}: not a checkpoint of this model ({len(differing)} tensors differ, e.g. {differing[0]})"
-        )
+    _check_fits(model, state, checkpoint)
     model.load_state_dict(state)
     return scenario.task.evaluate(model.to(config.device), chosen[0], split)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,8 @@ from torch import Tensor
 from asrcl.exceptions import InputError
 from asrcl.files import hash_json, read_json, write_json
 from asrcl.speech.audio import Channel, read_audio, read_cepstra
+
+AN4_WINDOW = 410  # samples at 16 kHz
 
 
 @dataclass(frozen=True)
@@ -49,17 +51,30 @@ class FeatureConfig:
     speeds: tuple[float, ...] = (1.0,)
     channel: Channel = None
 
+    def __post_init__(self) -> None:
+        if self.kind == "mfcc13" and self.rate != 16000:
+            raise InputError(f"features.rate={self.rate}: the mfcc13 front end is made for 16000; audio is resampled to it")
+        if self.rate < 1000 or self.bins < 1 or not self.speeds or min(self.speeds) <= 0:
+            raise InputError(
+                f"features: rate ({self.rate}) must be at least 1000, bins ({self.bins}) at least 1, speeds "
+                f"({', '.join(map(str, self.speeds))}) one or more positive numbers"
+            )
+
     @property
     def size(self) -> int:
         """F, features per frame."""
         return (self.bins if self.kind == "logmel" else 13) * (2 if self.deltas else 1)
 
 
+def _fft_size(rate: int) -> int:
+    return 2 ** (int(rate * 0.025) - 1).bit_length()
+
+
 @cache
 def _mel_spectrogram(rate: int, bins: int) -> torchaudio.transforms.MelSpectrogram:
     return torchaudio.transforms.MelSpectrogram(
         sample_rate=rate,
-        n_fft=2 ** (int(rate * 0.025) - 1).bit_length(),
+        n_fft=_fft_size(rate),
         win_length=int(rate * 0.025),
         hop_length=int(rate * 0.010),
         n_mels=bins,
@@ -103,11 +118,11 @@ def an4_cepstra(wave: Tensor) -> Tensor:
     Raises:
         InputError: less than one window of audio.
     """
-    if len(wave) < 410:
-        raise InputError(f"audio of {len(wave)} samples is shorter than one window (410); drop the utterance")
+    if len(wave) < AN4_WINDOW:
+        raise InputError(f"audio of {len(wave)} samples is shorter than one window ({AN4_WINDOW}); drop the utterance")
     samples = wave * 32768.0
     samples = torch.cat([samples[:1], samples[1:] - 0.97 * samples[:-1]])
-    frames = samples.unfold(0, 410, 160) * torch.hamming_window(410, periodic=False)
+    frames = samples.unfold(0, AN4_WINDOW, 160) * torch.hamming_window(AN4_WINDOW, periodic=False)
     power = torch.fft.rfft(frames, 512).abs().square()
     return torch.log((power @ _an4_filters()).clamp(min=1e-5)) @ _an4_cosines()
 
@@ -128,6 +143,12 @@ def _from_audio(row: dict[str, Any], config: FeatureConfig, speed: float) -> Ten
     wave = read_audio(row["path"], row["start"], row["end"], rate=config.rate, channel=config.channel)
     if speed != 1.0:
         wave, _ = torchaudio.functional.speed(wave, config.rate, speed)
+    shortest = AN4_WINDOW if config.kind == "mfcc13" else _fft_size(config.rate) // 2 + 1
+    if len(wave) < shortest:
+        raise InputError(
+            f"{row['path']}: utterance {row['id']} has {len(wave)} samples at {config.rate} Hz, too few for one window "
+            f"({shortest}); drop it from the corpus"
+        )
     return log_mel(wave, config.rate, config.bins) if config.kind == "logmel" else an4_cepstra(wave)
 
 
@@ -213,29 +234,58 @@ def build_features(
         InputError: see `features_of`.
     """
     target = Path(folder)
-    key = hash_json({"config": asdict(config), "rows": corpus.to_list(), "files": _file_sizes(corpus)})
+    key = hash_json({"config": asdict(config), "rows": corpus.to_list(), "files": _file_stamps(corpus)})
     if (target / "meta.json").is_file() and read_json(target / "meta.json")["key"] == key:
         return FeatureStore(target)
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True, exist_ok=True)
-    rows, pieces, offset = [], [], 0
-    for row in progress(corpus.to_list()):
-        for speed in _copies(row, config):
-            frames = features_of(row, config, speed).numpy().astype(np.float16)
-            name = row["id"] if speed == 1.0 else f"sp{speed:g}-{row['id']}"
-            kept = {column: row[column] for column in ("text", "speaker", "domain", "split")}
-            rows.append({"id": name, **kept, "offset": offset, "frames": len(frames)})
-            pieces.append(frames)
-            offset += len(frames)
-    everything = np.concatenate(pieces)
-    np.save(target / "features.npy", everything)
+    _clear(target)
+    rows: list[dict[str, Any]] = []
+    _write_frames(target / "features.npy", config.size, _pieces(progress(corpus.to_list()), config, rows))
+    frames = np.load(target / "features.npy", mmap_mode="r", allow_pickle=False)
     Dataset.from_list(rows).save_to_disk(str(target / "utterances"))
     splits = sorted({row["split"] for row in rows})
-    prints = {split: _fingerprint([row for row in rows if row["split"] == split], everything) for split in splits}
-    meta = {"key": key, "config": asdict(config), "fingerprints": prints, "frames": offset, "size": everything.shape[1]}
+    prints = {split: _fingerprint([row for row in rows if row["split"] == split], frames) for split in splits}
+    meta = {"key": key, "config": asdict(config), "fingerprints": prints, "frames": len(frames), "size": config.size}
     write_json(target / "meta.json", meta)
     return FeatureStore(target)
 
 
-def _file_sizes(corpus: Dataset) -> dict[str, int]:
-    return {path: Path(path).stat().st_size for path in sorted(set(corpus["path"]))}
+def _clear(folder: Path) -> None:
+    """Make an empty folder; `meta.json` goes first, so that a kill half-way leaves nothing that looks complete."""
+    try:
+        (folder / "meta.json").unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write here ({error.strerror}); choose a writable exp folder") from error
+
+
+def _pieces(corpus: Iterable[dict[str, Any]], config: FeatureConfig, rows: list[dict[str, Any]]) -> Iterator[np.ndarray]:
+    """The features of one utterance after the other, float16; `rows` gets an entry for each."""
+    offset = 0
+    for row in corpus:
+        for speed in _copies(row, config):
+            frames = features_of(row, config, speed).numpy().astype("<f2")
+            name = row["id"] if speed == 1.0 else f"sp{speed:g}-{row['id']}"
+            kept = {column: row[column] for column in ("text", "speaker", "domain", "split")}
+            rows.append({"id": name, **kept, "offset": offset, "frames": len(frames)})
+            offset += len(frames)
+            yield frames
+
+
+def _write_frames(path: Path, size: int, pieces: Iterable[np.ndarray]) -> None:
+    """Append pieces `[T, size]` to one npy file, so that a corpus need not fit into memory."""
+    header = {"descr": "<f2", "fortran_order": False}
+    with open(path, "wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, {**header, "shape": (0, size)})
+        total = 0
+        for piece in pieces:
+            stream.write(piece.tobytes())
+            total += len(piece)
+        stream.seek(0)  # numpy pads its header, so that the first axis may grow in place
+        np.lib.format.write_array_header_1_0(stream, {**header, "shape": (total, size)})
+
+
+def _file_stamps(corpus: Dataset) -> dict[str, tuple[int, int]]:
+    """Size and time of last change of every file: what tells a changed recording from the one that was read."""
+    stamps = {path: Path(path).stat() for path in sorted(set(corpus["path"]))}
+    return {path: (stamp.st_size, stamp.st_mtime_ns) for path, stamp in stamps.items()}

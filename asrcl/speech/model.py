@@ -67,6 +67,12 @@ class ConvolutionalSubsampling(nn.Module):
         return self._after(self._after(lengths)).clamp(min=1)
 
 
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise InputError(f"model: {name}={size}: must be a whole number of at least 1; change conf/model")
+
+
 class ConformerASR(nn.Module):
     """Hybrid CTC/attention recogniser; `decoder_layers=0` leaves a CTC-only model.
 
@@ -102,9 +108,17 @@ class ConformerASR(nn.Module):
         stack: int = 4,
     ) -> None:
         super().__init__()
-        if width % heads or kernel % 2 == 0:
+        _check_sizes(
+            width=width, heads=heads, encoder_layers=encoder_layers, feed_forward=feed_forward, kernel=kernel, stack=stack
+        )
+        if width % heads or kernel % 2 == 0 or decoder_layers < 0 or not 0 <= dropout < 1:
             raise InputError(
-                f"model: width ({width}) must be a multiple of heads ({heads}), kernel ({kernel}) odd; change conf/model"
+                f"model: width ({width}) must be a multiple of heads ({heads}), kernel ({kernel}) odd, decoder_layers "
+                f"({decoder_layers}) 0 or more, dropout ({dropout}) from 0 to below 1; change conf/model"
+            )
+        if subsampling not in ("stack", "conv2d") or (subsampling == "conv2d" and features < 7):
+            raise InputError(
+                f"model: subsampling={subsampling} on {features} features; use stack, or conv2d with 7 features or more"
             )
         self.frontend: FrameStacking | ConvolutionalSubsampling
         if subsampling == "stack":
@@ -141,6 +155,7 @@ class ConformerASR(nn.Module):
 
     def encode(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encoder states `[B, S, D]` and their lengths `[B]` for features `[B, T, F]` of `lengths` frames."""
+        features = features[:, : int(lengths.max())]  # the attention masks end with the longest utterance
         beyond = torch.arange(features.shape[1], device=features.device)[None] >= lengths[:, None]
         frames = self.frontend(features.masked_fill(beyond[..., None], 0.0))
         frame_lengths = self.frontend.lengths(lengths)
@@ -158,12 +173,17 @@ class ConformerASR(nn.Module):
         Padding of the prefix is on the right, where causal attention keeps it from being seen.
         """
         assert self.attention_head is not None, "decode() on a CTC-only model"
-        hidden, _ = self.transformer.decode(prefix, states, lengths)
+        # TransformerASR.decode does the same under no_grad: it is meant for search and would leave the decoder untrained.
+        embedded = self.transformer.custom_tgt_module(prefix)
+        hidden, _, _ = self.transformer.decoder(
+            embedded + self.transformer.positional_encoding_decoder(embedded),
+            states,
+            tgt_mask=torch.ones(2 * prefix.shape[1:], dtype=torch.bool, device=prefix.device).triu(1),
+            memory_key_padding_mask=torch.arange(states.shape[1], device=states.device)[None] >= lengths[:, None],
+        )
         return self.attention_head(hidden)
 
-    def forward(
-        self, features: Tensor, lengths: Tensor, prefix: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(self, features: Tensor, lengths: Tensor, prefix: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """CTC logits `[B, S, V]`, their lengths `[B]`, and attention logits `[B, L, V]` (None without a prefix or a decoder)."""
         states, frame_lengths = self.encode(features, lengths)
         logits = None

@@ -21,6 +21,9 @@ from asrcl.speech.domain import SpeechBatch
 from asrcl.speech.model import BLANK, BOS, EOS, ConformerASR
 from asrcl.speech.tokenizer import Tokenizer
 
+REVISION = 2
+"""Part of the cache keys of training and curvature; raise when the same settings would give other gradients."""
+
 
 @dataclass(frozen=True)
 class SpecAugmentConfig:
@@ -40,7 +43,7 @@ class SpecAugmentConfig:
 
 
 def spec_augment(config: SpecAugmentConfig) -> Callable[[Tensor], Tensor]:
-    """The augmentation `[B, T, F] -> [B, T, F]` that a configuration describes, from SpeechBrain's parts."""
+    """The augmentation `[B, T, F] -> [B, T, F]` that a configuration describes, from SpeechBrain's parts; it works in place."""
     steps: list[nn.Module] = []
     if config.warp_window:
         steps.append(Warping(warp_window=config.warp_window))
@@ -81,7 +84,7 @@ class RecognitionTask:
         """Training loss; SpecAugment and label smoothing apply while the model is in training mode."""
         if not model.training:
             return self.curvature_loss(model, batch)
-        features = self._augmentation(batch.features) if self._augmentation else batch.features
+        features = self._augmentation(batch.features.clone()) if self._augmentation else batch.features
         return self._joint_loss(model, batch, features, self.label_smoothing)
 
     def curvature_loss(self, model: nn.Module, batch: SpeechBatch) -> Tensor:
@@ -91,7 +94,7 @@ class RecognitionTask:
     def _joint_loss(self, model: nn.Module, batch: SpeechBatch, features: Tensor, smoothing: float) -> Tensor:
         ctc_logits, frames, logits = model(features, batch.lengths, _shift_right(batch.tokens))
         ctc = functional.ctc_loss(
-            ctc_logits.float().log_softmax(-1).transpose(0, 1),
+            _full(ctc_logits).log_softmax(-1).transpose(0, 1),
             batch.tokens,
             frames,
             batch.token_lengths,
@@ -102,7 +105,7 @@ class RecognitionTask:
         if logits is None:
             return ctc / len(batch)
         entropy = functional.cross_entropy(
-            logits.float().flatten(0, 1),
+            _full(logits).flatten(0, 1),
             _with_end(batch.tokens, batch.token_lengths).flatten(),
             ignore_index=BLANK,
             label_smoothing=smoothing,
@@ -137,12 +140,18 @@ class RecognitionTask:
         """Everything that changes a gradient (`loss`) or a score (`evaluation`)."""
         loss = {
             "task": "recognition",
+            "revision": REVISION,
             "tokenizer": self.tokenizer.fingerprint,
             "ctc_weight": self.ctc_weight,
             "label_smoothing": self.label_smoothing,
             "augment": asdict(self.augment) if self.augment else None,
         }
         return {"loss": loss, "evaluation": {"tokenizer": self.tokenizer.fingerprint, **asdict(self.decoding)}}
+
+
+def _full(logits: Tensor) -> Tensor:
+    """Half-precision logits in single precision; double precision stays."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _mask(lengths: Tensor) -> Tensor:

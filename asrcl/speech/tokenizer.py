@@ -24,14 +24,17 @@ class Tokenizer:
         path: a SentencePiece model whose pieces 0, 1, 2 are padding (the CTC blank), start and end of sentence.
 
     Raises:
-        InputError: the file is missing or has other special pieces.
+        InputError: the file is missing, is no SentencePiece model, or has other special pieces.
     """
 
     def __init__(self, path: str | Path) -> None:
         if not Path(path).is_file():
             raise InputError(f"{path}: no tokenizer here; run the tokens stage (asrcl prepare) first")
         self.path = Path(path)
-        self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (RuntimeError, OSError) as error:
+            raise InputError(f"{path}: not a SentencePiece model; delete it and run the tokens stage again") from error
         if (self._model.pad_id(), self._model.bos_id(), self._model.eos_id()) != (BLANK, BOS, EOS):
             raise InputError(f"{path}: pad/bos/eos are not pieces 0/1/2; train it with `asrcl prepare`")
         self.fingerprint = hash_file(path)

@@ -6,7 +6,6 @@ accents_channel (telephone, noise and reverberation as further domains), accents
 source "$(dirname "${BASH_SOURCE[0]}")/../common/recipe.sh"
 scenario=accents
 jobs=2
-if [ "${1:-}" = --scenario ]; then scenario=${2:?--scenario needs a name}; shift 2; fi
 parse_options "$@"
 settings=()
 if $quick; then scenario=accents_quick; settings=(model=conformer_tiny train=quick); fi

@@ -1,4 +1,5 @@
-# Shared by all recipes: options in Kaldi's manner, numbered stages. Source it; set `scenario`, `defaults` and `usage` before.
+# Shared by all recipes: options in Kaldi's manner, numbered stages. Set `usage` and source it; then set other defaults, among them
+# `scenario` where the user may choose one, call `parse_options "$@"` and `run_recipe SCENARIO OVERRIDE...`.
 #
 #   stages: 1 data  2 tokens  3 initial model  4 adapt  5 decode  6 score  7 report
 set -euo pipefail
@@ -12,6 +13,7 @@ ngpu=0
 jobs=1
 exp=exp
 data_dir=""
+scenario=""
 quick=false
 dry_run=false
 overrides=()
@@ -37,6 +39,15 @@ USAGE
 
 number() { [[ "$2" =~ ^[0-9]+$ ]] || fail "$1 $2: not a whole number"; }
 
+quoted() { # the command as it could be typed
+    local word line=""
+    for word in "$@"; do
+        [[ "$word" =~ ^[A-Za-z0-9_./=:,+@%-]+$ ]] || word="'${word//\'/\'\\\'\'}'"
+        line+=" $word"
+    done
+    echo "${line# }"
+}
+
 parse_options() {
     while [ $# -gt 0 ]; do
         local name value
@@ -47,17 +58,33 @@ parse_options() {
                 printf -v "$name" true
                 shift; continue ;;
             --*=*) name=${1%%=*}; value=${1#*=}; shift ;;
-            --*) [ $# -ge 2 ] || fail "$1: needs a value"; name=$1; value=$2; shift 2 ;;
+            --*)
+                [ $# -ge 2 ] && [[ "$2" != --* ]] || fail "$1: needs a value, or is no option; see --help"
+                name=$1; value=$2; shift 2 ;;
+            exp=* | data_dir=* | scenario=*) name=${1%%=*}; value=${1#*=}; shift ;;
+            config_dir=*)
+                [ -d "${1#*=}" ] || fail "$1: no such folder"
+                overrides+=("config_dir=$(cd "${1#*=}" && pwd)"); shift; continue ;;
             *=*) overrides+=("$1"); shift; continue ;;
             *) fail "$1: neither an option nor an override (group=choice); see --help" ;;
         esac
         name=${name#--}; name=${name//-/_}
-        case "$name" in
-            stage | stop_stage | ngpu | jobs) number "--$name" "$value"; printf -v "$name" %s "$value" ;;
-            methods | seeds | exp | data_dir) printf -v "$name" %s "$value" ;;
-            *) fail "--$name: no such option; see --help" ;;
-        esac
+        set_option "$name" "$value"
     done
+    [ "$stage" -le "$stop_stage" ] || fail "--stage $stage --stop_stage $stop_stage: nothing to do"
+}
+
+set_option() { # paths are relative to where the user is, not to the repository
+    case "$1" in
+        stage | stop_stage | ngpu | jobs) number "--$1" "$2" ;;
+        exp) [[ "$2" = /* ]] || [ "$PWD" = "$repository" ] || set -- "$1" "$PWD/$2" ;;
+        data_dir) [ -d "$2" ] || fail "--data_dir $2: no such folder"; set -- "$1" "$(cd "$2" && pwd)" ;;
+        scenario) [ -n "$scenario" ] || fail "--scenario: this recipe has only one" ;;
+        methods | seeds) ;;
+        *) fail "--$1: no such option; see --help" ;;
+    esac
+    [ -n "$2" ] || fail "--$1: needs a value"
+    printf -v "$1" %s "$2"
 }
 
 asrcl() {
@@ -66,7 +93,7 @@ asrcl() {
         command=("$repository/.venv/bin/torchrun" --standalone --nproc_per_node "$ngpu" -m asrcl.cli)
     fi
     if $dry_run; then
-        echo "asrcl $*"
+        quoted "${command[@]#"$repository/.venv/bin/"}" "$@"
     else
         "${command[@]}" "$@"
     fi
@@ -86,7 +113,7 @@ run_recipe() { # scenario, overrides of the recipe...
     shift
     [ "$ngpu" -eq 0 ] || device=cuda
     local settings=("scenario=$scenario" "exp=$exp" "device=$device" "launcher.jobs=$jobs" "$@" ${overrides[@]+"${overrides[@]}"})
-    [ -z "$data_dir" ] || settings+=("data_dir=$(cd "$data_dir" 2>/dev/null && pwd || fail "--data_dir $data_dir: no such folder")")
+    [ -z "$data_dir" ] || settings+=("data_dir=$data_dir")
     $dry_run || bash "$repository/tools/setup.sh"
     run_stage 1 "data" asrcl prepare --stage data "${settings[@]}"
     run_stage 2 "tokens" asrcl prepare --stage tokens "${settings[@]}"

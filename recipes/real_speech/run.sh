@@ -6,7 +6,6 @@ Scenarios: --scenario real_speech (default), digits_accents (connected digits by
 source "$(dirname "${BASH_SOURCE[0]}")/../common/recipe.sh"
 scenario=real_speech
 jobs=2
-if [ "${1:-}" = --scenario ]; then scenario=${2:?--scenario needs a name}; shift 2; fi
 parse_options "$@"
 settings=(train=real_speech)
 if $quick; then scenario=real_speech_quick; settings=(model=conformer_tiny train=quick); fi

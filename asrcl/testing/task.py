@@ -1,0 +1,67 @@
+"""Classification of vectors as a task.
+
+Shapes: B items, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from asrcl.adapt import Domain
+from asrcl.scoring import Errors, ItemErrors
+from asrcl.testing.domains import VectorBatch
+
+
+@dataclass
+class ClassificationTask:
+    """Cross entropy and classification errors, behind the `asrcl.adapt.Task` protocol.
+
+    The model maps `[B, D]` to logits `[B, C]`.
+
+    Attributes:
+        label_smoothing: of the training loss, in training mode only.
+        unit: what an error is counted in.
+    """
+
+    label_smoothing: float = 0.0
+    unit: str = "item"
+
+    def loss(self, model: nn.Module, batch: VectorBatch) -> Tensor:
+        """Mean cross entropy of the items."""
+        smoothing = self.label_smoothing if model.training else 0.0
+        return functional.cross_entropy(model(batch.inputs), batch.labels, label_smoothing=smoothing)
+
+    def curvature_loss(self, model: nn.Module, batch: VectorBatch) -> Tensor:
+        """The same without label smoothing."""
+        return functional.cross_entropy(model(batch.inputs), batch.labels)
+
+    def padding(self, model: nn.Module, batch: VectorBatch) -> Sequence[Tensor]:
+        """Nothing: vectors have no padding."""
+        return []
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, domain: Domain, split: str) -> Errors:
+        """One substitution for every item of the wrong class."""
+        model.eval()
+        device = next(model.parameters()).device
+        items: list[ItemErrors] = []
+        for batch in domain.batches(split, shuffle=False, seed=0):
+            assert isinstance(batch, VectorBatch)
+            guesses = model(batch.inputs.to(device)).argmax(-1).tolist()
+            items += [_item(*row) for row in zip(batch.ids, batch.labels.tolist(), guesses, strict=True)]
+        return Errors(items, self.unit)
+
+    def describe(self) -> dict[str, object]:
+        """Everything that changes a gradient (`loss`) or a score (`evaluation`)."""
+        loss = {"task": "classification", "label_smoothing": self.label_smoothing}
+        return {"loss": loss, "evaluation": {"task": "classification", "unit": self.unit}}
+
+
+def _item(identity: str, label: int, guess: int) -> ItemErrors:
+    group = identity.partition("-")[0]
+    return ItemErrors(identity, group, int(label != guess), 0, 0, 1, f"class{label}", f"class{guess}")

@@ -1,0 +1,238 @@
+"""Finished work is kept by what it depends on, and only what changed is done again."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from adapt_cases import QUICK, CountingTask, equal_states, with_domain
+from adapt_processes import make_alone
+
+from asrcl.adapt import Cache, CurvatureConfig, DomainLearner, fingerprint, load_state, run_method, save_state
+from asrcl.adapt.cache import link
+from asrcl.exceptions import InputError
+from asrcl.files import read_json
+from asrcl.methods import Method, build_method
+from asrcl.testing import blob_domain, run_in_processes, tiny_scenario
+
+STEPS = 4 * QUICK.epochs  # batches of one fine-tune
+
+
+def learner(folder, scenario=None, train=QUICK, seed=0, curvature=None) -> DomainLearner:
+    scenario = scenario or tiny_scenario()
+    scenario.task = scenario.task if isinstance(scenario.task, CountingTask) else CountingTask()
+    return DomainLearner(scenario, Cache(folder / "cache"), train, curvature or CurvatureConfig(), seed)
+
+
+def run(folder, name="ft", options=None, **changes):
+    """Run a method and return the calls it took and the fingerprints of its models."""
+    worker = learner(folder, **changes)
+    result = run_method(worker, build_method(name, **options or {}), folder / "run")
+    return worker.scenario.task.calls, [stage["model"] for stage in result.stages]
+
+
+def entries(folder) -> Counter:
+    return Counter(path.parent.name for path in (folder / "cache").glob("*/*") if path.is_dir())
+
+
+def test_methods_share_their_first_fine_tune(tmp_path):
+    assert run(tmp_path, "ft")[0]["training"] == 2 * STEPS
+    assert run(tmp_path, "fta")[0]["training"] == STEPS
+    assert run(tmp_path, "ihr")[0]["training"] == STEPS
+    assert run(tmp_path, "separate")[0]["training"] == STEPS
+    assert run(tmp_path, "ewc", {"strength": 5.0})[0]["training"] == 2 * STEPS  # its penalty trains otherwise
+    assert entries(tmp_path)["train"] == 7
+
+
+def test_hit_is_bit_equal_and_costs_nothing(tmp_path):
+    calls, models = run(tmp_path, "ihr")
+    assert set(calls) == {"training", "dev", "curvature", "evaluate"}
+    assert run(tmp_path, "ihr") == ({}, models)
+    assert run(tmp_path / "elsewhere", "ihr") == (calls, models)
+
+
+def test_entry_tells_what_it_depends_on(tmp_path):
+    run(tmp_path, "ft")
+    for path in (tmp_path / "cache" / "train").iterdir():
+        if path.is_dir():
+            key = read_json(path / "key.json")
+            assert key["seed"] == 0 and key["train"]["learning_rate"] == QUICK.learning_rate
+            assert sorted(p.name for p in path.glob("*.safetensors")) == ["model.safetensors"]
+            assert read_json(path / "cost.json")["seconds"] > 0
+    assert not list((tmp_path / "cache").glob("*/*.work"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"train": replace(QUICK, learning_rate=0.01)},
+        {"train": replace(QUICK, epochs=2)},
+        {"scenario": tiny_scenario(seed=5)},
+    ],
+    ids=["seed", "learning rate", "epochs", "everything"],
+)
+def test_changed_setting_trains_anew(tmp_path, change):
+    _, models = run(tmp_path, "ft")
+    calls, others = run(tmp_path, "ft", **change)
+    assert calls["training"] == 2 * 4 * change.get("train", QUICK).epochs
+    assert others[1] != models[1]
+
+
+def test_changed_last_domain_trains_only_there(tmp_path):
+    _, models = run(tmp_path, "ihr")
+    scenario = with_domain(tiny_scenario(), 2, blob_domain("blobs2", 77, 1.0))
+    calls, others = run(tmp_path, "ihr", scenario=scenario)
+    assert calls == {"training": STEPS, "dev": 2 * QUICK.epochs, "evaluate": 2 + 3}
+    assert others[:2] == models[:2] and others[2] != models[2]
+
+
+def test_changed_test_set_only_decodes_it(tmp_path):
+    class OtherTest:
+        def __init__(self, domain, other):
+            self.name, self._of = domain.name, {"train": domain, "dev": domain, "test": other}
+
+        def batches(self, split, **options):
+            return self._of[split].batches(split, **options)
+
+        def size(self, split):
+            return self._of[split].size(split)
+
+        def fingerprint(self, split):
+            return self._of[split].fingerprint(split)
+
+    _, models = run(tmp_path, "ihr")
+    scenario = tiny_scenario()
+    changed = OtherTest(scenario.domains[1], blob_domain("other", 50, 1.0))
+    assert run(tmp_path, "ihr", scenario=with_domain(scenario, 1, changed)) == ({"evaluate": 3}, models)
+
+
+def test_changed_curvature_setting_keeps_the_first_fine_tune(tmp_path):
+    run(tmp_path, "ihr")
+    calls, _ = run(tmp_path, "ihr", curvature=CurvatureConfig(max_items=16))
+    assert calls["curvature"] and calls["training"] == STEPS
+
+
+def test_changed_model_of_the_same_shape_trains_anew(tmp_path):
+    _, models = run(tmp_path, "ft")
+    scenario = tiny_scenario(dropout=0.5)
+    assert fingerprint(scenario.initial) != "" and scenario.initial.keys() == tiny_scenario().initial.keys()
+    scenario.initial = tiny_scenario().initial
+    calls, others = run(tmp_path, "ft", scenario=scenario)
+    assert calls["training"] == 2 * STEPS and others[1] != models[1]
+
+
+def test_changed_label_smoothing_trains_anew_but_judges_alike(tmp_path):
+    run(tmp_path, "ft")
+    scenario = tiny_scenario(task=CountingTask(label_smoothing=0.2))
+    calls, _ = run(tmp_path, "ft", scenario=scenario)
+    assert calls["training"] == 2 * STEPS
+    assert calls["evaluate"] == 2 * 3  # the initial model has been judged before
+
+
+class InterruptedTraining(BaseException):
+    """Stands for a kill at one place."""
+
+
+def fine_tune_until_removal(folder, monkeypatch, number):
+    """Fine-tune, interrupted before the n-th removal of a file; returns the weights and the number of removals."""
+    original, removals = Path.unlink, []
+
+    def unlink(path, missing_ok=False):
+        removals.append(path)
+        if len(removals) == number:
+            raise InterruptedTraining
+        original(path, missing_ok=missing_ok)
+
+    scenario = tiny_scenario(2, trained=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", unlink)
+        state = learner(folder, scenario, QUICK).fine_tune(scenario.initial, scenario.domains[1], Method())
+    return state, len(removals)
+
+
+def test_interrupted_while_tidying_up(tmp_path, monkeypatch):
+    """Between the end of training and the finished entry, files are removed one by one."""
+    expected, removals = fine_tune_until_removal(tmp_path / "whole", monkeypatch, 0)
+    for number in range(removals - 7, removals + 1):
+        with pytest.raises(InterruptedTraining):
+            fine_tune_until_removal(tmp_path / str(number), monkeypatch, number)
+        state, _ = fine_tune_until_removal(tmp_path / str(number), monkeypatch, 0)
+        assert equal_states(state, expected)
+
+
+def test_torn_writes_are_swept_out(tmp_path):
+    def make(folder):
+        (folder / ".result.txt.x1.part").write_text("torn")
+        (folder / "result.txt").write_text("whole")
+
+    entry = Cache(tmp_path).entry("kind", {"a": 1}, make)
+    assert sorted(path.name for path in entry.iterdir()) == ["key.json", "result.txt"]
+
+
+def test_failed_work_can_go_on(tmp_path):
+    attempts = []
+
+    def make(folder):
+        attempts.append([path.name for path in folder.iterdir()])
+        (folder / "half").write_text("done")
+        if len(attempts) == 1:
+            raise InputError("no luck")
+
+    cache = Cache(tmp_path)
+    with pytest.raises(InputError, match="no luck"):
+        cache.entry("kind", {}, make)
+    entry = cache.entry("kind", {}, make)
+    cache.entry("kind", {}, make)
+    assert attempts == [[], ["half"]]
+    assert (entry / "half").is_file()
+
+
+def test_two_processes_that_want_the_same(tmp_path):
+    outcomes = run_in_processes(make_alone, 2, str(tmp_path), start="forkserver")
+    assert sorted(made for _, made in outcomes) == [False, True]
+    assert len({maker for maker, _ in outcomes}) == 1
+
+
+def test_unwritable_folder(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(InputError, match="file/cache/kind: cannot write here"):
+        Cache(tmp_path / "file" / "cache").entry("kind", {}, lambda folder: None)
+
+
+def test_link_replaces_what_is_there(tmp_path):
+    (tmp_path / "a").write_text("new")
+    (tmp_path / "b").write_text("old")
+    link(tmp_path / "a", tmp_path / "b")
+    link(tmp_path / "a", tmp_path / "deep" / "c")
+    assert (tmp_path / "b").read_text() == (tmp_path / "deep" / "c").read_text() == "new"
+
+
+# --- weights
+
+
+def test_fingerprint_sees_names_types_shapes_and_values():
+    state = {"a": torch.zeros(2, 3), "b": torch.tensor(1)}
+    others = [
+        {"a": torch.zeros(3, 2), "b": torch.tensor(1)},
+        {"a": torch.zeros(2, 3).double(), "b": torch.tensor(1)},
+        {"c": torch.zeros(2, 3), "b": torch.tensor(1)},
+        {"a": torch.zeros(2, 3), "b": torch.tensor(2)},
+    ]
+    assert fingerprint({"b": torch.tensor(1), "a": torch.zeros(3, 2).T}) == fingerprint(state)
+    assert len({fingerprint(other) for other in [state, *others]}) == 5
+
+
+def test_weights_survive_the_disk(tmp_path):
+    state = {"a": torch.randn(3, 2).T, "shared": torch.arange(4)[::2], "half": torch.randn(2).bfloat16()}
+    save_state(state, tmp_path / "deep" / "m.safetensors")
+    assert equal_states(load_state(tmp_path / "deep" / "m.safetensors"), state)
+
+
+def test_weights_that_cannot_be_read(tmp_path):
+    with pytest.raises(InputError, match="no such checkpoint"):
+        load_state(tmp_path / "none.safetensors")
+    (tmp_path / "torn.safetensors").write_bytes(b"1234")
+    with pytest.raises(InputError, match=r"torn\.safetensors: damaged"):
+        load_state(tmp_path / "torn.safetensors")

@@ -1,0 +1,71 @@
+"""`kill -9` at any moment: the run that goes on ends as one that was left alone, to the byte."""
+
+import pytest
+from adapt_cases import adapt_once, outcome
+
+from asrcl.testing import run_in_processes
+
+EPOCH = 6  # batches: 4 for training, 2 for the dev loss
+FINE_TUNE = 3 * EPOCH
+
+KILLS = {
+    "mid first epoch": ("ihr", "loss", 3),
+    "mid last epoch": ("ihr", "loss", 2 * EPOCH + 2),
+    "between stages": ("ihr", "loss", FINE_TUNE + 1),
+    "mid second stage": ("ewc", "loss", FINE_TUNE + EPOCH + 2),
+    "first curvature": ("ihr", "curvature_loss", 2),
+    "second curvature": ("ewc", "curvature_loss", 64 + 30),
+    "first evaluation": ("ihr", "evaluate", 2),
+    "last evaluation": ("ewc", "evaluate", 9),
+}
+
+
+def run(*arguments):
+    run_in_processes(adapt_once, 1, *arguments, start="forkserver")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Results of whole runs, by method and number of domains."""
+    done = {}
+
+    def result(method, domains=3):
+        if (method, domains) not in done:
+            folder = tmp_path_factory.mktemp("undisturbed")
+            run(str(folder), method, domains)
+            done[method, domains] = outcome(folder)
+        return done[method, domains]
+
+    return result
+
+
+@pytest.mark.parametrize("method, where, calls", KILLS.values(), ids=KILLS)
+def test_killed_run_ends_like_one_left_alone(tmp_path, undisturbed, method, where, calls):
+    with pytest.raises(RuntimeError, match="exit code -9"):
+        run(str(tmp_path), method, 3, where, calls)
+    assert not (tmp_path / "run" / "results.json").exists()
+    run(str(tmp_path), method)
+    found, expected = outcome(tmp_path), undisturbed(method)
+    assert {"results.json", "stage3/model.safetensors", "stage2/blobs0/hyp.trn"} <= found.keys()
+    assert found == expected
+
+
+def test_killed_at_every_write(tmp_path, undisturbed):
+    """Each attempt gets three renames or removals further than the one before, until it gets through."""
+    kills = 0
+    while True:
+        try:
+            run(str(tmp_path), "ihr", 2, "file", 1 + 3 * kills)
+            break
+        except RuntimeError as error:
+            assert "exit code -9" in str(error)
+            kills += 1
+    assert kills > 6
+    assert outcome(tmp_path) == undisturbed("ihr", 2) | stray_parts(tmp_path / "run")
+    assert not list((tmp_path / "cache").glob("*/*.work"))
+    assert not list((tmp_path / "cache").glob("*/*/.*.part"))
+
+
+def stray_parts(run_folder):
+    """Temporary files of killed writes in the result folder: harmless, and never under a name that is read."""
+    return {str(path.relative_to(run_folder)): path.read_bytes() for path in run_folder.rglob(".*.part")}

@@ -1,0 +1,103 @@
+"""Two processes of one `torchrun`: one model, and one set of files."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from adapt_cases import equal_states, largest_difference
+from adapt_processes import CYCLE, train, work_together
+
+from asrcl.adapt import load_state
+from asrcl.adapt.distributed import Processes
+from asrcl.methods import build_method
+from asrcl.scoring import RunResult
+from asrcl.testing import build_mlp, run_in_processes, tiny_learner
+
+RUNS = ("even", "uneven", "whole", "resumed", "accumulated")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("together")
+
+
+@pytest.fixture(scope="module")
+def ranks(home):
+    """What the two processes ended with."""
+    return run_in_processes(work_together, 2, str(home), start="forkserver")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_processes_end_with_the_same_model(ranks, name):
+    first, second = (rank[name] for rank in ranks)
+    assert equal_states(first["last"], second["last"])
+    assert equal_states(first["final"], second["final"])
+    assert first["moments"] == second["moments"]
+    assert first["history"] == second["history"]
+
+
+def test_two_processes_equal_one_with_two_batches_per_step(ranks, tmp_path):
+    alone = train(tmp_path, replace(CYCLE, accumulate=2), 64)
+    together = ranks[0]["even"]
+    assert together["steps"] == alone["steps"] == 8
+    assert largest_difference(together["final"], alone["final"]) < 1e-4
+    for (train_loss, dev_loss), (train_alone, dev_alone) in zip(together["history"], alone["history"], strict=True):
+        assert train_loss == pytest.approx(train_alone, rel=1e-3)
+        assert dev_loss == pytest.approx(dev_alone, rel=1e-3)
+
+
+def test_a_batch_without_a_partner_is_a_step(ranks):
+    assert ranks[0]["uneven"]["steps"] == ranks[1]["uneven"]["steps"] == 3 * CYCLE.epochs
+    assert ranks[0]["accumulated"]["steps"] == 2 * CYCLE.epochs
+
+
+def test_resumed_together_is_bit_equal(ranks):
+    whole, resumed = ranks[0]["whole"], ranks[0]["resumed"]
+    assert equal_states(whole["final"], resumed["final"])
+    assert equal_states(whole["last"], resumed["last"])
+
+
+def test_files_of_a_run_together(ranks, home):
+    result = RunResult.load(home / "run" / "results.json")
+    assert None not in [count for row in result.errors for count in row]
+    assert not list((home / "cache").glob("*/*.work"))
+    assert not list((home / "cache").glob("*/*/*.part"))
+    state = load_state(home / "run" / "stage3" / "model.safetensors")
+    learner = tiny_learner(home)
+    errors = [learner.evaluate(state, domain).total for domain in learner.scenario.domains]
+    assert errors == result.errors[2]
+    learner.model_with(state)
+
+
+def test_one_process_shares_with_nobody():
+    processes = Processes()
+    assert (processes.rank, processes.count, processes.agree(True), processes.agree(False)) == (0, 1, True, False)
+    model = build_mlp()
+    assert processes.wrap(model) is model
+    assert processes.mean(6.0, 3.0) == 2.0
+    batches = [torch.zeros(3), torch.zeros(2)]
+    assert [(weight, items) for _, weight, items in processes.share(batches)] == [(1.0, 3), (1.0, 2)]
+    processes.barrier()
+
+
+def test_shares_cover_every_batch_once():
+    """Three processes and seven batches: blocks of three, three and one."""
+    batches = [torch.full((size,), float(size)) for size in range(1, 8)]
+    shares = []
+    for rank in range(3):
+        processes = Processes()
+        processes.rank, processes.count = rank, 3
+        shares.append(list(processes.share(batches)))
+    assert [len(share) for share in shares] == [3, 3, 3]
+    taken = sorted(len(batch) for share in shares for batch, weight, _ in share if weight)
+    assert taken == [1, 2, 3, 4, 5, 6, 7]
+    assert [share[2][1] for share in shares] == [3.0, 0.0, 0.0]
+    assert [items for _, _, items in shares[1]] == [6, 15, 7]
+
+
+def test_methods_are_not_changed_by_company(ranks, home, tmp_path):
+    """Curvature, merge and evaluation are the same; only the gradients differ in their last digits."""
+    from asrcl.adapt import run_stages
+
+    alone = list(run_stages(tiny_learner(tmp_path), build_method("ihr"), None))
+    assert equal_states(alone[0].models[0], load_state(home / "run" / "stage1" / "model.safetensors"))

@@ -1,0 +1,282 @@
+import math
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from adapt_cases import CountingTask, equal_states, largest_difference
+from adapt_processes import StopTraining
+
+from asrcl.adapt import TrainConfig, Trainer, average_states, load_state, state_of
+from asrcl.adapt.training import learning_rate
+from asrcl.exceptions import InputError
+from asrcl.methods import Method
+from asrcl.testing import ClassificationTask, VectorDomain, blob_domain, build_mlp
+
+QUICK = TrainConfig(epochs=4, learning_rate=0.02, average_best=2)
+
+
+def trainer(folder, config=QUICK, *, domain=None, task=None, method=None, seed=0, dropout=0.0):
+    torch.manual_seed(7)
+    model = build_mlp(dropout=dropout)
+    return Trainer(model, task or ClassificationTask(), domain or blob_domain("blobs"), config, method or Method(), seed, folder)
+
+
+# --- schedules
+
+
+def test_constant_rate():
+    assert {learning_rate(TrainConfig(learning_rate=0.1), done, 5) for done in (0.0, 0.3, 1.0)} == {0.1}
+
+
+@pytest.mark.parametrize("done, share", [(0, 1e-3), (0.1, 0.5), (0.2, 1), (0.6, 0.5), (1, 0)])
+def test_one_cycle_rate(done, share):
+    config = TrainConfig(learning_rate=0.4, schedule="one_cycle", warmup=0.2)
+    assert learning_rate(config, done, 1) == pytest.approx(0.4 * share, abs=1e-12)
+
+
+def test_one_cycle_without_warmup_starts_at_the_peak():
+    assert learning_rate(TrainConfig(learning_rate=0.4, schedule="one_cycle", warmup=0), 0, 1) == 0.4
+
+
+def test_noam_rate():
+    config = TrainConfig(learning_rate=2.0, schedule="noam", warmup=100, model_size=64)
+    rates = [learning_rate(config, 0, step) for step in range(1, 401)]
+    assert rates.index(max(rates)) + 1 == 100
+    assert rates[99] == pytest.approx(2 / 8 / 10)
+    assert rates[49] == pytest.approx(rates[99] / 2)
+    assert rates[399] == pytest.approx(rates[99] / 2)
+
+
+def test_rates_that_a_run_takes(tmp_path):
+    rates = []
+
+    class Recorder(Method):
+        def after_backward(self, model):
+            rates.append(run.optimizer.param_groups[0]["lr"])
+
+    config = TrainConfig(epochs=2, learning_rate=0.4, schedule="one_cycle", warmup=0.25, average_best=1)
+    run = trainer(tmp_path, config, method=Recorder())
+    run.fit()
+    shares = [step / 8 for step in range(1, 9)]  # 64 items, 16 per batch, 2 epochs
+    assert rates == pytest.approx([learning_rate(config, share, 1) for share in shares])
+    assert rates[1] == pytest.approx(0.4) and rates[-1] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("epochs", 0),
+        ("accumulate", 0),
+        ("average_best", 0),
+        ("learning_rate", 0.0),
+        ("optimizer", "sgd"),
+        ("schedule", "cosine"),
+        ("precision", "fp16"),
+    ],
+)
+def test_settings_out_of_range(name, value):
+    with pytest.raises(InputError, match=name):
+        TrainConfig(**{name: value})
+
+
+@pytest.mark.parametrize("schedule, warmup", [("one_cycle", 1.0), ("one_cycle", -0.1), ("noam", 0.25)])
+def test_warmup_that_does_not_fit_its_schedule(schedule, warmup):
+    with pytest.raises(InputError, match="warmup"):
+        TrainConfig(schedule=schedule, warmup=warmup)
+
+
+# --- the loop
+
+
+def test_training_learns(tmp_path):
+    run = trainer(tmp_path, replace(QUICK, epochs=8))
+    state = run.fit()
+    losses = [epoch["dev_loss"] for epoch in run.progress.history]
+    assert losses[-1] < 0.5 * losses[0]
+    run.model.load_state_dict(state)
+    assert ClassificationTask().evaluate(run.model, blob_domain("blobs"), "test").rate < 25
+
+
+def test_seed_decides_and_nothing_else_does(tmp_path):
+    first = trainer(tmp_path / "1", dropout=0.3).fit()
+    torch.rand(11)
+    again = trainer(tmp_path / "2", dropout=0.3).fit()
+    other = trainer(tmp_path / "3", dropout=0.3, seed=1).fit()
+    assert equal_states(first, again)
+    assert not equal_states(first, other)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.mark.parametrize("done", [1, 3])
+def test_resumed_training_is_bit_equal(tmp_path, done, optimizer):
+    config = replace(QUICK, schedule="one_cycle", weight_decay=0.1, optimizer=optimizer)
+    whole = trainer(tmp_path / "whole", config, dropout=0.3)
+    expected = whole.fit()
+
+    class Stopping(ClassificationTask):
+        def evaluate(self, model, domain, split):
+            raise AssertionError("training does not evaluate")
+
+        def loss(self, model, batch):
+            if part.progress.epoch == done and model.training:
+                raise StopTraining
+            return super().loss(model, batch)
+
+    part = trainer(tmp_path / "part", config, task=Stopping(), dropout=0.3)
+    with pytest.raises(StopTraining):
+        part.fit()
+    task = CountingTask()
+    resumed = trainer(tmp_path / "part", config, task=task, dropout=0.3)
+    assert equal_states(resumed.fit(), expected)
+    assert equal_states(state_of(resumed.model), state_of(whole.model))
+    assert task.calls["training"] == 4 * (config.epochs - done)
+    assert [e["dev_loss"] for e in resumed.progress.history] == [e["dev_loss"] for e in whole.progress.history]
+
+
+def test_damaged_progress_is_named(tmp_path):
+    trainer(tmp_path).fit()
+    (tmp_path / "progress.safetensors").write_bytes(b"torn")
+    with pytest.raises(InputError, match=r"progress\.safetensors.*delete"):
+        trainer(tmp_path).fit()
+
+
+def test_accumulated_batches_equal_one_bigger_batch(tmp_path):
+    data = blob_domain("blobs", sizes={"train": 64, "dev": 16, "test": 8}, batch_size=16)
+    halves = blob_domain("blobs", sizes={"train": 64, "dev": 16, "test": 8}, batch_size=8)
+    big = trainer(tmp_path / "big", QUICK, domain=data)
+    small = trainer(tmp_path / "small", replace(QUICK, accumulate=2), domain=halves)
+    assert largest_difference(big.fit(), small.fit()) < 1e-5
+    assert big.progress.steps == small.progress.steps == 16
+
+
+def test_batches_left_over_make_a_step(tmp_path):
+    run = trainer(tmp_path, replace(QUICK, epochs=1, accumulate=3))
+    run.fit()
+    assert run.progress.steps == 2
+
+
+def test_gradients_are_clipped_after_the_hook(tmp_path):
+    before, after = [], []
+
+    class Watch(Method):
+        def after_backward(self, model):
+            before.append(norm(model))
+            step = run.optimizer.step
+            run.optimizer.step = lambda: (after.append(norm(model)), step())
+
+    def norm(model):
+        return math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters()))
+
+    run = trainer(tmp_path, replace(QUICK, epochs=1, gradient_clip=0.01), method=Watch())
+    run.fit()
+    assert min(before) > 0.02
+    assert after[0] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_penalty_is_added_to_the_loss(tmp_path):
+    class Pull(Method):
+        def penalty(self, model, batch):
+            return 1e4 * sum(p.square().sum() for p in model.parameters())
+
+    pulled = trainer(tmp_path / "pulled", method=Pull())
+    free = trainer(tmp_path / "free")
+    sizes = [sum(float(v.square().sum()) for v in run.fit().values()) for run in (pulled, free)]
+    assert sizes[0] < 0.2 * sizes[1]
+    assert pulled.progress.history[0]["train_loss"] < 10  # the penalty is not part of the reported loss
+
+
+@dataclass
+class ScriptedDevLoss(ClassificationTask):
+    """Dev losses are given, epoch by epoch (the dev split is one batch)."""
+
+    losses: list[float] = field(default_factory=list)
+
+    def loss(self, model, batch):
+        return super().loss(model, batch) if model.training else torch.tensor(self.losses.pop(0))
+
+
+def test_best_epochs_are_averaged(tmp_path):
+    domain = blob_domain("blobs", batch_size=32)
+    losses = [0.5, 0.1, 0.9, 0.3, 0.4]
+    run = trainer(tmp_path, replace(QUICK, epochs=5), task=ScriptedDevLoss(losses=losses), domain=domain)
+    state = run.fit()
+    assert run.progress.best(2) == [2, 4]
+    kept = sorted(tmp_path.glob("epoch*.safetensors"))
+    assert [path.name for path in kept] == ["epoch002.safetensors", "epoch004.safetensors"]
+    second, fourth = map(load_state, kept)
+    assert equal_states(state, average_states([second, fourth]))
+    assert largest_difference(state, {name: (second[name] + fourth[name]) / 2 for name in state}) < 1e-7
+
+
+def test_average_of_one_is_the_best_epoch(tmp_path):
+    task = ScriptedDevLoss(losses=[0.5, 0.1, 0.9, 0.3])
+    state = trainer(tmp_path, replace(QUICK, average_best=1), task=task, domain=blob_domain("blobs", batch_size=32)).fit()
+    assert equal_states(state, load_state(tmp_path / "epoch002.safetensors"))
+
+
+def test_average_keeps_counters_of_the_last_state():
+    states = [{"w": torch.tensor([float(n)]), "steps": torch.tensor(n)} for n in (1, 3, 5)]
+    assert equal_states(average_states(states), {"w": torch.tensor([3.0]), "steps": torch.tensor(5)})
+
+
+@dataclass
+class Exploding(ClassificationTask):
+    """The loss is not finite from the n-th training batch on, or for every dev batch."""
+
+    healthy: int = 0
+    dev: float | None = None
+
+    def loss(self, model, batch):
+        loss = super().loss(model, batch)
+        if not model.training:
+            return loss if self.dev is None else loss * self.dev
+        self.healthy -= 1
+        return loss if self.healthy >= 0 else loss * math.nan
+
+
+def test_loss_that_is_not_finite(tmp_path):
+    with pytest.raises(InputError) as caught:
+        trainer(tmp_path, task=Exploding(healthy=2 * 4 + 1)).fit()
+    message = str(caught.value)
+    assert "blobs: loss is nan in epoch 3 after 9 steps" in message
+    assert "learning_rate" in message and "\n" not in message
+    assert sorted(path.name for path in tmp_path.glob("epoch*")) == ["epoch001.safetensors", "epoch002.safetensors"]
+    healthy = trainer(tmp_path)
+    assert equal_states(healthy.fit(), trainer(tmp_path / "other").fit())
+
+
+def test_dev_loss_that_is_not_finite(tmp_path):
+    with pytest.raises(InputError, match="blobs: dev loss is inf in epoch 1"):
+        trainer(tmp_path, task=Exploding(healthy=1000, dev=math.inf)).fit()
+    assert not list(tmp_path.glob("epoch*"))
+
+
+@pytest.mark.parametrize("missing", ["train", "dev"])
+def test_domain_without_a_split(tmp_path, missing):
+    whole = blob_domain("half")
+    splits = {split: next(iter(whole.batches(split, shuffle=False, seed=0))) for split in ("train", "dev") if split != missing}
+    domain = VectorDomain("half", {split: (batch.inputs, batch.labels) for split, batch in splits.items()})
+    with pytest.raises(InputError, match=f"half: no {missing} items"):
+        trainer(tmp_path, domain=domain).fit()
+
+
+def test_mixed_precision_on_the_cpu(tmp_path):
+    seen = set()
+
+    class Watching(ClassificationTask):
+        def loss(self, model, batch):
+            loss = super().loss(model, batch)
+            seen.add((model.training, model(batch.inputs).dtype))
+            return loss
+
+    mixed = trainer(tmp_path / "mixed", replace(QUICK, precision="bf16"), task=Watching()).fit()
+    full = trainer(tmp_path / "full").fit()
+    assert seen == {(True, torch.bfloat16), (False, torch.float32)}
+    assert all(value.dtype == torch.float32 for value in mixed.values())
+    assert 0 < largest_difference(mixed, full) < 0.1
+
+
+def test_progress_bar_and_tensorboard_stay_out_of_the_way(tmp_path, capsys):
+    trainer(tmp_path).fit()
+    captured = capsys.readouterr()
+    assert captured.out == "" and "epoch" not in captured.err

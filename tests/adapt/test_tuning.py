@@ -1,0 +1,101 @@
+from collections import Counter
+
+import pytest
+from adapt_cases import QUICK, with_domain
+
+from asrcl.adapt import grid, tune
+from asrcl.exceptions import InputError
+from asrcl.methods import method_names
+from asrcl.testing import blob_domain, tiny_learner, tiny_scenario
+
+COLUMNS = ["old", "new", "average"]
+
+
+class Guarded:
+    """A domain of which only some splits may be touched."""
+
+    def __init__(self, domain, allowed):
+        self.name, self._domain, self._allowed = domain.name, domain, allowed
+
+    def _check(self, split):
+        assert split in self._allowed, f"{self.name}: {split} is not for tuning"
+
+    def batches(self, split, **options):
+        self._check(split)
+        return self._domain.batches(split, **options)
+
+    def size(self, split):
+        self._check(split)
+        return self._domain.size(split)
+
+    def fingerprint(self, split):
+        self._check(split)
+        return self._domain.fingerprint(split)
+
+
+def guarded_learner(folder):
+    """Test splits and everything about the third domain are forbidden."""
+    scenario = tiny_scenario()
+    for number, domain in enumerate(scenario.domains):
+        scenario = with_domain(scenario, number, Guarded(domain, {"train", "dev"} if number < 2 else set()))
+    return tiny_learner(folder, scenario, QUICK)
+
+
+def test_grid():
+    assert grid({"a": [1, 2], "b": ["x"]}) == [{"a": 1, "b": "x"}, {"a": 2, "b": "x"}]
+    assert grid({}) == [{}]
+
+
+def test_rows_are_sorted_and_measured_on_dev_data(tmp_path):
+    learner = guarded_learner(tmp_path)
+    rows = tune(learner, "ihr", {"rescale": "laplace"}, {"damping": [1e-3, 0.1, 10.0], "tau": [0.5, 1.0]})
+    assert len(rows) == 6
+    assert {(row["damping"], row["tau"]) for row in rows} == {(d, t) for d in (1e-3, 0.1, 10.0) for t in (0.5, 1.0)}
+    assert [row["average"] for row in rows] == sorted(row["average"] for row in rows)
+    assert all(list(row) == ["damping", "tau", *COLUMNS] for row in rows)
+    assert all(row["average"] == pytest.approx((row["old"] + row["new"]) / 2) for row in rows)
+    assert len({row["average"] for row in rows}) > 2
+
+
+def test_strength_has_its_two_ends(tmp_path):
+    """At 0 the averaged model is the old one, at 1 the fine-tuned one."""
+    learner = tiny_learner(tmp_path)
+    rows = {row["strength"]: row for row in tune(learner, "fta", {}, {"strength": [0.0, 0.5, 1.0]})}
+    [fine_tuned] = tune(learner, "ft", {}, {})
+    [initial] = tune(learner, "initial", {}, {})
+    assert {key: rows[1.0][key] for key in COLUMNS} == fine_tuned
+    assert {key: rows[0.0][key] for key in COLUMNS} == initial
+    assert fine_tuned["new"] < initial["new"] and fine_tuned["old"] > initial["old"]
+
+
+def test_knobs_override_options(tmp_path):
+    learner = tiny_learner(tmp_path, train=QUICK)
+    first = tune(learner, "fta", {"strength": 0.0}, {"strength": [1.0]})
+    assert first == tune(learner, "fta", {}, {"strength": [1.0]})
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_every_method_can_be_tuned(tmp_path, name):
+    [row] = tune(guarded_learner(tmp_path), name, {}, {})
+    assert list(row) == COLUMNS
+
+
+def test_tuning_shares_one_fine_tune(tmp_path):
+    tune(tiny_learner(tmp_path, train=QUICK), "ihr", {}, {"tau": [0.5, 1.0, 1.5]})
+    kinds = Counter(path.parent.name for path in (tmp_path / "cache").glob("*/*") if path.is_dir())
+    assert (kinds["train"], kinds["curvature"]) == (1, 1)
+
+
+def test_one_domain_cannot_be_tuned(tmp_path):
+    with pytest.raises(InputError, match="second domain"):
+        tune(tiny_learner(tmp_path, tiny_scenario(1)), "ft", {}, {})
+
+
+def test_unknown_knob(tmp_path):
+    with pytest.raises(InputError, match="temperature"):
+        tune(tiny_learner(tmp_path), "ihr", {}, {"temperature": [1]})
+
+
+def test_a_guard_guards():
+    with pytest.raises(AssertionError, match="not for tuning"):
+        Guarded(blob_domain("blobs"), {"dev"}).size("test")

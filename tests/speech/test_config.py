@@ -1,0 +1,196 @@
+"""The configuration: every shipped file composes, a user's own is found, mistakes are named in one line."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+import yaml
+
+from asrcl.adapt import CurvatureConfig, TrainConfig
+from asrcl.exceptions import InputError
+from asrcl.methods import build_method
+from asrcl.speech.config import Config, config_folder, load_config
+from asrcl.speech.corpora import CORPORA
+from asrcl.speech.decoding import DecodeConfig
+from asrcl.speech.features import FeatureConfig
+from asrcl.speech.model import ConformerASR
+from asrcl.speech.prepare import TokenConfig
+from asrcl.speech.task import SpecAugmentConfig
+
+OWN = """
+name: mine
+features: {bins: 8}
+domains:
+  - {name: home, corpus: {kind: kaldi, folder: "${data_dir}/home"}}
+"""
+
+
+def shipped(group):
+    return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+
+
+def refusal(*overrides):
+    with pytest.raises(InputError) as caught:
+        load_config(list(overrides))
+    message = str(caught.value)
+    assert "\n" not in message and "Traceback" not in message
+    return message
+
+
+@pytest.mark.parametrize("name", shipped("scenario"))
+def test_every_scenario_composes(name):
+    config = load_config([f"scenario={name}", "data_dir=/data"])
+    scenario = config.tree["scenario"]
+    assert scenario["name"] == name == config.home.name
+    assert len(scenario["domains"]) >= 2
+    for domain in scenario["domains"]:
+        assert domain["corpus"]["kind"] in {*CORPORA, "synthetic"}
+    assert config.settings(FeatureConfig, "scenario", "features").size > 0
+
+
+@pytest.mark.parametrize("name", shipped("train"))
+def test_every_training_composes(name):
+    config = load_config([f"train={name}"])
+    for part in ("initial", "adapt"):
+        assert config.settings(TrainConfig, "train", part).epochs >= 1
+    config.settings(SpecAugmentConfig, "train", "augment")
+
+
+@pytest.mark.parametrize("name", shipped("model"))
+def test_every_model_composes(name):
+    settings = load_config([f"model={name}"]).tree["model"]
+    with torch.device("meta"):
+        assert ConformerASR(80, 100, **settings).attention_head is not None
+
+
+@pytest.mark.parametrize("name", shipped("decode"))
+def test_every_decoding_composes(name):
+    assert load_config([f"decode={name}"]).settings(DecodeConfig, "decode").kind == name
+
+
+def test_defaults_compose_with_all_methods():
+    config = load_config()
+    config.settings(CurvatureConfig, "curvature")
+    assert set(config.tree["methods"]) == set(shipped("method"))
+    for options in config.tree["methods"].values():
+        build_method(options["name"], **{key: value for key, value in options.items() if key != "name"})
+
+
+def test_overrides_arrive_and_the_last_one_counts():
+    config = load_config(["train.adapt.epochs=3", "train=quick", "train=cpu", "train.adapt.epochs=8", "methods.ihr.tau=2"])
+    assert config.tree["train"]["adapt"]["epochs"] == 8
+    assert config.tree["train"]["max_items"] == load_config().tree["train"]["max_items"]
+    assert config.tree["methods"]["ihr"]["tau"] == 2
+    assert "train=quick" in config.overrides
+
+
+def test_a_folder_of_own_files_is_found(tmp_path):
+    folder = tmp_path / "my conf, (1)"
+    (folder / "scenario").mkdir(parents=True)
+    (folder / "scenario" / "mine.yaml").write_text(OWN)
+    (folder / "scenario" / "variant.yaml").write_text("defaults: [accents, _self_]\nname: variant\ntopics: false\n")
+    config = load_config([f"config_dir={folder}", "scenario=mine", "data_dir=/data", "exp=out"])
+    assert config.tree["scenario"]["domains"][0]["corpus"]["folder"] == "/data/home"
+    assert str(config.home) == "out/mine"
+    assert config.settings(FeatureConfig, "scenario", "features") == FeatureConfig(bins=8)
+    assert config.settings(TokenConfig, "scenario", "tokens") == TokenConfig()
+    variant = load_config(["scenario=variant", f"config_dir={folder}"]).tree["scenario"]
+    assert variant["topics"] is False and len(variant["domains"]) == 5
+
+
+def own(tmp_path, text):
+    (tmp_path / "scenario").mkdir()
+    (tmp_path / "scenario" / "mine.yaml").write_text(text)
+    return refusal(f"config_dir={tmp_path}", "scenario=mine")
+
+
+@pytest.mark.parametrize("key", ["name", "domains"])
+def test_an_own_scenario_that_lacks_something_is_refused(key, tmp_path):
+    content = yaml.safe_load(OWN)
+    del content[key]
+    assert "lacks a name or its domains" in own(tmp_path, yaml.safe_dump(content))
+
+
+@pytest.mark.parametrize(
+    "domains, word",
+    [
+        ("{home: x}", "not a list"),
+        ("[home]", "entry 1"),
+        ("[{name: a, corpus: {kind: kaldi}}, {name: b}]", "entry 2"),
+        ("[{name: a, corpus: {folder: x}}]", "entry 1"),
+        ("[{name: a, corpus: [{kind: kaldi}, {}]}]", "entry 1"),
+    ],
+)
+def test_malformed_domains_are_refused(domains, word, tmp_path):
+    text = OWN.partition("domains:")[0] + f"domains: {domains}\n"
+    assert word in own(tmp_path, text)
+
+
+def test_a_file_that_is_not_yaml_is_refused(tmp_path):
+    assert "mine.yaml" in own(tmp_path, "name: [mine\n")
+
+
+@pytest.mark.parametrize(
+    "override, word",
+    [
+        ("scenario=nowhere", "scenario/nowhere"),
+        ("trian.adapt.epochs=3", "trian"),
+        ("train.adapt.epoch=3", "epoch"),
+        ("nonsense", "nonsense: not an override"),
+        ("exp=${nowhere}", "nowhere"),
+        ("train.adapt.epochs=[1", "[1"),
+        ("scenario=null", "scenario"),
+        ("model=null", "model"),
+        ("scenario.name=???", "scenario.name"),
+        ("config_dir=/nowhere/at/all", "config_dir=/nowhere/at/all: no such folder"),
+    ],
+)
+def test_mistakes_are_refused_in_one_line(override, word):
+    assert word in refusal(override)
+
+
+@pytest.mark.parametrize(
+    "override, word",
+    [
+        ("scenario.features.kind=fbank", "scenario.features.kind=fbank: expected logmel or mfcc13"),
+        ("scenario.features.normalise=yes", "mean_variance"),
+        ("scenario.features.bins=many", "a whole number"),
+        ("scenario.features.bins=2.5", "a whole number"),
+        ("scenario.features.speeds=1.0", "a list of a number"),
+        ("+scenario.features.channel=left", "a whole number or mean or null"),
+        ("+scenario.features.pitch=true", "unknown settings pitch; known are bins"),
+        ("scenario.features=3", "scenario.features=3"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_refused(override, word):
+    config = load_config([override])
+    with pytest.raises(InputError) as caught:
+        config.settings(FeatureConfig, "scenario", "features")
+    assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["train.adapt.optimizer=sgd", "train.adapt.schedule=linear", "train.adapt.epochs=0"])
+def test_training_that_does_not_exist_is_refused(override):
+    with pytest.raises(InputError):
+        load_config([override]).settings(TrainConfig, "train", "adapt")
+
+
+def test_settings_take_lists_whole_numbers_for_floats_and_null():
+    @dataclass(frozen=True)
+    class Example:
+        ratio: float = 0.5
+        widths: tuple[int, ...] = ()
+        limit: int | None = None
+
+    config = Config({"part": {"ratio": 2, "widths": [1, 2], "limit": None}})
+    assert config.settings(Example, "part") == Example(2, (1, 2), None)
+    with pytest.raises(InputError, match=r"part\.ratio=True: expected a number"):
+        Config({"part": {"ratio": True}}).settings(Example, "part")
+
+
+def test_device():
+    assert Config({"device": "cpu"}).device == "cpu"
+    assert Config({"device": "auto"}).device == ("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="device=cuda: no GPU"):
+            _ = Config({"device": "cuda"}).device

@@ -1,0 +1,289 @@
+"""The command line: every command explains itself, and bad input ends in one line on standard error and exit code 2."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from asrcl import cli
+from asrcl.adapt import load_state, save_state
+
+COMMANDS = ["prepare", "train", "adapt", "tune", "decode", "score", "report", "merge"]
+
+
+@pytest.fixture
+def asrcl(monkeypatch, capfd):
+    """Runs the command in this process: (*arguments) -> (exit code, standard output, standard error)."""
+    monkeypatch.setattr(cli.logging, "basicConfig", lambda **_: None)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["asrcl", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def refuses(asrcl):
+    """Asserts that a command is refused in one line, and returns the line."""
+
+    def run(*arguments):
+        code, _, err = asrcl(*arguments)
+        assert code == 2, err
+        lines = err.strip().splitlines()
+        assert len(lines) == 1 and lines[0].startswith("asrcl: ") and "Traceback" not in err, err
+        return lines[0]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tones, tmp_path_factory):
+    """A scenario with data, tokens and initial model, and the overrides to use it; read only."""
+    from asrcl.speech.config import load_config
+    from asrcl.speech.experiment import train
+    from asrcl.speech.prepare import prepare_data, prepare_tokens
+
+    torch.set_num_threads(1)
+    overrides = tones.overrides(tmp_path_factory.mktemp("exp"))
+    config = load_config(overrides)
+    prepare_data(config)
+    prepare_tokens(config)
+    train(config, 1)
+    return config.home, overrides
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, asrcl):
+    code, out, _ = asrcl(command, "--help")
+    assert code == 0 and "Usage" in out and command in out
+
+
+def test_help_lists_the_commands(asrcl):
+    _, out, _ = asrcl("--help")
+    assert all(command in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [["sing"], ["train", "--louder"], ["score"], ["merge", "a"]])
+def test_wrong_usage_exits_with_2(arguments, asrcl):
+    code, _, err = asrcl(*arguments)
+    assert code == 2 and "Traceback" not in err
+
+
+def test_a_whole_experiment(tones, asrcl, tmp_path):
+    overrides = tones.overrides(tmp_path)
+    for command in ("prepare", "train", "adapt", "decode"):
+        methods = ["--methods", "ft ihr"] if command in ("adapt", "decode") else []
+        code, _, err = asrcl(command, *methods, *overrides)
+        assert code == 0, err
+    code, out, _ = asrcl("score", tmp_path / "tones")
+    assert code == 0 and "recounted 8 decodes of 2 runs" in out
+    code, out, _ = asrcl("report", tmp_path / "tones")
+    assert code == 0 and (tmp_path / "tones" / "RESULTS.md").is_file() and "IHR" in out
+
+
+def test_decoding_with_a_checkpoint_writes_transcripts(trained, asrcl, tmp_path):
+    home, overrides = trained
+    model = home / "initial" / "1" / "model.safetensors"
+    code, out, err = asrcl("decode", "--checkpoint", model, "--domain", "high", "--out", tmp_path, *overrides)
+    assert code == 0 and "WER" in out, err
+    assert len((tmp_path / "ref.trn").read_text().splitlines()) == 3
+    code, again, _ = asrcl("score", tmp_path / "ref.trn", tmp_path / "hyp.trn")
+    assert code == 0 and again.splitlines()[-1].split() == out.splitlines()[-1].split()
+
+
+def test_tuning_prints_a_table(trained, asrcl, tmp_path):
+    home, overrides = trained
+    shutil.copytree(home, tmp_path / "tones")
+    code, out, err = asrcl("tune", "--method", "fta", "--grid", "strength=0.2,0.8", *overrides, f"exp={tmp_path}")
+    assert code == 0 and "strength" in out and "average" in out, err
+
+
+def test_merging_two_checkpoints(asrcl, tmp_path):
+    for name, value in (("old", 0.0), ("new", 1.0)):
+        save_state({"weight": torch.full((2, 3), value)}, tmp_path / f"{name}.safetensors")
+    pair = [tmp_path / "old.safetensors", tmp_path / "new.safetensors", "--out", tmp_path / "merged.safetensors"]
+    options = ["--method", "interpolate", "--knob", "strength=0.25"]
+    code, out, _ = asrcl("merge", *pair, *options, "--dry-run")
+    assert code == 0 and "weight" in out and not (tmp_path / "merged.safetensors").exists()
+    code, _, err = asrcl("merge", *pair, *options)
+    assert code == 0, err
+    assert load_state(tmp_path / "merged.safetensors")["weight"].eq(0.25).all()
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    "arguments, word",
+    [
+        (["prepare", "--stage", "salad"], "--stage salad: choose data, tokens or all"),
+        (["prepare", "trian.epochs=3"], "trian"),
+        (["prepare", "scenario=nowhere"], "scenario/nowhere"),
+        (["prepare", "--domains", "MARS"], "domain MARS: not in this scenario"),
+        (["prepare", "nonsense"], "nonsense: not an override"),
+        (["train", "--seeds", "one"], "--seeds"),
+        (["train", "--seeds", ""], "one seed (--seeds)"),
+        (["tune", "--grid", "tau"], "tau: write knob=value"),
+        (["report", "/nowhere"], "/nowhere: no such folder"),
+        (["score", "/nowhere"], "/nowhere"),
+        (["merge", "a", "b", "--out", "c", "--knob", "tau"], "tau: write knob=value"),
+    ],
+)
+def test_wrong_arguments(arguments, word, refuses, tmp_path):
+    if arguments[0] in ("prepare", "train", "tune"):
+        arguments = [*arguments, f"exp={tmp_path}"]
+    assert word in refuses(*arguments)
+
+
+def test_report_on_an_empty_folder(refuses, tmp_path):
+    assert "no results.json below it" in refuses("report", tmp_path)
+    assert "no results.json below it" in refuses("score", tmp_path)
+
+
+def test_score_of_different_utterances(refuses, tmp_path):
+    (tmp_path / "ref.trn").write_text("one two (a-1)\nthree (a-2)\n")
+    (tmp_path / "hyp.trn").write_text("one two (a-1)\n")
+    assert "references without a hypothesis: 1 (a-2)" in refuses("score", tmp_path / "ref.trn", tmp_path / "hyp.trn")
+
+
+def missing_audio(split):
+    for path in split.glob("s1*.wav"):
+        path.unlink()
+
+
+def empty_audio(split):
+    for path in split.glob("*.wav"):
+        soundfile.write(path, np.zeros(0), 16000)
+
+
+def eight_channels(split):
+    for path in split.glob("*.wav"):
+        soundfile.write(path, np.zeros((8000, 8)), 16000)
+
+
+def no_audio_at_all(split):
+    for path in split.glob("*.wav"):
+        path.write_bytes(b"MZ" + bytes(100))
+
+
+def rewrite_text(split, change):
+    lines = (split / "text").read_text().splitlines()
+    (split / "text").write_text("".join(change(line) + "\n" for line in lines))
+
+
+def empty_transcripts(split):
+    rewrite_text(split, lambda line: line.split()[0])
+
+
+def unknown_characters(split):
+    rewrite_text(split, lambda line: line + " 24 größe")
+
+
+def latin_transcripts(split):
+    (split / "text").write_bytes((split / "text").read_text().replace("light", "li\u00e9ght").encode("latin-1"))
+
+
+def no_list(split):
+    (split / "wav.scp").unlink()
+
+
+@pytest.mark.parametrize(
+    "spoil, word",
+    [
+        (missing_audio, "no such audio file"),
+        (empty_audio, "holds no samples"),
+        (eight_channels, "has 8 channels"),
+        (no_audio_at_all, "not readable as audio"),
+        (empty_transcripts, "empty transcript"),
+        (unknown_characters, "characters outside the alphabet: '2' '4'"),
+        (latin_transcripts, "low/train/text:1: not UTF-8"),
+        (no_list, "low/train/wav.scp: cannot be read"),
+    ],
+)
+def test_spoiled_data(spoil, word, tones, refuses, tmp_path):
+    shutil.copytree(tones.data, tmp_path / "data")
+    spoil(tmp_path / "data" / "low" / "train")
+    line = refuses("prepare", *tones.overrides(tmp_path / "exp", f"data_dir={tmp_path / 'data'}"))
+    assert word in line
+    assert str(tmp_path / "data" / "low" / "train") in line
+
+
+def test_a_domain_without_test_set(tones, refuses, asrcl, tmp_path):
+    shutil.copytree(tones.conf, tmp_path / "conf")
+    path = tmp_path / "conf" / "scenario" / "tones.yaml"
+    tested = "{kind: kaldi, folder: '${data_dir}/high/test', split: test}"
+    path.write_text(path.read_text().replace(f", {tested}", ""))
+    overrides = tones.overrides(tmp_path / "exp", f"config_dir={tmp_path / 'conf'}")
+    assert asrcl("prepare", *overrides)[0] == 0
+    assert "domain high has no test utterances" in refuses("train", *overrides)
+
+
+def test_an_output_folder_below_a_file(tones, trained, refuses, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert "cannot write here" in refuses("prepare", *tones.overrides(tmp_path / "file"))
+    home, overrides = trained
+    model = home / "initial" / "1" / "model.safetensors"
+    out = ["--domain", "high", "--out", tmp_path / "file" / "out"]
+    assert "cannot write here" in refuses("decode", "--checkpoint", model, *out, *overrides)
+
+
+def test_stages_in_the_wrong_order(tones, refuses, tmp_path):
+    overrides = tones.overrides(tmp_path)
+    assert "run the data stage" in refuses("prepare", "--stage", "tokens", *overrides)
+    assert "run the tokens stage" in refuses("train", *overrides)
+
+
+def test_decoding_what_is_not_there(trained, refuses, tmp_path):
+    home, overrides = trained
+    model = home / "initial" / "1" / "model.safetensors"
+    assert "method magic: not in the configuration" in refuses("decode", "--methods", "magic", *overrides)
+    assert "--checkpoint needs --domain" in refuses("decode", "--checkpoint", model, *overrides)
+    assert "domain mid: not in this scenario" in refuses("decode", "--checkpoint", model, "--domain", "mid", *overrides)
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    assert "damaged" in refuses("decode", "--checkpoint", tmp_path / "text.safetensors", "--domain", "low", *overrides)
+    refusal = refuses("decode", "--checkpoint", model, "--domain", "low", "--split", "exam", *overrides)
+    assert "split exam" in refusal
+
+
+def test_decoding_with_a_checkpoint_of_another_model(trained, refuses):
+    home, overrides = trained
+    model = home / "initial" / "1" / "model.safetensors"
+    line = refuses("decode", "--checkpoint", model, "--domain", "low", *overrides, "model.width=32")
+    assert f"{model}: not a checkpoint of this model" in line
+
+
+def test_adapting_with_an_initial_model_of_another_size(trained, refuses):
+    assert "not a checkpoint of this model" in refuses("adapt", *trained[1], "model.encoder_layers=2")
+
+
+def test_messages_of_several_lines_become_one(refuses, tmp_path):
+    (tmp_path / "scenario").mkdir()
+    (tmp_path / "scenario" / "odd.yaml").write_text("name: [odd\n  - x:\n")
+    assert "odd.yaml" in refuses("prepare", f"config_dir={tmp_path}", "scenario=odd")
+
+
+def test_as_a_process_of_its_own(trained, tmp_path):
+    """The real thing, with its logging, once: results on standard output, one line and exit code 2 for a mistake."""
+
+    def run(*arguments):
+        return subprocess.run([sys.executable, "-m", "asrcl.cli", *arguments], capture_output=True, text=True, check=False)
+
+    (tmp_path / "text.jsonl").write_text(json.dumps({"id": "a", "text": "one two"}) + "\n")
+    good = run("score", str(tmp_path / "text.jsonl"), str(tmp_path / "text.jsonl"))
+    assert good.returncode == 0 and "WER" in good.stdout and good.stderr == ""
+    bad = run("decode", "--methods", "magic", *trained[1])
+    assert bad.returncode == 2 and bad.stdout == ""
+    assert len(bad.stderr.splitlines()) == 1 and bad.stderr.startswith("asrcl: method magic")

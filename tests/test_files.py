@@ -1,0 +1,79 @@
+"""Atomic writes leave the old file or the whole new one; hashes tell content apart and nothing else."""
+
+import json
+import os
+import stat
+
+import pytest
+
+from asrcl.exceptions import InputError
+from asrcl.files import atomic_path, hash_file, hash_json, read_json, write_json, write_text
+
+
+def test_a_write_replaces_the_file_and_makes_its_folder(tmp_path):
+    target = tmp_path / "new" / "folder" / "note.txt"
+    write_text(target, "first")
+    write_text(target, "zweite – größer")
+    assert target.read_text(encoding="utf-8") == "zweite – größer"
+    assert os.listdir(target.parent) == ["note.txt"]
+    assert stat.S_IMODE(target.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failed_write_leaves_the_old_file_alone(error, tmp_path):
+    target = tmp_path / "note.txt"
+    write_text(target, "old")
+    with pytest.raises(error), atomic_path(target) as temporary:
+        temporary.write_text("half of the n")
+        assert target.read_text() == "old"
+        raise error
+    assert target.read_text() == "old" and os.listdir(tmp_path) == ["note.txt"]
+
+
+def test_the_file_appears_only_when_it_is_complete(tmp_path):
+    target = tmp_path / "note.txt"
+    with atomic_path(target) as temporary:
+        temporary.write_text("all of it")
+        assert temporary.parent == target.parent and not target.exists()
+    assert target.read_text() == "all of it"
+
+
+def test_a_folder_that_cannot_be_is_refused(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match=r"file/folder: cannot write here"):
+        write_text(tmp_path / "file" / "folder" / "note.txt", "text")
+
+
+def test_json_comes_back(tmp_path):
+    value = {"b": [1, 2.5, None], "a": {"ä": True}}
+    write_json(tmp_path / "value.json", value)
+    assert read_json(tmp_path / "value.json") == value
+    assert list(read_json(tmp_path / "value.json")) == ["b", "a"]
+
+
+def test_a_missing_json_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"none\.json: no such file"):
+        read_json(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("content", [b"{half", b"", b"\xff\xfe\x00"])
+def test_a_file_that_is_not_json_is_named(content, tmp_path):
+    (tmp_path / "odd.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"odd\.json: not a JSON file") as refusal:
+        read_json(tmp_path / "odd.json")
+    assert "\n" not in str(refusal.value)
+
+
+def test_json_hashes_know_content_not_order():
+    base = {"a": 1, "b": [1, 2]}
+    assert hash_json(base) == hash_json({"b": [1, 2], "a": 1}) == hash_json(json.loads(json.dumps(base)))
+    assert hash_json((1, 2)) == hash_json([1, 2])
+    others = [{"a": 2, "b": [1, 2]}, {"a": 1, "b": [2, 1]}, {"a": 1}, {"a": "1", "b": [1, 2]}]
+    assert len({hash_json(value) for value in [base, *others]}) == 5
+    assert len(hash_json(base)) == 16
+
+
+def test_hashes_are_the_same_everywhere(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert hash_file(tmp_path / "a") == "ba7816bf8f01cfea"  # the head of SHA-256("abc"), FIPS 180-2
+    assert hash_json({"a": 1}) == "015abd7f5cc57a2d"

@@ -1,0 +1,185 @@
+"""The recipes: options, the commands they come to, and one recipe from beginning to end."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from asrcl.files import read_json
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("ASRCL_DATA", ROOT / ".." / "shared" / "data"))
+RECIPES = sorted(path.parent.name for path in (ROOT / "recipes").glob("*/run.sh"))
+NEED_DATA = [name for name in RECIPES if name != "accents"]
+METHODS = ["initial", "ft", "fta", "ewc", "ihr"]
+STAGES = ["data", "tokens", "initial model", "adapt", "decode", "score", "report"]
+
+
+def run(recipe, *options, cwd=ROOT, timeout=60):
+    command = ["bash", str(ROOT / "recipes" / recipe / "run.sh"), *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=timeout, check=False)
+
+
+def commands(recipe, *options, cwd=ROOT):
+    """What a dry run prints, split into words as a shell would; None for titles is left out."""
+    done = run(recipe, "--dry_run", *options, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return [shlex.split(line) for line in done.stdout.splitlines() if not line.startswith("==")]
+
+
+def refusal(recipe, *options):
+    done = run(recipe, *options)
+    assert done.returncode == 2 and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("run.sh: ")
+    return done.stderr
+
+
+@pytest.mark.parametrize("script", sorted(path.relative_to(ROOT) for path in ROOT.glob("[rt]*/**/*.sh")), ids=str)
+def test_scripts_are_well_formed(script):
+    assert subprocess.run(["bash", "-n", str(ROOT / script)], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_every_recipe_has_help(recipe, option):
+    done = run(recipe, option)
+    assert done.returncode == 0 and done.stderr == ""
+    assert f"recipes/{recipe}/run.sh" in done.stdout
+    assert all(word in done.stdout for word in ("--stage", "--methods", "--seeds", "--ngpu", "--quick", "--dry_run"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_dry_run_prints_all_stages_in_order(recipe, tmp_path):
+    done = run(recipe, "--dry_run", *(["--data_dir", tmp_path] if recipe in NEED_DATA else []))
+    titles = [line.split(": ")[1].rpartition(" (")[0] for line in done.stdout.splitlines() if line.startswith("== stage")]
+    assert done.returncode == 0 and titles == STAGES
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_settings_of_every_recipe_compose(recipe, tmp_path):
+    from asrcl.speech.config import load_config
+
+    for quick in ([], ["--quick"]) if recipe in ("accents", "real_speech") else ([],):
+        options = [*quick, *(["--data_dir", tmp_path] if recipe in NEED_DATA else [])]
+        train = next(words for words in commands(recipe, *options) if words[1] == "train")
+        config = load_config([word for word in train[2:] if "=" in word])
+        adapt = next(words for words in commands(recipe, *options) if words[1] == "adapt")
+        assert set(adapt[adapt.index("--methods") + 1].split()) <= set(config.tree["methods"])
+
+
+def test_the_commands_of_the_accents_recipe():
+    settings = ["scenario=accents", "exp=exp", "device=cpu", "launcher.jobs=2"]
+    methods = ["--methods", " ".join(METHODS), "--seeds", "1"]
+    assert commands("accents") == [
+        ["asrcl", "prepare", "--stage", "data", *settings],
+        ["asrcl", "prepare", "--stage", "tokens", *settings],
+        ["asrcl", "train", "--seeds", "1", *settings],
+        ["asrcl", "adapt", *methods, *settings],
+        ["asrcl", "decode", *methods, *settings],
+        ["asrcl", "score", "exp/accents"],
+        ["asrcl", "report", "exp/accents"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--stage", "4", "--stop_stage", "4", "--seeds", "1 2", "--methods", "ft ihr"],
+        ["--stage=4", "--stop-stage=4", "--seeds=1 2", "--methods=ft ihr"],
+        ["--stop-stage", "4", "--methods", "ft ihr", "--stage", "4", "--seeds=1 2"],
+    ],
+)
+def test_all_spellings_of_options(options):
+    (words,) = commands("accents", *options)
+    assert words[:6] == ["asrcl", "adapt", "--methods", "ft ihr", "--seeds", "1 2"]
+
+
+def test_overrides_pass_through_behind_those_of_the_recipe():
+    words = commands("accents", "--quick", "train.adapt.epochs=3", "model=conformer_small", "--stop_stage", "1")[0]
+    assert words[-4:] == ["model=conformer_tiny", "train=quick", "train.adapt.epochs=3", "model=conformer_small"]
+
+
+def test_scenario_can_be_chosen_as_option_or_override():
+    for option in (["--scenario", "accents_mild"], ["--stage", "1", "--scenario=accents_mild"], ["scenario=accents_mild"]):
+        words = commands("accents", *option)
+        assert "scenario=accents_mild" in words[0] and "scenario=accents" not in words[0]
+        assert words[-1] == ["asrcl", "report", "exp/accents_mild"]
+    assert "has only one" in refusal("libri_adapt", "--scenario", "accents", "--data_dir", "/tmp")
+
+
+def test_paths_are_relative_to_the_user(tmp_path):
+    (tmp_path / "my data").mkdir()
+    options = ["--exp", "out", "--data_dir", "my data", "config_dir=my data", "--stop_stage", "1"]
+    (words,) = commands("real_speech", *options, cwd=tmp_path)
+    for setting in (f"exp={tmp_path}/out", f"data_dir={tmp_path}/my data", f"config_dir={tmp_path}/my data"):
+        assert setting in words
+
+
+def test_devices():
+    assert "device=cuda" in commands("accents", "--ngpu", "1")[0]
+    several = commands("accents", "--ngpu", "4")
+    torchrun = ["torchrun", "--standalone", "--nproc_per_node", "4", "-m", "asrcl.cli"]
+    assert [words[: len(torchrun)] == torchrun for words in several] == [False, False, True, True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    "options, word",
+    [
+        (["--stgae", "3"], "--stgae: no such option"),
+        (["--stage"], "--stage: needs a value"),
+        (["--methods", "--quick"], "--methods: needs a value"),
+        (["--exp="], "--exp: needs a value"),
+        (["--stage", "two"], "--stage two: not a whole number"),
+        (["--stage", "4", "--stop_stage", "3"], "nothing to do"),
+        (["ft"], "ft: neither an option nor an override"),
+        (["--data_dir", "/nowhere"], "--data_dir /nowhere: no such folder"),
+        (["config_dir=/nowhere"], "config_dir=/nowhere: no such folder"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(options, word):
+    assert word in refusal("accents", *options)
+
+
+@pytest.mark.parametrize("recipe", NEED_DATA)
+def test_recipes_on_recordings_ask_for_them(recipe):
+    assert "--data_dir DIR is needed" in refusal(recipe, "--dry_run")
+
+
+def check_results(folder, methods):
+    for method in methods:
+        result = read_json(folder / method / "1" / "results.json")
+        assert result["method"] == method and result["errors"][0][0] is not None
+    for name in ("RESULTS.md", "heatmap.png", "wer_per_stage.png"):
+        assert (folder / name).stat().st_size > 1000
+
+
+def test_a_whole_recipe_and_again(tmp_path):
+    """Everything but the size: about two minutes, then a second run that finds all of it done."""
+    first = run("accents", "--quick", "--exp", tmp_path, timeout=500)
+    assert first.returncode == 0, first.stderr[-2000:]
+    folder = tmp_path / "accents_quick"
+    check_results(folder, METHODS)
+    assert "every count agrees" in first.stdout and "== done" in first.stdout
+    results = {path: path.read_bytes() for path in folder.glob("*/1/results.json")}
+    work = {path: path.stat().st_mtime_ns for path in (folder / "cache").glob("*/*/*") if path.is_file()}
+    begun = time.monotonic()
+    second = run("accents", "--quick", "--exp", tmp_path, timeout=300)
+    seconds = time.monotonic() - begun
+    assert second.returncode == 0, second.stderr[-2000:]
+    assert {path: path.read_bytes() for path in results} == results
+    assert {path: path.stat().st_mtime_ns for path in work} == work
+    assert " epoch " not in second.stderr and seconds < 60
+
+
+@pytest.mark.slow
+def test_the_recipe_on_recordings(tmp_path):
+    if not (DATA / "an4_mfcc13" / "manifest.csv").is_file():
+        pytest.skip("the recorded corpora are not here; set ASRCL_DATA to the folder that holds them")
+    done = run("real_speech", "--quick", "--exp", tmp_path, "--data_dir", DATA.resolve(), timeout=590)
+    assert done.returncode == 0, done.stderr[-2000:]
+    check_results(tmp_path / "real_speech_quick", METHODS)

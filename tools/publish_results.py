@@ -1,0 +1,75 @@
+"""Copy a scenario's report into its recipe and its main table into the READMEs, so that no number there is typed.
+
+    tools/publish_results.py exp/accents recipes/accents
+
+Writes recipes/accents/results/<scenario>/{RESULTS.md,*.png} and refreshes what stands between `<!-- results:accents -->` and
+`<!-- /results -->` in README.md and recipes/accents/README.md.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from asrcl.exceptions import InputError
+from asrcl.files import read_json, write_text
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def main_table(report: str) -> str:
+    """The sentences and the table at the head of a report."""
+    start = report.index("WER in %")
+    end = report.index("![", start)
+    return report[start:end].strip()
+
+
+def refresh(document: Path, name: str, text: str) -> None:
+    """Replace the marked part of a document."""
+    content = document.read_text(encoding="utf-8")
+    pattern = rf"(<!-- results:{name} -->\n).*?(<!-- /results -->)"
+    if re.search(pattern, content, flags=re.DOTALL):
+        write_text(document, re.sub(pattern, lambda found: f"{found[1]}{text}\n{found[2]}", content, flags=re.DOTALL))
+
+
+def tuning_tables(folder: Path) -> str:
+    """One table for every method that was tuned: dev error rates after the first adaptation, best first."""
+    parts = []
+    for path in sorted((folder / "tuning").glob("*.json")):
+        tuning = read_json(path)
+        columns = list(tuning["rows"][0])
+        rows = [[f"{row[c]:.2f}" if isinstance(row[c], float) else str(row[c]) for c in columns] for row in tuning["rows"]]
+        lines = [columns, ["---:"] * len(columns), *rows]
+        title = f"`{tuning['method']}`, seeds {', '.join(map(str, tuning['seeds']))}, dev error rate in %:"
+        parts.append(title + "\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(parts)
+
+
+def machine(folder: Path) -> str:
+    """One line about where the numbers come from."""
+    result = read_json(next(iter(sorted(folder.glob("*/*/results.json")))))
+    seeds = sorted({int(path.parent.name) for path in folder.glob("*/*/results.json")})
+    where = result["environment"]
+    return f"Seeds {', '.join(map(str, seeds))}; {where['processor']}, accelerator {where['accelerator']}, torch {where['torch']}."
+
+
+def publish(folder: Path, recipe: Path) -> None:
+    """Copy report and pictures, refresh the documents."""
+    if not (folder / "RESULTS.md").is_file():
+        raise InputError(f"{folder}: no RESULTS.md; run asrcl report {folder} first")
+    target = recipe / "results" / folder.name
+    target.mkdir(parents=True, exist_ok=True)
+    for source in [folder / "RESULTS.md", *folder.glob("*.png")]:
+        shutil.copyfile(source, target / source.name)
+    text = f"{main_table((folder / 'RESULTS.md').read_text(encoding='utf-8'))}\n\n{machine(folder)}"
+    for document in (REPOSITORY / "README.md", recipe / "README.md"):
+        refresh(document, folder.name, text)
+        refresh(document, "tuning", tuning_tables(folder))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    publish(Path(sys.argv[1]), Path(sys.argv[2]))
