@@ -33,8 +33,8 @@ class TonesScenario:
 
     def overrides(self, exp: Path, *more: str) -> list[str]:
         """What a user would type to run it."""
-        chosen = [f"config_dir={self.conf}", "scenario=tones", "model=nano", "train=nano", "device=cpu", "launcher.threads=1"]
-        return [*chosen, f"data_dir={self.data}", f"exp={exp}", *more]
+        chosen = [f"config_dir={self.conf}", "scenario=tones", "model=nano", "train=nano", "decode=ctc_greedy"]
+        return [*chosen, "device=cpu", "launcher.threads=1", f"data_dir={self.data}", f"exp={exp}", *more]
 
 
 def write_tones(folder: Path) -> TonesScenario:

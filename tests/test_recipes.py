@@ -160,7 +160,9 @@ def check_results(folder, methods):
 
 def test_a_whole_recipe_and_again(tmp_path):
     """Everything but the size: about two minutes, then a second run that finds all of it done."""
+    begun = time.monotonic()
     first = run("accents", "--quick", "--exp", tmp_path, timeout=500)
+    first_seconds = time.monotonic() - begun
     assert first.returncode == 0, first.stderr[-2000:]
     folder = tmp_path / "accents_quick"
     check_results(folder, METHODS)
@@ -173,7 +175,8 @@ def test_a_whole_recipe_and_again(tmp_path):
     assert second.returncode == 0, second.stderr[-2000:]
     assert {path: path.read_bytes() for path in results} == results
     assert {path: path.stat().st_mtime_ns for path in work} == work
-    assert " epoch " not in second.stderr and seconds < 60
+    assert [line for line in second.stderr.splitlines() if " epoch " in line or "curvature" in line] == []
+    assert seconds < 0.6 * first_seconds
 
 
 @pytest.mark.slow

@@ -52,7 +52,8 @@ def machine(folder: Path) -> str:
     result = read_json(next(iter(sorted(folder.glob("*/*/results.json")))))
     seeds = sorted({int(path.parent.name) for path in folder.glob("*/*/results.json")})
     where = result["environment"]
-    return f"Seeds {', '.join(map(str, seeds))}; {where['processor']}, accelerator {where['accelerator']}, torch {where['torch']}."
+    numbers = ', '.join(map(str, seeds))
+    return f"Seeds {numbers}; {where['processor']}, accelerator {where['accelerator']}, torch {where['torch']}."
 
 
 def publish(folder: Path, recipe: Path) -> None:

@@ -6,6 +6,8 @@ import importlib
 import logging
 import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -171,6 +173,17 @@ def _job(threads: int, function: Callable[..., Any], arguments: tuple[Any, ...])
     return function(*arguments)
 
 
+def _end_with(parent: int) -> None:
+    """Let this process end when its parent has been killed, rather than go on unseen."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _in_jobs(config: Config, function: Callable[..., Any], runs: Sequence[tuple[Any, ...]]) -> list[Any]:
     """Call `function` for each tuple of arguments, the configuration first, `launcher.jobs` at a time, a process for each."""
     if not runs:
@@ -181,7 +194,8 @@ def _in_jobs(config: Config, function: Callable[..., Any], runs: Sequence[tuple[
     job = partial(_job, threads, function)
     if jobs == 1:
         return [job(run) for run in runs]
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
         return list(pool.map(job, runs))
 
 

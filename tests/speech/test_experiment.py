@@ -120,9 +120,9 @@ def test_processes_of_one_torchrun_stay_together(start, monkeypatch):
     """A pool in each of them would start runs in different orders and wait for ever."""
     monkeypatch.setattr(experiment, "Processes", lambda: SimpleNamespace(count=2))
     monkeypatch.setattr(experiment, "ProcessPoolExecutor", None)
-    seen = []
-    assert experiment._in_jobs(start("launcher.jobs=4"), seen.append, [(1,), (2,), (3,)]) == [None] * 3
-    assert seen == [1, 2, 3]
+    config = start("launcher.jobs=4")
+    runs = [(config, number) for number in (1, 2, 3)]
+    assert experiment._in_jobs(config, lambda _, number: 10 * number, runs) == [10, 20, 30]
 
 
 @pytest.mark.parametrize(
