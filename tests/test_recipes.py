@@ -17,6 +17,7 @@ DATA = Path(os.environ.get("ASRCL_DATA", ROOT / ".." / "shared" / "data"))
 RECIPES = sorted(path.parent.name for path in (ROOT / "recipes").glob("*/run.sh"))
 NEED_DATA = [name for name in RECIPES if name != "accents"]
 METHODS = ["initial", "ft", "fta", "ewc", "ihr"]
+ONE_THREAD = "launcher.threads=1"  # several would wait for each other where tests run side by side
 STAGES = ["data", "tokens", "initial model", "adapt", "decode", "score", "report"]
 
 
@@ -161,7 +162,8 @@ def check_results(folder, methods):
 def test_a_whole_recipe_and_again(tmp_path):
     """Everything but the size: about two minutes, then a second run that finds all of it done."""
     begun = time.monotonic()
-    first = run("accents", "--quick", "--exp", tmp_path, timeout=500)
+    options = ["--quick", "--exp", tmp_path, ONE_THREAD]
+    first = run("accents", *options, timeout=500)
     first_seconds = time.monotonic() - begun
     assert first.returncode == 0, first.stderr[-2000:]
     folder = tmp_path / "accents_quick"
@@ -170,7 +172,7 @@ def test_a_whole_recipe_and_again(tmp_path):
     results = {path: path.read_bytes() for path in folder.glob("*/1/results.json")}
     work = {path: path.stat().st_mtime_ns for path in (folder / "cache").glob("*/*/*") if path.is_file()}
     begun = time.monotonic()
-    second = run("accents", "--quick", "--exp", tmp_path, timeout=300)
+    second = run("accents", *options, timeout=300)
     seconds = time.monotonic() - begun
     assert second.returncode == 0, second.stderr[-2000:]
     assert {path: path.read_bytes() for path in results} == results
@@ -180,9 +182,10 @@ def test_a_whole_recipe_and_again(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
 def test_the_recipe_on_recordings(tmp_path):
     if not (DATA / "an4_mfcc13" / "manifest.csv").is_file():
         pytest.skip("the recorded corpora are not here; set ASRCL_DATA to the folder that holds them")
-    done = run("real_speech", "--quick", "--exp", tmp_path, "--data_dir", DATA.resolve(), timeout=590)
+    done = run("real_speech", "--quick", "--exp", tmp_path, "--data_dir", DATA.resolve(), ONE_THREAD, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     check_results(tmp_path / "real_speech_quick", METHODS)
