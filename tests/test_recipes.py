@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -23,7 +24,14 @@ STAGES = ["data", "tokens", "initial model", "adapt", "decode", "score", "report
 
 def run(recipe, *options, cwd=ROOT, timeout=60):
     command = ["bash", str(ROOT / "recipes" / recipe / "run.sh"), *map(str, options)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=timeout, check=False)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=cwd, start_new_session=True, **pipes) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # the recipe's own processes too
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def commands(recipe, *options, cwd=ROOT):
@@ -102,7 +110,8 @@ def test_all_spellings_of_options(options):
 
 def test_overrides_pass_through_behind_those_of_the_recipe():
     words = commands("accents", "--quick", "train.adapt.epochs=3", "model=conformer_small", "--stop_stage", "1")[0]
-    assert words[-4:] == ["model=conformer_tiny", "train=quick", "train.adapt.epochs=3", "model=conformer_small"]
+    own = ["model=conformer_tiny", "train=quick", "decode=ctc_greedy"]
+    assert words[-5:] == [*own, "train.adapt.epochs=3", "model=conformer_small"]
 
 
 def test_scenario_can_be_chosen_as_option_or_override():
@@ -159,11 +168,12 @@ def check_results(folder, methods):
         assert (folder / name).stat().st_size > 1000
 
 
+@pytest.mark.timeout(1000)
 def test_a_whole_recipe_and_again(tmp_path):
     """Everything but the size: about two minutes, then a second run that finds all of it done."""
     begun = time.monotonic()
     options = ["--quick", "--exp", tmp_path, ONE_THREAD]
-    first = run("accents", *options, timeout=500)
+    first = run("accents", *options, timeout=600)
     first_seconds = time.monotonic() - begun
     assert first.returncode == 0, first.stderr[-2000:]
     folder = tmp_path / "accents_quick"

@@ -8,6 +8,6 @@ scenario=accents
 jobs=2
 parse_options "$@"
 settings=()
-if $quick; then scenario=accents_quick; settings=(model=conformer_tiny train=quick); fi
+if $quick; then scenario=accents_quick; settings=(model=conformer_tiny train=quick decode=ctc_greedy); fi
 cd "$repository"
 run_recipe "$scenario" ${settings[@]+"${settings[@]}"}
