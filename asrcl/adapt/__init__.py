@@ -8,6 +8,7 @@ from asrcl.adapt.scenario import Scenario, UnionDomain
 from asrcl.adapt.training import TrainConfig, Trainer
 from asrcl.adapt.tuning import grid, tune
 from asrcl.adapt.weights import average_states, fingerprint, load_state, save_state, state_of
+from asrcl.methods import build_method
 
 __all__ = [  # noqa: RUF022 - grouped by purpose
     # what a benchmark offers
@@ -18,6 +19,7 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     "Scenario",
     "UnionDomain",
     # the loop
+    "build_method",
     "CurvatureConfig",
     "DomainLearner",
     "Stage",

@@ -24,6 +24,7 @@ from asrcl.adapt import (
     Scenario,
     TrainConfig,
     adapt_domains,
+    build_method,
     load_state,
     run_method,
     train_initial,
@@ -32,7 +33,6 @@ from asrcl.adapt import (
 from asrcl.adapt.distributed import Processes
 from asrcl.exceptions import InputError
 from asrcl.files import write_json
-from asrcl.methods import build_method
 from asrcl.scoring import Errors
 from asrcl.speech.config import Config
 from asrcl.speech.decoding import DecodeConfig
