@@ -6,7 +6,6 @@ import os
 import shlex
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -171,24 +170,19 @@ def check_results(folder, methods):
 @pytest.mark.timeout(1000)
 def test_a_whole_recipe_and_again(tmp_path):
     """Everything but the size: about two minutes, then a second run that finds all of it done."""
-    begun = time.monotonic()
     options = ["--quick", "--exp", tmp_path, ONE_THREAD]
     first = run("accents", *options, timeout=600)
-    first_seconds = time.monotonic() - begun
     assert first.returncode == 0, first.stderr[-2000:]
     folder = tmp_path / "accents_quick"
     check_results(folder, METHODS)
     assert "every count agrees" in first.stdout and "== done" in first.stdout
     results = {path: path.read_bytes() for path in folder.glob("*/1/results.json")}
     work = {path: path.stat().st_mtime_ns for path in (folder / "cache").glob("*/*/*") if path.is_file()}
-    begun = time.monotonic()
     second = run("accents", *options, timeout=300)
-    seconds = time.monotonic() - begun
     assert second.returncode == 0, second.stderr[-2000:]
     assert {path: path.read_bytes() for path in results} == results
     assert {path: path.stat().st_mtime_ns for path in work} == work
     assert [line for line in second.stderr.splitlines() if " epoch " in line or "curvature" in line] == []
-    assert seconds < 0.6 * first_seconds
 
 
 @pytest.mark.slow
