@@ -13,7 +13,7 @@ import torch
 from asrcl import cli
 from asrcl.adapt import load_state, save_state
 
-COMMANDS = ["prepare", "train", "adapt", "tune", "decode", "score", "report", "merge"]
+COMMANDS = ["prepare", "train", "adapt", "tune", "decode", "score", "report", "merge", "inspect"]
 
 
 @pytest.fixture
@@ -121,6 +121,36 @@ def test_merging_two_checkpoints(asrcl, tmp_path):
     code, _, err = asrcl("merge", *pair, *options)
     assert code == 0, err
     assert load_state(tmp_path / "merged.safetensors")["weight"].eq(0.25).all()
+
+
+@pytest.fixture
+def curvature_file(tmp_path):
+    """A small curvature of two layers."""
+    from asrcl.curvature import BlockKey, Curvature, DiagonalBlock, KroneckerBlock
+
+    kronecker = KroneckerBlock.of(torch.diag(torch.tensor([1.0, 2.0, 4.0])), torch.eye(2), 4, 2)
+    blocks = {BlockKey("linear.weight", 0, 2): kronecker, BlockKey("linear.bias", 0, 2): DiagonalBlock(torch.ones(2), 2)}
+    facts = {"fisher": "empirical", "structure": "kron", "items": 2, "parameters": {"linear.weight": [2, 3], "linear.bias": [2]}}
+    return Curvature(blocks, facts).save(tmp_path / "curvature.safetensors")
+
+
+def test_inspecting_a_curvature(asrcl, curvature_file):
+    code, out, _ = asrcl("inspect", curvature_file)
+    assert code == 0 and "kron, empirical Fisher" in out and "8 of 8 weights" in out and "linear.weight" in out
+    code, out, _ = asrcl("inspect", curvature_file.parent, "--blocks", 1)
+    assert code == 0 and "and 1 more with" in out
+    code, out, _ = asrcl("inspect", curvature_file, "--json")
+    found = json.loads(out)
+    assert code == 0 and found["file_bytes"] == curvature_file.stat().st_size
+    assert found["blocks"][0]["largest"] == pytest.approx(0.5)
+
+
+def test_inspecting_what_is_no_curvature(refuses, curvature_file, tmp_path):
+    assert "no such file" in refuses("inspect", tmp_path / "nothing.safetensors")
+    save_state({"weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    assert "model.safetensors: a safetensors file, but no curvature" in refuses("inspect", tmp_path / "model.safetensors")
+    curvature_file.write_bytes(curvature_file.read_bytes()[:-1] + b"x")
+    assert "is damaged (its checksum differs)" in refuses("inspect", curvature_file)
 
 
 # ---- bad input

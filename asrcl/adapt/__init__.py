@@ -1,13 +1,14 @@
 """The loop over domains: scenario, learner, cache, training, tuning."""
 
 from asrcl.adapt.cache import Cache
-from asrcl.adapt.learner import CurvatureConfig, DomainLearner, train_initial
+from asrcl.adapt.learner import CurvatureConfig, DomainLearner, estimate_on_domain, train_initial
 from asrcl.adapt.loop import Stage, adapt_domains, run_method, run_stages, write_decode
 from asrcl.adapt.protocols import Batch, Domain, StateDict, Task
 from asrcl.adapt.scenario import Scenario, UnionDomain
 from asrcl.adapt.training import TrainConfig, Trainer
 from asrcl.adapt.tuning import grid, tune
 from asrcl.adapt.weights import average_states, fingerprint, load_state, save_state, state_of
+from asrcl.curvature import Curvature
 from asrcl.methods import build_method
 
 __all__ = [  # noqa: RUF022 - grouped by purpose
@@ -31,6 +32,9 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     # training
     "TrainConfig",
     "Trainer",
+    # curvature
+    "Curvature",
+    "estimate_on_domain",
     # choosing knobs
     "grid",
     "tune",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from asrcl.adapt.cache import Cache
-from asrcl.adapt.protocols import Batch, Domain, StateDict
+from asrcl.adapt.protocols import Batch, Domain, StateDict, Task
 from asrcl.adapt.scenario import Scenario
 from asrcl.adapt.training import TrainConfig, Trainer
 from asrcl.adapt.weights import fingerprint, load_state, save_state
@@ -27,15 +27,25 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CurvatureConfig:
-    """How curvature is estimated.
+    """How curvature is estimated; everything but `max_items` and `tolerance` as `asrcl.curvature.estimate` has it.
 
     Attributes:
-        fisher: "empirical", the Fisher information with the labels of the data.
+        fisher: "empirical", with the labels of the data; "mc", with labels drawn from the model; "exact".
+        layers: of a Kronecker curvature: "linear" maps alone, the rest being averaged as in the IHR paper; or "all" parameters.
+        weight_sharing: "expand" or "reduce".
+        stride: use one frame in so many.
+        samples: draws per batch with "mc".
         max_items: at most so many items of the training data, None for all.
+        tolerance: stop when the sums have converged to this relative change, None for never.
     """
 
-    fisher: Literal["empirical"] = "empirical"
+    fisher: Literal["empirical", "mc", "exact"] = "empirical"
+    layers: Literal["linear", "all"] = "linear"
+    weight_sharing: Literal["expand", "reduce"] = "expand"
+    stride: int = 1
+    samples: int = 1
     max_items: int | None = None
+    tolerance: float | None = None
 
 
 @dataclass
@@ -118,21 +128,8 @@ class DomainLearner:
         return Curvature.load(entry / "curvature.safetensors")
 
     def _estimate(self, state: StateDict, domain: Domain, structure: Literal["kron", "diagonal"], folder: Path) -> None:
-        task, model = self.scenario.task, self.model_with(state)
-
-        def padding(batch: Batch) -> Any:
-            return task.padding(model, batch)
-
-        curvature = estimate(
-            model,
-            task.curvature_loss,
-            (batch.to(self.device) for batch in domain.batches("train", shuffle=True, seed=0)),
-            fisher=self.curvature.fisher,
-            structure=structure,
-            padding=padding,
-            max_items=self.curvature.max_items,
-            metadata={"domain": domain.name, "data_hash": domain.fingerprint("train")},
-        )
+        model, task, partial = self.model_with(state), self.scenario.task, folder / "partial.safetensors"
+        curvature = estimate_on_domain(model, task, domain, self.curvature, structure, checkpoint=partial)
         curvature.save(folder / "curvature.safetensors")
         logger.info("%s: %s curvature of stage %d", domain.name, structure, self.stage)
 
@@ -170,6 +167,53 @@ class DomainLearner:
         self.costs[name] = self.costs.get(name, 0.0) + cost["seconds"]
         self.costs["peak_memory_bytes"] = max(self.costs.get("peak_memory_bytes", 0), cost["peak_memory_bytes"])
         return entry
+
+
+def estimate_on_domain(
+    model: nn.Module,
+    task: Task,
+    domain: Domain,
+    config: CurvatureConfig,
+    structure: Literal["kron", "ekfac", "diagonal", "dense"] = "kron",
+    **options: Any,
+) -> Curvature:
+    """Curvature of a task's loss at a model's weights on the training data of a domain.
+
+    Args:
+        model: on the device to compute on.
+        task: has the loss and its padding masks.
+        domain: the data.
+        config: how to estimate.
+        structure: kind of curvature.
+        **options: further arguments of `asrcl.curvature.estimate` (`checkpoint`, `progress`, ...).
+
+    Raises:
+        InputError: as `asrcl.curvature.estimate`.
+    """
+    settings = asdict(config)
+    if structure in ("diagonal", "dense"):  # of every parameter, item by item: no factors to share or thin
+        settings |= {"layers": "all", "weight_sharing": "expand", "stride": 1, "tolerance": None}
+    origin = {"domain": domain.name, "data_hash": domain.fingerprint("train"), "loss": task.describe()["loss"]}
+    return estimate(
+        model,
+        task.curvature_loss,
+        _Shuffled(domain),
+        structure=structure,
+        padding=lambda batch: task.padding(model, batch),
+        metadata=origin,
+        **settings,
+        **options,
+    )
+
+
+@dataclass(frozen=True)
+class _Shuffled:
+    """The training batches of a domain in an order that is always the same; can be gone over several times."""
+
+    domain: Domain
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.domain.batches("train", shuffle=True, seed=0))
 
 
 def _peak_memory() -> int:

@@ -1,21 +1,28 @@
 """The blocks a curvature is made of: raw sums with their counts, immutable.
 
-A block covers a range of rows of one parameter. See docs/curvature_format.md for what is averaged over what.
+A block covers a range of rows of one parameter, seen as a matrix `[R, C]` (trailing axes flattened). See docs/curvature_format.md
+for what is averaged over what.
+
+    KroneckerBlock   A ⊗ G             linear maps, convolutions, embeddings
+    EigenBlock       V diag(S) Vᵀ      the same with eigenvalues measured in the Kronecker eigenbasis (EK-FAC)
+    DenseBlock       exact, row by row depthwise kernels; or one matrix for a whole small parameter
+    DiagonalBlock    exact diagonal    biases, norms, everything else
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from asrcl.curvature import kron
+from asrcl.curvature.factors import Factor, as_factor
 from asrcl.curvature.kron import DampingKind
-from asrcl.exceptions import InputError
+
+Move = Callable[[Tensor], Tensor]
 
 
 class BlockKey(NamedTuple):
@@ -33,119 +40,371 @@ class BlockKey(NamedTuple):
         return tensor.reshape(1) if tensor.dim() == 0 else tensor[self.row_start : self.row_stop]
 
 
-class _SumCache:
-    """Gives blocks that share a tensor a shared result too, so that a factor is converted and stored once."""
+class Block:
+    """What every kind of block can do. `rows` is always a change of the covered rows, in the parameter's own shape."""
 
-    def __init__(self) -> None:
-        self._results: dict[tuple[int, ...], Tensor] = {}
-
-    def to(self, tensor: Tensor, device: torch.device | str | None, dtype: torch.dtype | None) -> Tensor:
-        return self._results.setdefault((id(tensor),), tensor.to(device=device, dtype=dtype))
-
-    def add(self, first: Tensor, second: Tensor) -> Tensor:
-        key = (id(first), id(second))
-        if key not in self._results:
-            self._results[key] = first + second.to(first)
-        return self._results[key]
-
-
-@dataclass(frozen=True)
-class KroneckerBlock:
-    """Curvature `A ⊗ G` of a linear map as raw sums.
-
-    Attributes:
-        input_sum: sum over items and real positions of a aᵀ.
-        output_sum: sum over items and positions of g gᵀ, g the gradient of the item's own loss.
-        positions: how many positions were summed in `input_sum`.
-        items: how many items were seen.
-    """
-
-    input_sum: Tensor
-    output_sum: Tensor
-    positions: float
+    kind: ClassVar[str]
     items: float
-
-    kind = "kronecker"
-
-    @property
-    def A_II(self) -> Tensor:  # noqa: N802 (the field's own name)
-        """Mean over positions of a aᵀ."""
-        return self.input_sum / self.positions
-
-    @property
-    def G_OO(self) -> Tensor:  # noqa: N802 (the field's own name)
-        """Sum over positions, mean over items, of g gᵀ."""
-        return self.output_sum / self.items
-
-    @property
-    def diagonal(self) -> Tensor:
-        """The diagonal of `A ⊗ G` as a matrix `[O, I]`."""
-        return torch.outer(self.G_OO.diagonal(), self.A_II.diagonal())
 
     @property
     def rows(self) -> int:
         """Rows of the parameter covered."""
-        return self.output_sum.shape[0]
+        raise NotImplementedError
 
     @property
     def weights(self) -> int:
-        """Weights covered, which is also the number of eigenvalues of the block."""
-        return self.output_sum.shape[0] * self.input_sum.shape[0]
+        """Weights covered, which is also the number of eigenvalues."""
+        raise NotImplementedError
 
     @property
     def stored(self) -> int:
-        """Numbers stored."""
-        return self.output_sum.numel() + self.input_sum.numel()
+        """Numbers stored in a file."""
+        return sum(tensor.numel() for tensor in self.tensors().values())
+
+    @property
+    def diagonal(self) -> Tensor:
+        """The diagonal, as a matrix `[R, C]` (a diagonal block: in the shape of its rows)."""
+        raise NotImplementedError
 
     def trace(self) -> float:
         """Sum of all eigenvalues."""
-        traces = float(self.input_sum.trace()) * float(self.output_sum.trace())
-        return traces / (self.positions * self.items)
+        return float(self.diagonal.double().sum())
+
+    def eigenvalues(self) -> Tensor:
+        """All eigenvalues in float64, descending."""
+        raise NotImplementedError
 
     def fits(self, rows: Tensor) -> bool:
-        """Whether these rows of a parameter have the shape of this block (trailing axes are flattened)."""
-        matrix = (self.output_sum.shape[0], self.input_sum.shape[0])
-        return rows.dim() >= 2 and tuple(rows.flatten(1).shape) == matrix
+        """Whether rows of a parameter have the shape of this block."""
+        raise NotImplementedError
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        """`F delta` in the shape and type of `rows`."""
+        raise NotImplementedError
 
     def quadratic(self, rows: Tensor) -> Tensor:
-        """`½ deltaᵀ F delta` of a change of the covered rows; scalar, differentiable."""
-        delta_OI = rows.flatten(1)
-        # The counts divide the scalar, which spares two copies of the factors at every training step.
-        sums = kron.quadratic(self.output_sum.to(delta_OI), self.input_sum.to(delta_OI), delta_OI)
-        return sums / (self.positions * self.items)
+        """`½ deltaᵀ F delta`, a scalar, differentiable."""
+        return 0.5 * (rows * self.multiply(rows)).sum()
 
-    def solve(self, rows: Tensor, damping: float, damping_kind: DampingKind) -> Tensor:
-        """`(G + damping)⁻¹ delta (A + damping)⁻¹` in the shape of `rows`, float64."""
-        G_OO, A_II = self.G_OO.to(rows.device), self.A_II.to(rows.device)
-        return kron.solve(G_OO, A_II, rows.flatten(1), damping, damping_kind).reshape(rows.shape)
+    def solve(self, rows: Tensor, damping: float, damping_kind: DampingKind, power: float = 1.0) -> Tensor:
+        """`(F + damping)^-power delta` in float64, in the shape of `rows`; `damping_kind` is explained in `asrcl.curvature.kron`.
 
-    def scale(self, factor: float) -> KroneckerBlock:
+        Raises:
+            InputError: the damped block is singular.
+        """
+        raise NotImplementedError
+
+    def scale(self, factor: float) -> Self:
         """The curvature times `factor`."""
-        return replace(self, output_sum=self.output_sum * factor)
+        raise NotImplementedError
 
-    def add(self, other: KroneckerBlock, cache: _SumCache) -> KroneckerBlock:
-        """Sums and counts added."""
-        return KroneckerBlock(
-            cache.add(self.input_sum, other.input_sum),
-            cache.add(self.output_sum, other.output_sum),
-            self.positions + other.positions,
-            self.items + other.items,
-        )
-
-    def to(
-        self, device: torch.device | str | None, dtype: torch.dtype | None, cache: _SumCache
-    ) -> KroneckerBlock:
-        """The same block elsewhere."""
-        input_sum = cache.to(self.input_sum, device, dtype)
-        return replace(self, input_sum=input_sum, output_sum=cache.to(self.output_sum, device, dtype))
+    def map(self, move: Move) -> Self:
+        """The same block with every tensor replaced by `move` of it."""
+        raise NotImplementedError
 
     def tensors(self) -> dict[str, Tensor]:
         """The stored tensors by role."""
-        return {"input": self.input_sum, "output": self.output_sum}
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class DiagonalBlock:
+class KroneckerBlock(Block):
+    """Curvature `A ⊗ G` of a map `y = W a` as raw sums.
+
+    Attributes:
+        input: sum over items and real positions of a aᵀ.
+        output: sum over items and positions of g gᵀ, g the gradient of the item's own loss.
+        positions: how many positions were summed in `input`.
+        items: how many items were seen.
+        transposed: the parameter holds Wᵀ, so that its rows are the inputs (embeddings, GPT-2's Conv1D).
+    """
+
+    input: Factor
+    output: Factor
+    positions: float
+    items: float
+    transposed: bool = False
+
+    kind = "kronecker"
+
+    @classmethod
+    def of(cls, input_sum: Tensor, output_sum: Tensor, positions: float, items: float, transposed: bool = False) -> Self:
+        """From raw sums, `[D, D]` or diagonals `[D]`."""
+        return cls(as_factor(input_sum), as_factor(output_sum), positions, items, transposed)
+
+    @property
+    def A(self) -> Factor:  # noqa: N802 (the field's own name)
+        """Mean over positions of a aᵀ, as a factor."""
+        return self.input.scale(1 / self.positions)
+
+    @property
+    def G(self) -> Factor:  # noqa: N802 (the field's own name)
+        """Sum over positions, mean over items, of g gᵀ, as a factor."""
+        return self.output.scale(1 / self.items)
+
+    @property
+    def A_II(self) -> Tensor:  # noqa: N802 (the field's own name)
+        """Mean over positions of a aᵀ."""
+        return self.A.dense()
+
+    @property
+    def G_OO(self) -> Tensor:  # noqa: N802 (the field's own name)
+        """Sum over positions, mean over items, of g gᵀ."""
+        return self.G.dense()
+
+    @property
+    def row_factor(self) -> Factor:
+        """The factor that acts on the rows of the parameter: G, or A where transposed."""
+        return self.A if self.transposed else self.G
+
+    @property
+    def column_factor(self) -> Factor:
+        """The factor that acts on the columns of the parameter: A, or G where transposed."""
+        return self.G if self.transposed else self.A
+
+    @property
+    def diagonal(self) -> Tensor:
+        """The diagonal of `A ⊗ G` as a matrix `[R, C]`."""
+        return torch.outer(self.row_factor.diagonal(), self.column_factor.diagonal())
+
+    @property
+    def rows(self) -> int:
+        """Rows of the parameter covered."""
+        return self.row_factor.size
+
+    @property
+    def weights(self) -> int:
+        """Weights covered."""
+        return self.input.size * self.output.size
+
+    @property
+    def stored(self) -> int:
+        """Numbers stored; of symmetric matrices one triangle."""
+        return self.input.stored + self.output.stored
+
+    def trace(self) -> float:
+        """Sum of all eigenvalues."""
+        return self.A.trace() * self.G.trace()
+
+    def eigenvalues(self) -> Tensor:
+        """All products of an eigenvalue of A and one of G, float64, descending."""
+        products = torch.outer(self.G.eigen()[0], self.A.eigen()[0])
+        return products.flatten().sort(descending=True).values
+
+    def fits(self, rows: Tensor) -> bool:
+        """Whether these rows of a parameter have the shape of this block (trailing axes are flattened)."""
+        matrix = (self.row_factor.size, self.column_factor.size)
+        return rows.dim() >= 2 and tuple(rows.flatten(1).shape) == matrix
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        """`G delta A`."""
+        left = self.row_factor.multiply(rows.flatten(1))
+        return self.column_factor.multiply(left.mT).mT.reshape(rows.shape)
+
+    def quadratic(self, rows: Tensor) -> Tensor:
+        """`½ <delta, G delta A>`."""
+        delta_RC = rows.flatten(1)
+        left, right = self.row_factor.multiply(delta_RC), self.column_factor.multiply(delta_RC.mT).mT
+        return 0.5 * (left * right).sum()
+
+    def solve(self, rows: Tensor, damping: float, damping_kind: DampingKind, power: float = 1.0) -> Tensor:
+        """`(G + ε_G)^-power delta (A + ε_A)^-power`; or with the damping on the products, `damping_kind="product..."`."""
+        delta_RC = rows.flatten(1).double()
+        if damping_kind in ("product", "product_absolute"):
+            return self._solve_product(delta_RC, damping, damping_kind, power).reshape(rows.shape)
+        epsilon_G, epsilon_A = kron.split_damping(self.G.mean(), self.A.mean(), damping, damping_kind)
+        epsilon_R, epsilon_C = (epsilon_A, epsilon_G) if self.transposed else (epsilon_G, epsilon_A)
+        if power == 1:
+            left = self.row_factor.solve(delta_RC, epsilon_R)
+            return self.column_factor.solve(left.mT, epsilon_C).mT.reshape(rows.shape)
+        left = _power(self.row_factor, delta_RC, epsilon_R, power)
+        return _power(self.column_factor, left.mT, epsilon_C, power).mT.reshape(rows.shape)
+
+    def _solve_product(self, delta_RC: Tensor, damping: float, kind: DampingKind, power: float) -> Tensor:
+        (values_R, V_RR), (values_C, V_CC) = (
+            _on(factor.eigen(), delta_RC.device) for factor in (self.row_factor, self.column_factor)
+        )
+        spectrum_RC = torch.outer(values_R, values_C)
+        spectrum_RC += kron.damping_term(float(spectrum_RC.mean()), damping, kind)
+        scaled_RC = kron.rotate(V_RR, delta_RC, V_CC) * kron.positive(spectrum_RC) ** -power
+        return kron.rotate_back(V_RR, scaled_RC, V_CC)
+
+    def scale(self, factor: float) -> Self:
+        """The curvature times `factor`."""
+        return replace(self, output=self.output.scale(factor))
+
+    def map(self, move: Move) -> Self:
+        """The same block with every tensor replaced by `move` of it."""
+        return replace(self, input=self.input.map(move), output=self.output.map(move))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The stored tensors by role."""
+        sides = {"input": self.input, "output": self.output}
+        return {f"{side}.{role}": t for side, factor in sides.items() for role, t in factor.tensors().items()}
+
+
+@dataclass(frozen=True)
+class EigenBlock(Block):
+    """Curvature that is diagonal in the eigenbasis of a Kronecker product (EK-FAC; George et al. 2018, arXiv 1806.03884).
+
+    Attributes:
+        row_vectors: eigenvectors `[R, R]` (columns) of the factor that acts on the rows; None for the identity.
+        column_vectors: eigenvectors `[C, C]` of the factor that acts on the columns; None for the identity.
+        square_sum: sum over items of the squared gradient of the item's own loss in that basis, `[R, C]`.
+        items: how many items were seen.
+    """
+
+    row_vectors: Tensor | None
+    column_vectors: Tensor | None
+    square_sum: Tensor
+    items: float
+
+    kind = "eigen"
+
+    @property
+    def spectrum(self) -> Tensor:
+        """The eigenvalues where they act, `[R, C]`, at least in single precision."""
+        return _single(self.square_sum) / self.items
+
+    @property
+    def diagonal(self) -> Tensor:
+        """The diagonal as a matrix `[R, C]`."""
+        squared = [None if V is None else _single(V).square().mT for V in (self.row_vectors, self.column_vectors)]
+        return kron.rotate(squared[0], self.spectrum, squared[1])
+
+    @property
+    def rows(self) -> int:
+        """Rows of the parameter covered."""
+        return self.square_sum.shape[0]
+
+    @property
+    def weights(self) -> int:
+        """Weights covered."""
+        return self.square_sum.numel()
+
+    def trace(self) -> float:
+        """Sum of all eigenvalues."""
+        return float(self.spectrum.double().sum())
+
+    def eigenvalues(self) -> Tensor:
+        """All eigenvalues, float64, descending."""
+        return self.spectrum.double().flatten().sort(descending=True).values
+
+    def fits(self, rows: Tensor) -> bool:
+        """Whether these rows of a parameter have the shape of this block (trailing axes are flattened)."""
+        return rows.dim() >= 2 and rows.flatten(1).shape == self.square_sum.shape
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        """`F delta`."""
+        return self._act(rows, self.spectrum.to(rows))
+
+    def quadratic(self, rows: Tensor) -> Tensor:
+        """`½ deltaᵀ F delta`."""
+        V_RR, V_CC = _like(rows, self.row_vectors, self.column_vectors)
+        return 0.5 * (self.spectrum.to(rows) * kron.rotate(V_RR, rows.flatten(1), V_CC).square()).sum()
+
+    def solve(self, rows: Tensor, damping: float, damping_kind: DampingKind, power: float = 1.0) -> Tensor:
+        """`(F + damping)^-power delta`; every kind of damping acts on the eigenvalues of the block."""
+        spectrum = self.spectrum.to(device=rows.device, dtype=torch.float64)
+        damped = kron.positive(spectrum + kron.damping_term(float(spectrum.mean()), damping, _plain(damping_kind)))
+        return self._act(rows.double(), damped**-power)
+
+    def _act(self, rows: Tensor, spectrum_RC: Tensor) -> Tensor:
+        V_RR, V_CC = _like(rows, self.row_vectors, self.column_vectors)
+        scaled_RC = kron.rotate(V_RR, rows.flatten(1), V_CC) * spectrum_RC
+        return kron.rotate_back(V_RR, scaled_RC, V_CC).reshape(rows.shape)
+
+    def scale(self, factor: float) -> Self:
+        """The curvature times `factor`."""
+        return replace(self, square_sum=self.square_sum * factor)
+
+    def map(self, move: Move) -> Self:
+        """The same block with every tensor replaced by `move` of it."""
+        rows, columns = (None if V is None else move(V) for V in (self.row_vectors, self.column_vectors))
+        return replace(self, row_vectors=rows, column_vectors=columns, square_sum=move(self.square_sum))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The stored tensors by role."""
+        roles = ("row_vectors", "column_vectors", "square_sum")
+        return {role: getattr(self, role) for role in roles if getattr(self, role) is not None}
+
+
+@dataclass(frozen=True)
+class DenseBlock(Block):
+    """Exact curvature within each of B groups of K weights, none between groups.
+
+    The covered weights in their order are the matrix `[B, K]`: a row for each group of a depthwise kernel, or B = 1 for a whole
+    parameter.
+
+    Attributes:
+        matrix_sum: sum over items of the outer product of the gradient of the item's own loss, `[B, K, K]`.
+        items: how many items were seen.
+        rows: rows of the parameter covered.
+    """
+
+    matrix_sum: Tensor
+    items: float
+    rows: int = 1
+
+    kind = "dense"
+
+    @property
+    def matrix(self) -> Tensor:
+        """Mean over items, `[B, K, K]`, at least in single precision."""
+        return _single(self.matrix_sum) / self.items
+
+    @property
+    def diagonal(self) -> Tensor:
+        """The diagonal as a matrix `[R, C]`."""
+        return self.matrix.diagonal(dim1=1, dim2=2).reshape(self.rows, -1)
+
+    @property
+    def weights(self) -> int:
+        """Weights covered."""
+        return self.matrix_sum.shape[0] * self.matrix_sum.shape[1]
+
+    @property
+    def stored(self) -> int:
+        """Numbers of the triangles."""
+        groups, size, _ = self.matrix_sum.shape
+        return groups * size * (size + 1) // 2
+
+    def eigenvalues(self) -> Tensor:
+        """All eigenvalues, float64, descending."""
+        return kron.eigenbasis(self.matrix)[0].flatten().sort(descending=True).values
+
+    def fits(self, rows: Tensor) -> bool:
+        """Whether these rows of a parameter have the shape of this block."""
+        return rows.numel() == self.weights and (rows.shape[0] if rows.dim() else 1) == self.rows
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        """`F delta`."""
+        matrix_BKK = self.matrix.to(rows)
+        return (matrix_BKK @ rows.reshape(*matrix_BKK.shape[:2], 1)).reshape(rows.shape)
+
+    def solve(self, rows: Tensor, damping: float, damping_kind: DampingKind, power: float = 1.0) -> Tensor:
+        """`(F + damping)^-power delta`; every kind of damping acts on the eigenvalues of the block."""
+        values_BK, V_BKK = kron.eigenbasis(self.matrix.to(rows.device))
+        term = kron.damping_term(float(values_BK.mean()), damping, _plain(damping_kind))
+        turned_BK1 = V_BKK.mT @ rows.double().reshape(*values_BK.shape, 1)
+        scaled_BK1 = turned_BK1 * kron.positive(values_BK + term)[..., None] ** -power
+        return (V_BKK @ scaled_BK1).reshape(rows.shape)
+
+    def scale(self, factor: float) -> Self:
+        """The curvature times `factor`."""
+        return replace(self, matrix_sum=self.matrix_sum * factor)
+
+    def map(self, move: Move) -> Self:
+        """The same block with every tensor replaced by `move` of it."""
+        return replace(self, matrix_sum=move(self.matrix_sum))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The stored tensors by role."""
+        return {"matrix_sum": self.matrix_sum}
+
+
+@dataclass(frozen=True)
+class DiagonalBlock(Block):
     """Diagonal curvature of any parameter as a raw sum.
 
     Attributes:
@@ -160,8 +419,8 @@ class DiagonalBlock:
 
     @property
     def diagonal(self) -> Tensor:
-        """Mean over items of the squared gradient."""
-        return self.square_sum / self.items
+        """Mean over items of the squared gradient, in the shape of the rows, at least in single precision."""
+        return _single(self.square_sum) / self.items
 
     @property
     def rows(self) -> int:
@@ -170,161 +429,60 @@ class DiagonalBlock:
 
     @property
     def weights(self) -> int:
-        """Weights covered, which is also the number of eigenvalues of the block."""
+        """Weights covered."""
         return self.square_sum.numel()
 
-    @property
-    def stored(self) -> int:
-        """Numbers stored."""
-        return self.square_sum.numel()
-
-    def trace(self) -> float:
-        """Sum of all eigenvalues."""
-        return float(self.square_sum.sum()) / self.items
+    def eigenvalues(self) -> Tensor:
+        """All eigenvalues, float64, descending."""
+        return self.diagonal.double().flatten().sort(descending=True).values
 
     def fits(self, rows: Tensor) -> bool:
         """Whether these rows of a parameter have the shape of this block."""
         return rows.shape == self.square_sum.shape
 
-    def quadratic(self, rows: Tensor) -> Tensor:
-        """`½ deltaᵀ F delta` of a change of the covered rows; scalar, differentiable."""
-        return 0.5 * (self.square_sum.to(rows) * rows.square()).sum() / self.items
+    def multiply(self, rows: Tensor) -> Tensor:
+        """`F delta`."""
+        return self.diagonal.to(rows) * rows
 
-    def solve(self, rows: Tensor, damping: float, damping_kind: DampingKind) -> Tensor:
-        """`delta / (F + damping)` in float64.
+    def solve(self, rows: Tensor, damping: float, damping_kind: DampingKind, power: float = 1.0) -> Tensor:
+        """`delta / (F + damping)^power`; every kind of damping acts on the entries."""
+        diagonal = self.diagonal.to(device=rows.device, dtype=torch.float64)
+        damped = diagonal + kron.damping_term(float(diagonal.mean()), damping, _plain(damping_kind))
+        return rows.double() * kron.positive(damped) ** -power
 
-        Raises:
-            InputError: an entry is zero and there is no damping.
-        """
-        diagonal = self.diagonal.double().to(rows.device)
-        damped = diagonal + kron.damping_term(float(diagonal.mean()), damping, damping_kind)
-        if damped.min() <= 0:
-            raise InputError(
-                "a diagonal curvature has zeros, so it cannot be inverted; use a damping above 0"
-            )
-        return rows.double() / damped
-
-    def scale(self, factor: float) -> DiagonalBlock:
+    def scale(self, factor: float) -> Self:
         """The curvature times `factor`."""
         return replace(self, square_sum=self.square_sum * factor)
 
-    def add(self, other: DiagonalBlock, cache: _SumCache) -> DiagonalBlock:
-        """Sums and counts added."""
-        return DiagonalBlock(cache.add(self.square_sum, other.square_sum), self.items + other.items)
-
-    def to(
-        self, device: torch.device | str | None, dtype: torch.dtype | None, cache: _SumCache
-    ) -> DiagonalBlock:
-        """The same block elsewhere."""
-        return replace(self, square_sum=cache.to(self.square_sum, device, dtype))
+    def map(self, move: Move) -> Self:
+        """The same block with every tensor replaced by `move` of it."""
+        return replace(self, square_sum=move(self.square_sum))
 
     def tensors(self) -> dict[str, Tensor]:
         """The stored tensors by role."""
-        return {"diagonal": self.square_sum}
+        return {"square_sum": self.square_sum}
 
 
-Block = KroneckerBlock | DiagonalBlock
+def _single(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def move_blocks(
-    blocks: Mapping[BlockKey, Block], device: torch.device | str | None, dtype: torch.dtype | None
-) -> dict[BlockKey, Block]:
-    """All blocks on another device or in another floating type; shared tensors stay shared."""
-    cache = _SumCache()
-    return {key: block.to(device, dtype, cache) for key, block in blocks.items()}
+def _like(rows: Tensor, *vectors: Tensor | None) -> list[Tensor | None]:
+    return [None if V is None else V.to(rows) for V in vectors]
 
 
-def add_blocks(first: Mapping[BlockKey, Block], second: Mapping[BlockKey, Block]) -> dict[BlockKey, Block]:
-    """Add block by block; a block that only one side has is kept as it is.
-
-    Raises:
-        InputError: the two sides cover a parameter in different ways.
-    """
-    cache = _SumCache()
-    total: dict[BlockKey, Block] = dict(first)
-    for key, block in second.items():
-        mine = total.get(key)
-        if mine is None:
-            total[key] = block
-        elif same_shapes(mine, block):
-            total[key] = _add(mine, block, cache)
-        else:
-            raise InputError(
-                f"{key}: the two curvatures have other kinds or shapes of blocks; estimate both alike"
-            )
-    for left, right in overlapping(total):
-        raise InputError(f"{left} and {right}: the curvatures cover different rows; estimate both alike")
-    return total
+def _on(basis: tuple[Tensor, Tensor | None], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    values, vectors = basis
+    return values.to(device), None if vectors is None else vectors.to(device)
 
 
-def _add(first: Block, second: Block, cache: _SumCache) -> Block:
-    if isinstance(first, KroneckerBlock) and isinstance(second, KroneckerBlock):
-        return first.add(second, cache)
-    assert isinstance(first, DiagonalBlock) and isinstance(second, DiagonalBlock)
-    return first.add(second, cache)
+def _plain(kind: DampingKind) -> DampingKind:
+    """A block without factors has one spectrum: an absolute damping is added to it whole."""
+    return "absolute" if kind == "pi" else kind
 
 
-def same_shapes(first: Block, second: Block) -> bool:
-    """Whether two blocks store tensors of the same roles and shapes."""
-    return {role: t.shape for role, t in first.tensors().items()} == {
-        role: t.shape for role, t in second.tensors().items()
-    }
-
-
-def overlapping(blocks: Mapping[BlockKey, Block]) -> list[tuple[BlockKey, BlockKey]]:
-    """Neighbours in row order that cover a common row of one parameter."""
-    ordered = sorted(blocks)
-    return [
-        (left, right)
-        for left, right in pairwise(ordered)
-        if left.name == right.name and right.row_start < left.row_stop
-    ]
-
-
-def split_overlaps(blocks: Mapping[BlockKey, KroneckerBlock]) -> dict[BlockKey, KroneckerBlock]:
-    """Cut the blocks of one estimation so that none overlap, adding what falls on the same rows.
-
-    A packed attention weight is used whole where query, key and value coincide and in parts where they do
-    not; the cut keeps each part's own factors and drops only the coupling between parts.
-    """
-    names = {left.name for left, _ in overlapping(blocks)}
-    result: dict[BlockKey, KroneckerBlock] = {}
-    for key, block in blocks.items():
-        peers = [other for other in blocks if other.name == key.name and key.name in names]
-        edges = {edge for other in peers for edge in (other.row_start, other.row_stop)}
-        cuts = [key.row_start, *sorted(e for e in edges if key.row_start < e < key.row_stop), key.row_stop]
-        for start, stop in pairwise(cuts):
-            part = _row_part(block, start - key.row_start, stop - key.row_start)
-            here = BlockKey(key.name, start, stop)
-            result[here] = _join(result[here], part) if here in result else part
-    return result
-
-
-def _row_part(block: KroneckerBlock, start: int, stop: int) -> KroneckerBlock:
-    if (start, stop) == (0, block.rows):
-        return block
-    return replace(block, output_sum=block.output_sum[start:stop, start:stop].contiguous())
-
-
-def _join(first: KroneckerBlock, second: KroneckerBlock) -> KroneckerBlock:
-    """Two uses within the same items: positions add up, items do not."""
-    return KroneckerBlock(
-        first.input_sum + second.input_sum,
-        first.output_sum + second.output_sum,
-        first.positions + second.positions,
-        first.items,
-    )
-
-
-def share_equal_inputs(blocks: Mapping[BlockKey, KroneckerBlock]) -> dict[BlockKey, KroneckerBlock]:
-    """Let blocks with identical input sums hold one tensor (query, key and value read the same input)."""
-    seen: dict[tuple[float, int, float], list[Tensor]] = {}
-    result = {}
-    for key, block in blocks.items():
-        matrix = block.input_sum
-        peers = seen.setdefault((block.positions, matrix.shape[0], float(matrix.trace())), [])
-        twin = next((peer for peer in peers if torch.equal(peer, matrix)), None)
-        if twin is None:
-            peers.append(matrix)
-        result[key] = block if twin is None else replace(block, input_sum=twin)
-    return result
+def _power(factor: Factor, X_DN: Tensor, shift: float, power: float) -> Tensor:
+    """`(M + shift)^-power X` in float64."""
+    values_D, V_DD = _on(factor.eigen(), X_DN.device)
+    scaled_DN = kron.positive(values_D + shift)[:, None] ** -power * kron.rotate(V_DD, X_DN.double(), None)
+    return kron.rotate_back(V_DD, scaled_DN, None)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from asrcl.curvature import storage
-from asrcl.curvature.blocks import Block, BlockKey, add_blocks, move_blocks
+from asrcl.curvature.blocks import Block, BlockKey, DenseBlock, KroneckerBlock
+from asrcl.curvature.combine import add_blocks, map_blocks
+from asrcl.curvature.compress import Choice, Tail, compress_blocks
 from asrcl.curvature.kron import DampingKind
+from asrcl.curvature.lazy import outlines_of
 from asrcl.curvature.parameters import hash_parameters
 from asrcl.exceptions import InputError
 
-_WRITTEN_BY_ESTIMATE = ("fisher", "structure", "items", "batches", "model_hash", "versions")
-_TABLES = ("parameters", "uncovered", "aliases", "unmasked")
-RESERVED_METADATA = frozenset((*_WRITTEN_BY_ESTIMATE, *_TABLES, "sources", "scale"))
+_WRITTEN_BY_ESTIMATE = ("fisher", "structure", "items", "batches", "model_hash", "versions", "options", "losses", "converged")
+_TABLES = ("parameters", "uncovered", "aliases", "unmasked", "notes")
+RESERVED_METADATA = frozenset((*_WRITTEN_BY_ESTIMATE, *_TABLES, "sources", "scale", "compression"))
 
 
 class ReportRow(NamedTuple):
@@ -27,14 +32,16 @@ class ReportRow(NamedTuple):
     Attributes:
         name: the parameter, with its rows if the block covers a part.
         shape: shape of the whole parameter, empty when it is unknown.
-        kind: "kronecker", "diagonal" or "none".
+        kind: "kronecker", "eigen", "dense", "diagonal" or "none".
+        size: the sizes behind the kind, such as "256 x 1024" (of the output and the input factor).
         stored: numbers stored for it.
-        note: positions and items behind a block, or why there is none.
+        note: positions and items behind a block and why it is of this kind, or why there is none.
     """
 
     name: str
     shape: tuple[int, ...]
     kind: str
+    size: str
     stored: int
     note: str
 
@@ -44,7 +51,8 @@ class Curvature:
     """A positive semi-definite quadratic model F of a loss around one set of weights.
 
     Attributes:
-        blocks: `BlockKey(name, row_start, row_stop)` -> Kronecker or diagonal block.
+        blocks: `BlockKey(name, row_start, row_stop)` -> block; of a loaded curvature a mapping that reads a block when it is
+            asked for and does not keep it.
         metadata: JSON values; the keys are listed in docs/curvature_format.md.
     """
 
@@ -64,6 +72,11 @@ class Curvature:
         """The parameters that have a block, each once."""
         return list(dict.fromkeys(key.name for key in self.blocks))
 
+    @property
+    def model_bytes(self) -> int:
+        """Bytes of the model's parameters in single precision; 0 where their shapes are not known."""
+        return 4 * sum(math.prod(shape) for shape in self.metadata.get("parameters", {}).values())
+
     def quadratic(self, delta: Mapping[str, Tensor]) -> Tensor:
         """`½ deltaᵀ F delta`: the predicted increase of the mean item loss; a differentiable scalar.
 
@@ -74,41 +87,81 @@ class Curvature:
         Raises:
             InputError: a change has another shape than its block.
         """
-        parts = [block.quadratic(rows) for _, block, rows in self._pairs(delta)]
+        parts = [block.quadratic(rows) for _, block, rows in self.pairs(delta)]
         if parts:
             return torch.stack(parts).sum()
         return torch.zeros(()) if not delta else next(iter(delta.values())).new_zeros(())
 
-    def solve(
-        self, delta: Mapping[str, Tensor], damping: float, damping_kind: DampingKind = "relative"
-    ) -> dict[str, Tensor]:
-        """The damped inverse times `delta`, block by block in float64, returned in the type of `delta`.
-
-        Kronecker factors are damped each by itself. Only parameters with a block are returned; their
-        uncovered rows are zero.
+    def multiply(self, delta: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`F delta` of the parameters that have a block, in the shape and type of `delta`; their uncovered rows are zero.
 
         Raises:
-            InputError: a change has another shape than its block, or a damped block is singular.
+            InputError: a change has another shape than its block.
         """
         result: dict[str, Tensor] = {}
-        for key, block, rows in self._pairs(delta):
+        for key, block, rows in self.pairs(delta):
+            whole = result.setdefault(key.name, torch.zeros_like(delta[key.name]))
+            key.rows_of(whole).copy_(block.multiply(rows.detach()))
+        return result
+
+    def solve(
+        self, delta: Mapping[str, Tensor], damping: float, damping_kind: DampingKind = "relative", *, power: float = 1.0
+    ) -> dict[str, Tensor]:
+        """The damped inverse (to a power) times `delta`, block by block in float64, returned in the type of `delta`.
+
+        Only parameters with a block are returned; their uncovered rows are zero.
+
+        Args:
+            delta: change of the weights by parameter name.
+            damping: how much is added to the eigenvalues.
+            damping_kind: "relative" (to the mean eigenvalue; of each Kronecker factor by itself), "absolute" (as it is, on each
+                factor by itself), "pi" (absolute, split between the factors as Martens & Grosse 2015), "product" (relative to the
+                mean eigenvalue of the whole block, added to the products of eigenvalues) or "product_absolute".
+            power: of the inverse: 1 solves, 0.5 multiplies with the inverse square root, 0 leaves `delta` as it is.
+
+        Raises:
+            InputError: a change has another shape than its block, a damped block is singular, or an option is out of range.
+        """
+        if not 0 <= power < float("inf"):
+            raise InputError(f"power must be a finite number >= 0, not {power}")
+        result: dict[str, Tensor] = {}
+        for key, block, rows in self.pairs(delta):
             whole = result.setdefault(key.name, torch.zeros_like(delta[key.name]))
             try:
-                key.rows_of(whole).copy_(block.solve(rows.detach(), damping, damping_kind))
+                key.rows_of(whole).copy_(block.solve(rows.detach(), damping, damping_kind, power))
             except InputError as error:
                 raise InputError(f"{key}: {error}") from error
         return result
 
-    def _pairs(self, delta: Mapping[str, Tensor]) -> list[tuple[BlockKey, Block, Tensor]]:
-        pairs = []
-        for key, block in self.blocks.items():
+    def trace(self) -> float:
+        """Sum of the eigenvalues of all blocks."""
+        return sum(block.trace() for block in self.blocks.values())
+
+    def eigenvalues(self, name: str) -> Tensor:
+        """Eigenvalues of the blocks of one parameter (by any of its names), float64, descending.
+
+        Raises:
+            InputError: the parameter has no block.
+        """
+        blocks = self.blocks_of(name)
+        if not blocks:
+            why = self.metadata.get("uncovered", {}).get(self.canonical_name(name), "no such parameter")
+            raise InputError(f"{name} has no curvature block: {why}")
+        return torch.cat([block.eigenvalues() for block in blocks.values()]).sort(descending=True).values
+
+    def pairs(self, delta: Mapping[str, Tensor]) -> Iterator[tuple[BlockKey, Block, Tensor]]:
+        """Blocks with the rows of `delta` they cover, one in memory at a time.
+
+        Raises:
+            InputError: a change has another shape than its block.
+        """
+        for key, outline in outlines_of(self.blocks).items():
             if key.name in delta:
                 rows = key.rows_of(delta[key.name])
-                if not block.fits(rows):
+                if not outline.fits(rows):
                     shape = list(delta[key.name].shape)
                     raise InputError(f"{key}: a tensor of shape {shape} does not fit its curvature block")
-                pairs.append((key, block, rows))
-        return pairs
+                yield key, self.blocks[key], rows
 
     def diagonals(self) -> dict[str, Tensor]:
         """The diagonal of F by parameter, in the parameter's shape; rows without a block are zero."""
@@ -161,7 +214,7 @@ class Curvature:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Curvature:
         """The same curvature on another device or in another floating type."""
-        return Curvature(move_blocks(self.blocks, device, dtype), self.metadata)
+        return Curvature(map_blocks(self.blocks, lambda t: t.to(device=device, dtype=dtype)), self.metadata)
 
     def check(self, model_or_state: nn.Module | Mapping[str, Tensor]) -> None:
         """Make sure that every block fits a model.
@@ -171,7 +224,7 @@ class Curvature:
         """
         state = _tensors_of(model_or_state)
         faults = []
-        for key, block in self.blocks.items():
+        for key, block in outlines_of(self.blocks).items():
             tensor = self._find(state, key.name)
             if tensor is None:
                 faults.append(f"{key.name} is missing")
@@ -196,37 +249,82 @@ class Curvature:
     def report(self) -> list[ReportRow]:
         """Every block, and every parameter of the model without one and why."""
         shapes = {name: tuple(shape) for name, shape in self.metadata.get("parameters", {}).items()}
+        notes = self.metadata.get("notes", {})
         rows = []
-        for key, block in self.blocks.items():
+        for key, block in outlines_of(self.blocks).items():
             shape = shapes.get(key.name, ())
             whole = not shape or (key.row_start, key.row_stop) == (0, shape[0])
-            positions = getattr(block, "positions", None)
-            note = (
-                f"{block.items:g} items"
-                if positions is None
-                else f"{positions:g} positions, {block.items:g} items"
-            )
-            rows.append(ReportRow(key.name if whole else str(key), shape, block.kind, block.stored, note))
+            counts = [f"{block.positions:g} positions"] if isinstance(block, KroneckerBlock) else []
+            note = ", ".join([*counts, f"{block.items:g} items", *filter(None, [notes.get(key.name)])])
+            rows.append(ReportRow(key.name if whole else str(key), shape, block.kind, _size(block), block.stored, note))
         for name, why in self.metadata.get("uncovered", {}).items():
-            rows.append(ReportRow(name, shapes.get(name, ()), "none", 0, why))
+            rows.append(ReportRow(name, shapes.get(name, ()), "none", "", 0, why))
         return rows
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def compress(
+        self,
+        *,
+        keep: float | None = None,
+        rank: int | None = None,
+        dtype: torch.dtype | None = None,
+        tail: Tail = "isotropic",
+        budget: int | None = None,
+    ) -> Curvature:
+        """The same curvature in fewer bytes; `compression_error` says what that costs.
+
+        A dense factor keeps its largest eigen-directions where that is smaller, and a tail with the rest of the trace; see
+        `asrcl.curvature.compress`. Every factor stays positive semi-definite.
+
+        Args:
+            keep: fraction of each factor's trace that the kept directions carry.
+            rank: how many directions to keep at most, instead of `keep`.
+            dtype: `torch.float16` or `torch.bfloat16` for matrices and vectors; eigenvalues and tails stay as they are.
+            tail: "isotropic", one number for all directions that are not kept, or "diagonal", which keeps the factor's diagonal.
+            budget: bytes of the file; of all factors the directions that carry most of their trace per byte are kept.
+
+        Raises:
+            InputError: an option is out of range, two of keep, rank and budget are given, or nothing fits the budget.
+        """
+        choice = Choice(keep, rank, dtype, tail, budget)
+        return Curvature(*compress_blocks(self.blocks, self.metadata, choice))
+
+    def save(self, path: str | os.PathLike[str], *, max_shard_bytes: int = storage.MAX_SHARD_BYTES) -> Path:
         """Write `curvature.safetensors` atomically; the format is docs/curvature_format.md.
 
+        Args:
+            path: the file, or an existing folder.
+            max_shard_bytes: above it the tensors are spread over several files with an index.
+
+        Returns:
+            What to load: the file, or the index of several.
+
         Raises:
-            InputError: the folder cannot be written, or the metadata is not JSON.
+            InputError: the folder cannot be written, the metadata is not JSON, or a number is not finite.
         """
-        storage.write(path, self.blocks, self.metadata)
+        return storage.write(path, self.blocks, self.metadata, max_shard_bytes)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Curvature:
-        """Read a curvature file.
+    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu", *, lazy: bool = True) -> Curvature:
+        """Open a curvature file, the index of several, or the folder that holds either.
+
+        Args:
+            path: what to open.
+            device: where the tensors go.
+            lazy: read headers now, and the tensors of a block whenever it is asked for; otherwise everything now.
 
         Raises:
-            InputError: the file is missing, damaged, or of another format.
+            InputError: the file is missing, damaged, or of another format. With `lazy`, damage to a tensor is found when its
+                block is read.
         """
-        return cls(*storage.read(path, device))
+        return cls(*storage.read(path, device, lazy))
+
+
+def _size(block: Block) -> str:
+    if isinstance(block, KroneckerBlock):
+        return f"{block.output.size} x {block.input.size}"
+    if isinstance(block, DenseBlock):
+        return " x ".join(str(size) for size in block.matrix_sum.shape)
+    return str(block.weights)
 
 
 def _tensors_of(model_or_state: nn.Module | Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -1,9 +1,10 @@
 """Estimating the curvature of a loss from data.
 
-Conventions (K-FAC "expand", Eschenhagen et al. 2023, arXiv 2311.00636): with `a` the input of a linear map at
-a position and `g` the gradient of the item's own loss with respect to its output there,
+Conventions (K-FAC, Eschenhagen et al. 2023, arXiv 2311.00636): with `a` the input of a linear map at a position and `g` the
+gradient of the item's own loss with respect to its output there,
 
-    A_II = mean over real positions of a aᵀ          G_OO = sum over positions, mean over items, of g gᵀ
+    expand    A = mean over real positions of a aᵀ             G = sum over positions, mean over items, of g gᵀ
+    reduce    A = mean over items of ā āᵀ, ā = mean of a       G = mean over items of ĝ ĝᵀ, ĝ = sum of g
 
 so that `A ⊗ G` approximates the Fisher information of the mean item loss.
 """
@@ -11,23 +12,72 @@ so that `A ⊗ G` approximates the Fisher information of the mean item loss.
 from __future__ import annotations
 
 import importlib.metadata
-import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from asrcl.curvature.blocks import Block, BlockKey, DiagonalBlock, share_equal_inputs, split_overlaps
+from asrcl.curvature.batching import counted, to_device
+from asrcl.curvature.blocks import Block, BlockKey, KroneckerBlock
+from asrcl.curvature.capture import frozen
 from asrcl.curvature.curvature import RESERVED_METADATA, Curvature
-from asrcl.curvature.hooks import LinearWatch, frozen
+from asrcl.curvature.estimation import Estimation, LossFunction, PaddingFunction, check_blocks, cudnn_gradients
+from asrcl.curvature.factors import Factor
+from asrcl.curvature.gram import PRODUCTS, Products, blas_threads, product_precision
+from asrcl.curvature.losses import LossWatch
 from asrcl.curvature.parameters import ParameterIndex, hash_parameters
+from asrcl.curvature.peritem import LARGEST_DENSE, Basis, FallbackSums, GradientSums, eigen_blocks
+from asrcl.curvature.progress import Partial, Watcher
+from asrcl.curvature.running import SumOptions
+from asrcl.curvature.sharing import Group
+from asrcl.curvature.sums import Collector, diagonal_blocks, finish_kronecker
 from asrcl.exceptions import InputError
 
-LossFunction = Callable[[Any, Any], Tensor]
-PaddingFunction = Callable[[Any], Sequence[Tensor]]
-FISHERS = ("empirical",)
-STRUCTURES = ("kron", "diagonal")
+Fisher = Literal["empirical", "mc", "exact"]
+Structure = Literal["kron", "ekfac", "diagonal", "dense"]
+STRUCTURES = ("kron", "ekfac", "diagonal", "dense")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that changes the numbers of an estimate; see `estimate`."""
+
+    fisher: Fisher = "empirical"
+    structure: Structure = "kron"
+    layers: Literal["all", "linear"] = "all"
+    weight_sharing: Literal["expand", "reduce"] = "expand"
+    stride: int = 1
+    samples: int = 1
+    seed: int = 0
+    parts: tuple[str, ...] | None = None
+    label_smoothing: bool = False
+    products: Products = "float32"
+    largest_factor: int = 8192
+
+    def check(self) -> None:
+        """Raise InputError for a value that does not exist."""
+        for name, known in (
+            ("structure", STRUCTURES),
+            ("layers", ("all", "linear")),
+            ("weight_sharing", ("expand", "reduce")),
+            ("products", PRODUCTS),
+        ):
+            if (value := getattr(self, name)) not in known:
+                raise InputError(f"{name}={value!r} does not exist; there are {', '.join(known)}")
+        if self.stride < 1 or self.largest_factor < 1:
+            raise InputError(f"stride={self.stride}, largest_factor={self.largest_factor}: both must be at least 1")
+        if self.weight_sharing == "reduce" and self.stride > 1:
+            raise InputError("stride picks positions and weight_sharing='reduce' has none left; leave stride at 1")
+
+    def losses(self) -> LossWatch:
+        """What watches the loss."""
+        return LossWatch(
+            self.fisher, samples=self.samples, seed=self.seed, parts=self.parts, label_smoothing=self.label_smoothing
+        )
 
 
 def estimate(
@@ -35,185 +85,383 @@ def estimate(
     loss_fn: LossFunction,
     batches: Iterable[Any],
     *,
-    fisher: str = "empirical",
-    structure: str = "kron",
+    fisher: Fisher = "empirical",
+    structure: Structure = "kron",
+    layers: Literal["all", "linear"] = "all",
     padding: PaddingFunction | None = None,
+    weight_sharing: Literal["expand", "reduce"] = "expand",
+    stride: int = 1,
+    samples: int = 1,
+    seed: int = 0,
+    parts: Sequence[str] | None = None,
+    label_smoothing: bool = False,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     max_items: int | None = None,
+    tolerance: float | None = None,
+    products: Products = "float32",
+    offload: bool = False,
+    largest_factor: int = 8192,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_seconds: float = 60.0,
     progress: Callable[[int], None] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> Curvature:
     """Estimate the curvature of a loss at the model's present weights.
 
-    The model runs in eval mode with frozen parameters; modes, flags and patches are restored whatever
-    happens.
+    The model runs in eval mode with frozen parameters; modes and flags are restored whatever happens. Under `torchrun`, with the
+    process group started, every process passes all batches, works on its share, and gets the whole result.
 
     Args:
-        model: any module; its linear maps are found while it runs.
-        loss_fn: `loss_fn(model, batch)` -> scalar, the **mean** over the batch's `len(batch)` items. With
-            that, the result does not depend on how the items are batched.
-        batches: the data; a batch has `len()`, and `.items()` (batches of one item) for the diagonal
-            structure and `max_items`.
-        fisher: "empirical", gradients of the loss at the given labels.
-        structure: "kron", a Kronecker block for every parameter used as the weight of a linear map
-            (`F.linear`, pointwise `conv1d`); or "diagonal", squared gradients per item for every floating
-            parameter.
-        padding: `padding(batch)` -> boolean masks `[items, positions]`, True at real positions. A linear map
-            uses the mask that fits its input's shape; of several, the one whose padded positions get no
-            gradient; without any, all positions count;
+        model: any module; what its operations do with parameters is seen while it runs.
+        loss_fn: `loss_fn(model, batch)` -> scalar, the **mean** over the batch's items. With that, the result does not depend on
+            how the items are batched.
+        batches: the data. A batch is an object with `len()` (and `.items()`, batches of one item, where single items are needed),
+            or a tensor, tuple, list or mapping of tensors whose first axis counts the items.
+        fisher: "empirical", gradients at the given labels; "mc", labels drawn from the model (cross entropy, CTC, MSE, binary
+            cross entropy, as `asrcl.curvature.losses` finds them in the loss); "exact", the generalised Gauss-Newton matrix (not
+            for CTC; one backward pass per class). Of an item with several labels, products across its positions vanish on
+            average only: they are in `dense`, `diagonal`, biases and EK-FAC, not in Kronecker factors of position-wise models.
+        structure: "kron", a Kronecker block for every map and table and a small exact block for the rest; "ekfac", the same with
+            eigenvalues measured in a second pass over the batches; "diagonal", squared gradients of every item; "dense", one
+            exact matrix per parameter, for small models.
+        layers: "all", or "linear" for the weights of linear maps alone.
+        padding: `padding(batch)` -> boolean masks `[items, positions]`, True at real positions. A map uses the mask that fits
+            its input's shape; of several, the one whose padded positions get no gradient; without any, all positions count;
             `metadata["unmasked"]` names the maps that fitted none of the masks given.
+        weight_sharing: "expand" or "reduce", see the head of this file.
+        stride: use one position in so many, with an offset that rotates over batches; G is scaled so that its mean over offsets
+            is that of all positions.
+        samples: draws per batch with "mc".
+        seed: of the draws.
+        parts: loss functions to keep, such as ("ctc_loss",); other losses then contribute nothing.
+        label_smoothing: keep label smoothing in `cross_entropy`; it is left out otherwise.
         include: glob patterns of parameter names to cover.
         exclude: glob patterns of parameter names to leave out.
         max_items: stop after so many items.
-        progress: called with the number of items done after every batch.
+        tolerance: stop when the diagonals of all sums have changed by less than this, relatively, over the last fifth of the
+            batches.
+        products: "float32"; "tf32" (GPU) or "bfloat16" multiply faster and less exactly. Sums are in single precision at least.
+        offload: keep the sums in pinned memory of the CPU while the model is on a GPU.
+        largest_factor: of a factor larger than this only the diagonal is kept (the outputs of a large vocabulary).
+        checkpoint: a file for the sums so far, written every `checkpoint_seconds`; a run that finds one goes on from it. Batches
+            must come in the same order. It is deleted in the end.
+        checkpoint_seconds: time between two checkpoints.
+        progress: called with the number of items (of this process) done after every batch.
         metadata: JSON values to store beside what the estimate records itself (`loss`, `data_hash`, ...).
 
     Raises:
-        InputError: an unknown option, no data, a loss that is not finite, or nothing to cover.
+        InputError: an unknown option, no data, a loss that is not finite or has no Fisher information of the kind asked, nothing
+            to cover, or a checkpoint of another estimate.
     """
-    _check_options(fisher, structure, max_items, metadata)
+    options = Options(
+        fisher, structure, layers, weight_sharing, stride, samples, seed, None if parts is None else tuple(parts),
+        label_smoothing, products, largest_factor,
+    )  # fmt: skip
+    options.check()
+    _check_call(model, max_items, tolerance, metadata, batches, structure)
     index = ParameterIndex(model, include, exclude)
-    data = _counted(batches, max_items, next(model.parameters()).device)
-    if structure == "kron":
-        found, counts = _kronecker(model, index, loss_fn, data, padding, progress)
-        otherwise = "never the weight of a linear map"
-    else:
-        found, counts = _diagonal(model, index, loss_fn, data, progress)
-        otherwise = "the loss does not depend on it"
-    _check_blocks(found)
-    record = {
-        "fisher": fisher,
-        "structure": structure,
-        **counts,
-        "model_hash": hash_parameters(index.parameters),
-        "parameters": {name: list(parameter.shape) for name, parameter in index.parameters.items()},
-        "uncovered": index.uncovered((key.name for key in found), otherwise),
-        "aliases": index.aliases,
-        "versions": _versions(),
+    group = Group.current()
+    partial = None
+    if checkpoint is not None:
+        partial = Partial(checkpoint, checkpoint_seconds, group, _fingerprint(index, options, max_items))
+    run = _Run(model, loss_fn, index, options, padding, offload, max_items, group)
+    curvature = run.first_pass(batches, Watcher(tolerance, group), partial, progress, dict(metadata or {}))
+    if structure == "ekfac":
+        curvature = run.second_pass(curvature, batches, progress)
+    if partial is not None:
+        partial.remove()
+    return curvature
+
+
+def correct(
+    curvature: Curvature,
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batches: Iterable[Any],
+    *,
+    max_items: int | None = None,
+    offload: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Curvature:
+    """Replace the eigenvalues of every Kronecker block by the squared per-item gradients in its eigenbasis (EK-FAC).
+
+    Source: George et al. 2018 (arXiv 1806.03884), with the gradient of a whole item, summed over its positions.
+
+    Args:
+        curvature: estimated with structure "kron" at the present weights of the model.
+        model: the same model.
+        loss_fn: as for `estimate`; the Fisher kind, seed and parts are those of the curvature.
+        batches: the data, usually the same.
+        max_items: stop after so many items.
+        offload: keep the sums in pinned memory of the CPU while the model is on a GPU.
+        progress: called with the number of items done after every batch.
+
+    Raises:
+        InputError: the curvature was estimated at other weights, or from parts in different ways, or what `estimate` raises.
+    """
+    if not curvature.taken_at(model):
+        raise InputError("the curvature was estimated at other weights than the model has; load those, or estimate again")
+    index = ParameterIndex(model, ("*",), ())
+    run = _Run(model, loss_fn, index, _options_of(curvature), None, offload, max_items, Group.current())
+    return run.second_pass(curvature, batches, progress)
+
+
+class _Run:
+    """The passes of one estimate."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        index: ParameterIndex,
+        options: Options,
+        padding: PaddingFunction | None,
+        offload: bool,
+        max_items: int | None,
+        group: Group,
+    ) -> None:
+        self._model, self._loss_fn, self._index, self._options = model, loss_fn, index, options
+        self._padding, self._offload, self._max_items, self._group = padding, offload, max_items, group
+
+    def first_pass(
+        self,
+        batches: Iterable[Any],
+        watcher: Watcher,
+        partial: Partial | None,
+        progress: Callable[[int], None] | None,
+        metadata: dict[str, Any],
+    ) -> Curvature:
+        """Everything but the correction of eigenvalues."""
+        options, structure = self._options, self._options.structure
+        sums = self._collector() if structure in ("kron", "ekfac") else self._gradients()
+        dense = structure == "dense"
+        fallback = FallbackSums(self._index, dense, self._offload) if options.layers == "all" or dense else None
+        if dense:
+            self._check_small()
+        losses = options.losses()
+        linear = options.layers == "linear"
+        work = Estimation(
+            self._model, self._loss_fn, self._index, sums, losses, self._padding, fallback, linear_only=linear, capture=not dense
+        )
+        with self._group.together() as failed, self._settings():
+            done = partial.restore(work, watcher) if partial else 0
+            for number in () if watcher.stopped else self._add_batches(work, batches, progress, failed, done):
+                watcher.converged(work)
+                if partial:
+                    partial.save_if_due(number + 1, work, watcher)
+                if watcher.stopped:
+                    break
+        if watcher.stopped:
+            self._max_items = work.items
+        unmasked = sums.maps.unmasked if isinstance(sums, Collector) else set[str]()
+        self._group.join(self._index.foreign, self._index.reasons, work.unreached, losses.seen, unmasked)
+        blocks, counts = self._gather(work, sums, fallback)
+        check_blocks(blocks)
+        record = self._record(blocks, work, counts, losses, watcher.stopped)
+        return Curvature(blocks, record | {"unmasked": sorted(unmasked)} | metadata)
+
+    def second_pass(
+        self, curvature: Curvature, batches: Iterable[Any], progress: Callable[[int], None] | None
+    ) -> Curvature:
+        """The correction of eigenvalues."""
+        bases = eigenbases(curvature)
+        by_name: dict[str, list[BlockKey]] = {}
+        for key in bases:
+            by_name.setdefault(key.name, []).append(key)
+
+        def within(use: BlockKey) -> Mapping[BlockKey, Basis]:
+            keys = by_name.get(use.name, ())
+            return {k: bases[k] for k in keys if use.row_start <= k.row_start and k.row_stop <= use.row_stop}
+
+        index = ParameterIndex(self._model, ("*",), ())
+        sums = GradientSums(index, within, False, self._offload)
+        work = Estimation(self._model, self._loss_fn, index, sums, self._options.losses(), lenient=True)
+        with self._group.together() as failed, self._settings():
+            for _ in self._add_batches(work, batches, progress, failed):
+                pass
+        self._group.join(index.foreign)
+        total, items = self._group.add(sums.sums), self._group.add_counts({"items": work.items})["items"]
+        kept = {key: value for key, value in total.items() if key.name not in index.foreign}
+        notes = {k.name: f"eigenvalues not corrected: {index.foreign.get(k.name, 'not seen')}" for k in bases if k not in kept}
+        metadata = curvature.metadata | {"structure": "ekfac", "notes": curvature.metadata.get("notes", {}) | notes}
+        return Curvature({**curvature.blocks, **eigen_blocks(kept, bases, items)}, metadata)
+
+    def _collector(self) -> Collector:
+        o = self._options
+        options = SumOptions(o.weight_sharing, o.stride, o.products, self._offload, o.largest_factor)
+        return Collector(self._index, options, o.layers)
+
+    def _gradients(self) -> GradientSums:
+        everything = self._options.layers == "all"
+        return GradientSums(self._index, lambda key: {key: Basis()}, everything, self._offload)
+
+    @contextmanager
+    def _settings(self) -> Iterator[None]:
+        precision = product_precision(self._options.products)
+        with frozen(self._model), cudnn_gradients(self._model), torch.enable_grad(), blas_threads(), precision:
+            yield
+
+    def _add_batches(
+        self,
+        work: Estimation,
+        batches: Iterable[Any],
+        progress: Callable[[int], None] | None,
+        failed: Callable[[], bool],
+        done: int = 0,
+    ) -> Iterator[int]:
+        """Add this process's batches; gives the number of each when it is in. The first `done` of all are skipped."""
+        for number, size, batch in self._share(batches, done, work.items):
+            if failed():
+                return
+            work.add(number, size, batch)
+            if progress:
+                progress(work.items)
+            yield number
+
+    def _share(self, batches: Iterable[Any], done: int, items: int) -> Iterator[tuple[int, int, Any]]:
+        """This process's batches with their numbers and sizes; of the first `done` of all it has had `items` items."""
+        device = next(iter(self._index.parameters.values())).device
+        skipped = 0
+        for number, (size, batch) in enumerate(counted(batches, self._max_items)):
+            if not self._group.mine(number):
+                continue
+            if number < done:
+                skipped += size
+                continue
+            _check_skipped(skipped, items)
+            yield number, size, to_device(batch, device)
+        _check_skipped(skipped, items)
+
+    def _gather(
+        self, work: Estimation, sums: Collector | GradientSums, fallback: FallbackSums | None
+    ) -> tuple[dict[BlockKey, Block], dict[str, int]]:
+        """The blocks of all processes together."""
+        group, drop = self._group, set(self._index.foreign) if fallback is not None else set()
+        counts = group.add_counts({"items": work.items, "batches": work.batches})
+        blocks: dict[BlockKey, Block]
+        if isinstance(sums, Collector):
+            raw = group.add_raw(sums.maps.raw()).blocks(counts["items"])
+            blocks = finish_kronecker({place: block for place, block in raw.items() if place[0].name not in drop})
+            small = sums.items
+        else:
+            blocks, small = self._diagonals(group.add(sums.sums), counts["items"]), sums.small
+        blocks |= group.add_blocks(small.blocks(work.items), work.items)
+        blocks = {key: block for key, block in blocks.items() if key.name not in drop}
+        if fallback is not None:
+            blocks |= group.add_blocks(fallback.blocks(), fallback.items)
+        order = {name: place for place, name in enumerate(self._index.parameters)}
+        return dict(sorted(blocks.items(), key=lambda pair: (order[pair[0].name], pair[0]))), counts
+
+    def _diagonals(self, squares: Mapping[BlockKey, torch.Tensor], items: int) -> dict[BlockKey, Block]:
+        """Squares of rows put together to whole parameters."""
+        whole: dict[str, torch.Tensor] = {}
+        for key, total in squares.items():
+            shape = self._index.parameters[key.name].shape
+            place = whole.setdefault(key.name, total.new_zeros(shape))
+            rows = key.rows_of(place)
+            rows.add_(total.reshape(rows.shape))
+        return diagonal_blocks(whole, dict.fromkeys(whole, items))
+
+    def _check_small(self) -> None:
+        for name in sorted(self._index.selected):
+            if self._index.parameters[name].numel() > LARGEST_DENSE:
+                size = self._index.parameters[name].numel()
+                raise InputError(f"{name} has {size} weights, too many for structure='dense' ({LARGEST_DENSE}); exclude it")
+
+    def _record(
+        self, blocks: Mapping[BlockKey, Block], work: Estimation, counts: dict[str, int], losses: LossWatch, converged: bool
+    ) -> dict[str, Any]:
+        index, options = self._index, self._options
+        covered = {key.name for key in blocks}
+        index.reasons = {**index.foreign, **work.unreached, **index.reasons}
+        linear = options.layers == "linear"
+        otherwise = "never the weight of a linear map" if linear else "the loss does not depend on it"
+        notes = {n: f"item by item: {why}" for n, why in index.foreign.items() if n in covered and not linear}
+        return {
+            "fisher": options.fisher,
+            "structure": "kron" if options.structure == "ekfac" else options.structure,
+            **counts,
+            "options": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()},
+            "losses": sorted(losses.seen),
+            "converged": converged,
+            "model_hash": hash_parameters(index.parameters),
+            "parameters": {name: list(parameter.shape) for name, parameter in index.parameters.items()},
+            "uncovered": index.uncovered(covered, otherwise),
+            "notes": notes,
+            "aliases": index.aliases,
+            "versions": versions(),
+        }
+
+
+def eigenbases(curvature: Curvature) -> dict[BlockKey, Basis]:
+    """Eigenvectors of every Kronecker block, in the type of its sums; a shared factor is decomposed once."""
+    known: dict[tuple[int, ...], torch.Tensor | None] = {}
+    blocks = dict(curvature.blocks)  # all at once: an id is good only while its tensor lives
+
+    def vectors(factor: Factor) -> torch.Tensor | None:
+        key = tuple(id(tensor) for tensor in factor.tensors().values())
+        if key not in known:
+            found = factor.eigen()[1]
+            known[key] = None if found is None else found.to(factor.dense().dtype)
+        return known[key]
+
+    return {
+        key: Basis(vectors(block.row_factor), vectors(block.column_factor))
+        for key, block in blocks.items()
+        if isinstance(block, KroneckerBlock)
     }
-    return Curvature(found, record | dict(metadata or {}))
 
 
-def _kronecker(
+def _options_of(curvature: Curvature) -> Options:
+    """How a curvature was estimated; of a pooled one, how its parts were (seeds may differ)."""
+    known = curvature.metadata.get("options")
+    records = [known] if known else [part.get("options") or {} for part in curvature.metadata.get("sources", [{}])]
+    ways = [{what: record.get(what) for what in ("fisher", "samples", "parts", "label_smoothing")} for record in records]
+    if not ways[0]["fisher"] or any(way != ways[0] for way in ways):
+        raise InputError(f"the curvature does not say one way in which it was estimated: {ways}; use structure='ekfac'")
+    chosen = {what: value for what, value in records[0].items() if what in Options.__dataclass_fields__}
+    if chosen["parts"] is not None:
+        chosen["parts"] = tuple(chosen["parts"])
+    return Options(**chosen)
+
+
+def _check_call(
     model: nn.Module,
-    index: ParameterIndex,
-    loss_fn: LossFunction,
-    data: Iterator[Any],
-    padding: PaddingFunction | None,
-    progress: Callable[[int], None] | None,
-) -> tuple[dict[BlockKey, Block], dict[str, Any]]:
-    watch, batches = LinearWatch(index), 0
-    with frozen(model), torch.enable_grad(), watch:
-        for batch in data:
-            watch.start_batch(len(batch), padding(batch) if padding else ())
-            loss = _finite(loss_fn(model, batch), watch.items)
-            # The mean over the items times their number: every g is then the gradient of its own item's loss.
-            (loss * len(batch)).backward()
-            batches += 1
-            if progress:
-                progress(watch.items)
-    blocks = share_equal_inputs(split_overlaps(watch.blocks()))
-    counts = {"items": watch.items, "batches": batches, "unmasked": sorted(watch.unmasked)}
-    return dict(blocks), counts
-
-
-def _diagonal(
-    model: nn.Module,
-    index: ParameterIndex,
-    loss_fn: LossFunction,
-    data: Iterator[Any],
-    progress: Callable[[int], None] | None,
-) -> tuple[dict[BlockKey, Block], dict[str, int]]:
-    wanted = {name: parameter for name, parameter in index.parameters.items() if name in index.selected}
-    sums: dict[str, Tensor] = {}
-    items = batches = 0
-    with frozen(model, frozenset(wanted)), torch.enable_grad():
-        for batch in data:
-            for item in _items_of(batch):
-                loss = _finite(loss_fn(model, item), items)
-                gradients = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
-                for name, gradient in zip(wanted, gradients, strict=True):
-                    if gradient is not None:
-                        _add_square(sums, name, gradient)
-                items += 1
-            batches += 1
-            if progress:
-                progress(items)
-    blocks: dict[BlockKey, Block] = {}
-    for name in wanted:
-        if name in sums:
-            total = sums[name].reshape(1) if sums[name].dim() == 0 else sums[name]
-            blocks[BlockKey(name, 0, total.shape[0])] = DiagonalBlock(total, items)
-    return blocks, {"items": items, "batches": batches}
-
-
-def _add_square(sums: dict[str, Tensor], name: str, gradient: Tensor) -> None:
-    if name not in sums:
-        sums[name] = torch.zeros_like(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
-    gradient = gradient.to(sums[name].dtype)
-    sums[name].addcmul_(gradient, gradient)
-
-
-def _finite(loss: Tensor, items: int) -> Tensor:
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise InputError("loss_fn must return one number, the mean loss of the batch's items")
-    if not torch.isfinite(loss).all():
-        where = f"in the batch that ends at item {items}"
-        raise InputError(f"the loss is {loss.item()} {where}; remove that data or mend the model")
-    if not loss.requires_grad:
-        raise InputError("the loss depends on no parameter to be covered; widen include or look at loss_fn")
-    return loss.reshape(())
-
-
-def _items_of(batch: Any) -> Iterable[Any]:
-    if not hasattr(batch, "items"):
-        need = "the diagonal structure and max_items need batches of one item"
-        raise InputError(f"{type(batch).__name__} has no items(): {need}")
-    return batch.items()
-
-
-def _counted(batches: Iterable[Any], max_items: int | None, device: torch.device) -> Iterator[Any]:
-    """The batches on the model's device, cut after `max_items` items; no item at all is refused."""
-    done = 0
-    for batch in batches:
-        room = len(batch) if max_items is None else max_items - done
-        if room <= 0:
-            break
-        parts = [batch] if len(batch) <= room else itertools.islice(_items_of(batch), room)
-        for part in parts:
-            if len(part):
-                done += len(part)
-                yield part.to(device) if hasattr(part, "to") else part
-    if not done:
-        raise InputError("there is no data to estimate the curvature from: batches gave no item")
-
-
-def _check_options(
-    fisher: str, structure: str, max_items: int | None, metadata: Mapping[str, Any] | None
+    max_items: int | None,
+    tolerance: float | None,
+    metadata: Mapping[str, Any] | None,
+    batches: Iterable[Any],
+    structure: str,
 ) -> None:
-    if fisher not in FISHERS:
-        raise InputError(f"fisher={fisher!r} does not exist; there is {', '.join(FISHERS)}")
-    if structure not in STRUCTURES:
-        raise InputError(f"structure={structure!r} does not exist; there are {', '.join(STRUCTURES)}")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise InputError("the model is wrapped to train in several processes; pass its .module (estimates share the work)")
     if max_items is not None and max_items < 1:
         raise InputError(f"max_items must be at least 1, not {max_items}")
+    if tolerance is not None and not tolerance > 0:
+        raise InputError(f"tolerance must be above 0, not {tolerance}")
     clash = sorted(RESERVED_METADATA & set(metadata or {}))
     if clash:
         raise InputError(f"metadata may not set {', '.join(clash)}: the estimate records that itself")
+    if structure == "ekfac" and iter(batches) is batches:
+        raise InputError("structure='ekfac' goes over the batches twice; give a list or a loader, not an iterator")
 
 
-def _check_blocks(blocks: Mapping[BlockKey, Block]) -> None:
-    if not blocks:
-        raise InputError("no linear map was seen and no gradient arrived: nothing to cover; widen include")
-    for key, block in blocks.items():
-        if not all(torch.isfinite(tensor).all() for tensor in block.tensors().values()):
-            raise InputError(
-                f"{key}: an input or gradient is not finite although the loss is; look at the masking"
-            )
+def _check_skipped(items: int, done: int) -> None:
+    if items != done:
+        reason = f"the batches differ from those of the checkpoint: its part of them held {done} items, not {items}"
+        raise InputError(f"{reason}; give the same batches in the same order, or delete it")
 
 
-def _versions() -> dict[str, str]:
+def _fingerprint(index: ParameterIndex, options: Options, max_items: int | None) -> dict[str, Any]:
+    """What must agree for one estimate to go on from another's sums."""
+    chosen = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()}
+    selected = sorted(index.selected)
+    return {"model_hash": hash_parameters(index.parameters), "options": chosen, "selected": selected, "max_items": max_items}
+
+
+def versions() -> dict[str, str]:
+    """Of asrcl and torch."""
     try:
         own = importlib.metadata.version("asrcl")
     except importlib.metadata.PackageNotFoundError:

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from asrcl.exceptions import InputError
 
-DampingKind = Literal["relative", "absolute"]
+DampingKind = Literal["relative", "absolute", "pi", "product", "product_absolute"]
+DAMPING_KINDS = ("relative", "absolute", "pi", "product", "product_absolute")
 Pair = tuple[Tensor, Tensor]
 """(G_OO, A_II)"""
 
@@ -42,17 +43,46 @@ def mean_eigenvalue(M_DD: Tensor) -> float:
 def damping_term(mean: float, damping: float, kind: DampingKind) -> float:
     """What is added to every eigenvalue of a matrix whose mean eigenvalue is `mean`.
 
-    "relative" multiplies the mean eigenvalue, so that the same number suits every layer; "absolute" is added
-    as it is.
+    "relative" and "product" multiply the mean eigenvalue, so that the same number suits every layer; the other kinds add the
+    damping as it is. For the two factors of a Kronecker product see `split_damping`.
 
     Raises:
         InputError: the kind is unknown or the damping is negative or not finite.
     """
-    if kind not in ("relative", "absolute"):
-        raise InputError(f"damping_kind {kind!r} is unknown; choose relative or absolute")
+    if kind not in DAMPING_KINDS:
+        raise InputError(f"damping_kind {kind!r} is unknown; choose {', '.join(DAMPING_KINDS)}")
     if not (math.isfinite(damping) and damping >= 0):
         raise InputError(f"damping must be a finite number >= 0, not {damping}")
-    return damping * mean if kind == "relative" else damping
+    return damping * mean if kind in ("relative", "product") else damping
+
+
+def split_damping(mean_G: float, mean_A: float, damping: float, kind: DampingKind) -> tuple[float, float]:
+    """What is added to the eigenvalues of G and of A, given their mean eigenvalues.
+
+    "relative" and "absolute" treat each factor by itself. "pi" splits an absolute damping of the product so that the cross terms
+    are balanced: `√λ / π` and `π √λ` with `π² = mean_A / mean_G` (Martens & Grosse 2015, arXiv 1503.05671, section 6.3).
+
+    Raises:
+        InputError: as `damping_term`; or "pi" where a factor is zero.
+    """
+    if kind != "pi":
+        return damping_term(mean_G, damping, kind), damping_term(mean_A, damping, kind)
+    root = math.sqrt(damping_term(1.0, damping, kind))
+    if mean_G <= 0 or mean_A <= 0:
+        raise InputError("a curvature factor is zero, so its damping cannot be split; leave it out")
+    pi = math.sqrt(mean_A / mean_G)
+    return root / pi, root * pi
+
+
+def positive(values: Tensor) -> Tensor:
+    """The same values, all above zero.
+
+    Raises:
+        InputError: one is not.
+    """
+    if values.numel() and values.min() <= 0:
+        raise InputError("the curvature has a zero eigenvalue, so it cannot be inverted; use a damping above 0")
+    return values
 
 
 def damp(M_DD: Tensor, damping: float, kind: DampingKind = "relative") -> Tensor:
@@ -69,11 +99,6 @@ def damp(M_DD: Tensor, damping: float, kind: DampingKind = "relative") -> Tensor
 def multiply(G_OO: Tensor, A_II: Tensor, delta_OI: Tensor) -> Tensor:
     """The product of the curvature with a change of the weights, `G delta A`."""
     return G_OO @ delta_OI @ A_II
-
-
-def quadratic(G_OO: Tensor, A_II: Tensor, delta_OI: Tensor) -> Tensor:
-    """`½ <delta, G delta A>`, a scalar, differentiable in `delta`."""
-    return 0.5 * ((G_OO @ delta_OI) * (delta_OI @ A_II)).sum()
 
 
 def cholesky(M_DD: Tensor) -> Tensor:
@@ -109,16 +134,16 @@ def eigenbasis(M_DD: Tensor) -> tuple[Tensor, Tensor]:
     return values_D.clamp_min(0), vectors_DD
 
 
-def shrink(G_OO: Tensor, A_II: Tensor, delta_OI: Tensor, gamma: float) -> Tensor:
-    """`γ (F + γ)⁻¹ delta`: every eigen-direction of the curvature shrinks by `γ / (λ + γ)`; float64.
+def rotate(left: Tensor | None, X: Tensor, right: Tensor | None) -> Tensor:
+    """`leftᵀ X right`, with None for an identity."""
+    X = X if left is None else left.mT @ X
+    return X if right is None else X @ right
 
-    The minimiser of `½ xᵀFx + ½ γ ‖x − delta‖²`: large γ keeps `delta`, small γ keeps only flat directions.
-    """
-    values_O, vectors_OO = eigenbasis(G_OO)
-    values_I, vectors_II = eigenbasis(A_II)
-    coordinates_OI = vectors_OO.mT @ delta_OI.double() @ vectors_II
-    kept_OI = coordinates_OI * (gamma / (torch.outer(values_O, values_I) + gamma))
-    return vectors_OO @ kept_OI @ vectors_II.mT
+
+def rotate_back(left: Tensor | None, X: Tensor, right: Tensor | None) -> Tensor:
+    """`left X rightᵀ`, with None for an identity."""
+    X = X if left is None else left @ X
+    return X if right is None else X @ right.mT
 
 
 def solve_sum(

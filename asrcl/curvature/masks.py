@@ -1,18 +1,33 @@
-"""Which positions of a layer's input are real: matching padding masks to the shapes a model works in.
+"""Which positions of a layer's input are real, and which item each belongs to.
 
-Legend: N items, P positions, F features. Masks are `[N, P]`, True at real positions. A model may hold the
-same data as `[N, P, F]`, time first as `[P, N, F]`, flattened as `[N*P, F]` or `[P*N, F]`, or with more axes
-before the features.
+Legend: N items, P positions, F features. Masks are `[N, P]`, True at real positions. A model may hold the same data as
+`[N, P, F]`, time first as `[P, N, F]`, flattened as `[N*P, F]` or `[P*N, F]`, or with more axes before the features.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from asrcl.exceptions import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Real positions of inputs with certain leading axes: `real` is boolean, shaped as these axes."""
+
+    real: Tensor
+
+    @cached_property
+    def index(self) -> Tensor | None:
+        """Numbers of the real positions, counted over the flattened axes; None where all are real."""
+        flat = self.real.reshape(-1)
+        return None if bool(flat.all()) else flat.nonzero()[:, 0]
 
 
 class PaddingMasks:
@@ -24,15 +39,16 @@ class PaddingMasks:
                 got = f"{mask.dtype} {list(mask.shape)}"
                 raise InputError(f"padding must give boolean masks [{items} items, positions], not {got}")
         self._masks = masks
-        self._cache: dict[tuple[int, ...], list[Tensor]] = {}
+        self._cache: dict[tuple[int, ...], list[Mask]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._masks)
 
-    def candidates(self, lead: torch.Size) -> list[Tensor]:
+    def candidates(self, lead: torch.Size) -> list[Mask]:
         """The different masks that an input with the leading axes `lead` (all but the features) may have."""
         if tuple(lead) not in self._cache:
-            self._cache[tuple(lead)] = _distinct(m for mask in self._masks for m in _layouts(mask, lead))
+            distinct = _distinct(m for mask in self._masks for m in _layouts(mask, lead))
+            self._cache[tuple(lead)] = [Mask(real) for real in distinct]
         return self._cache[tuple(lead)]
 
 
@@ -57,7 +73,7 @@ def _distinct(masks: Iterable[Tensor]) -> list[Tensor]:
     return result
 
 
-def choose(candidates: Sequence[Tensor], gradient: Tensor) -> Tensor:
+def choose(candidates: Sequence[Mask], gradient: Tensor) -> Mask:
     """The mask whose padded positions have the least output gradient (none, when the model masks well).
 
     Args:
@@ -67,12 +83,60 @@ def choose(candidates: Sequence[Tensor], gradient: Tensor) -> Tensor:
     Equally silent masks differ in how much they call padding; the one with the most padding says the most.
     """
 
-    def badness(mask: Tensor) -> tuple[float, int]:
-        return float(gradient[~mask].abs().sum()), int(mask.sum())
+    def badness(mask: Mask) -> tuple[float, int]:
+        return float(gradient[~mask.real].abs().sum()), int(mask.real.sum())
 
     return min(candidates, key=badness)
 
 
-def real_positions(tensor: Tensor, mask: Tensor | None) -> Tensor:
-    """The real positions of `[..., F]` as a matrix `[positions, F]`."""
-    return tensor.flatten(0, -2) if mask is None else tensor[mask]
+def real_positions(tensor: Tensor, mask: Mask | None, start: int = 0, stride: int = 1) -> Tensor:
+    """The real positions of `[..., F]` as a matrix `[positions, F]`; of these every `stride`-th from number `start`."""
+    flat = tensor.flatten(0, -2) if tensor.dim() > 1 else tensor[None]
+    index = None if mask is None else mask.index
+    if index is not None:
+        return flat.index_select(0, index[start::stride])
+    return flat if stride == 1 else flat[start::stride]
+
+
+def by_item(tensor: Tensor, items: int, axes: int) -> Tensor | None:
+    """`[*lead, *rest]` as `[N, Q, *rest]`, with the positions of an item together; None where no leading axis tells items apart.
+
+    The items are the first leading axis of that length among the first two; a table `[1, N, ...]` is shared by the items, and
+    that it has N positions is chance. An axis that merges items with something else must be split before (see `Merges`).
+
+    Args:
+        tensor: values or gradients.
+        items: N.
+        axes: how many axes are leading ones.
+    """
+    lead, rest = tensor.shape[:axes], tensor.shape[axes:]
+    if items == 1:
+        return tensor.reshape(1, -1, *rest)
+    if axes and lead[0] == items:
+        return tensor.reshape(items, -1, *rest)
+    if axes > 1 and lead[0] > 1 and lead[1] == items:
+        return tensor.transpose(0, 1).reshape(items, -1, *rest)
+    return None
+
+
+class Merges:
+    """First axes that a model made of several by flattening; they tell in which order an axis holds items and positions."""
+
+    def __init__(self) -> None:
+        self._merged: dict[int, set[tuple[int, ...]]] = {}
+
+    def note(self, before: torch.Size, after: torch.Size) -> None:
+        """A tensor was reshaped, which keeps the order of its entries."""
+        if not after or not before or after[0] <= before[0] or not before[0] or after[0] % before[0]:
+            return
+        whole = [before[:count] for count in range(2, len(before) + 1) if math.prod(before[:count]) == after[0]]
+        axes = whole[0] if whole else (before[0], after[0] // before[0])
+        self._merged.setdefault(after[0], set()).add(tuple(axes))
+
+    def split(self, size: int, items: int) -> tuple[int, ...] | None:
+        """The axes that make up a first axis of `size`; None where it is no merged one or two merges disagree."""
+        found = self._merged.get(size, set())
+        if len(found) != 1 or size in (0, items):
+            return None
+        (axes,) = found
+        return (*(self.split(axes[0], items) or axes[:1]), *axes[1:])

@@ -1,9 +1,10 @@
-"""Which rows of which parameter a weight tensor is: found by storage and offset, so that chunks count."""
+"""Which part of which parameter a tensor is: found by storage, offset and strides, so that chunks, views and transposes count."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
@@ -34,6 +35,28 @@ def rows_and_columns(parameter: Tensor) -> tuple[int, int]:
     return rows, parameter.numel() // max(rows, 1)
 
 
+@dataclass(frozen=True)
+class Matrix:
+    """Rows of a parameter used as the weight `[O, I]` of a linear map; `transposed` where its rows are the inputs."""
+
+    key: BlockKey
+    transposed: bool
+
+
+@dataclass(frozen=True)
+class View:
+    """Any view of a parameter: how it lies in the parameter's own memory."""
+
+    name: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The same view of a contiguous tensor shaped as the parameter."""
+        return tensor.as_strided(self.shape, self.stride, self.offset)
+
+
 class ParameterIndex:
     """The parameters of a model, and where each lies in memory.
 
@@ -42,16 +65,19 @@ class ParameterIndex:
         aliases: further name -> the name used in `parameters`.
         selected: names of the floating parameters that fit `include` and not `exclude`.
         reasons: name -> why a parameter has no block; filled in as the estimation learns it.
+        foreign: name -> a use of the parameter that no layer adapter understands.
     """
 
     def __init__(self, model: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> None:
-        self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
-        primary = {id(parameter): name for name, parameter in self.parameters.items()}
-        every = model.named_parameters(remove_duplicate=False)
+        every = list(model.named_parameters(remove_duplicate=False))
+        primary: dict[int, str] = {}
+        for name, parameter in every:
+            primary.setdefault(id(parameter), name)
+        self.parameters = {name: p for name, p in every if primary[id(p)] == name}
         self.aliases = {name: primary[id(p)] for name, p in every if name not in self.parameters}
         self.selected = {name for name in self.parameters if self._fits(name, include, exclude)}
-        unselected = set(self.parameters) - self.selected
-        self.reasons = dict.fromkeys(unselected, "left out by include/exclude")
+        self.reasons = dict.fromkeys(set(self.parameters) - self.selected, "left out by include/exclude")
+        self.foreign: dict[str, str] = {}
         for name in [name for name in self.selected if not self.parameters[name].is_floating_point()]:
             self.selected.remove(name)
             self.reasons[name] = "not of a floating type"
@@ -59,36 +85,67 @@ class ParameterIndex:
             patterns = f"include={list(include)}, exclude={list(exclude)}"
             raise InputError(f"no floating parameter of the model fits {patterns}")
         self._by_storage: dict[int, list[str]] = {}
-        for name, parameter in self.parameters.items():
-            self._by_storage.setdefault(parameter.untyped_storage().data_ptr(), []).append(name)
+        for name in sorted(self.selected):
+            self._by_storage.setdefault(self.parameters[name].untyped_storage().data_ptr(), []).append(name)
 
     def _fits(self, name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
         names = [name, *(alias for alias, target in self.aliases.items() if target == name)]
         return any(matches(n, include) for n in names) and not any(matches(n, exclude) for n in names)
 
-    def locate(self, weight: Tensor) -> BlockKey | None:
-        """The selected rows that a weight `[O, I]` or `[O, I, 1]` of a linear map is, or None.
-
-        A selected parameter that is used but is no range of whole rows is noted in `reasons`.
-        """
-        for name in self._by_storage.get(weight.untyped_storage().data_ptr(), ()):
+    def owner(self, tensor: Tensor) -> str | None:
+        """The selected parameter whose memory a tensor lies in."""
+        if not self._by_storage.keys() or tensor.layout != torch.strided:
+            return None
+        for name in self._by_storage.get(tensor.untyped_storage().data_ptr(), ()):
             parameter = self.parameters[name]
-            start = weight.storage_offset() - parameter.storage_offset()
-            if name not in self.selected or not 0 <= start < parameter.numel():
-                continue
-            rows, columns = rows_and_columns(parameter)
-            height, width = rows_and_columns(weight)
-            contiguous = parameter.is_contiguous() and weight.is_contiguous()
-            if not (contiguous and width == columns and start % columns == 0):
-                self.reasons[name] = "used transposed, strided or reshaped, not as a range of its rows"
-                return None
-            first = start // columns
-            return BlockKey(name, first, first + height) if first + height <= rows else None
+            if 0 <= tensor.storage_offset() - parameter.storage_offset() < parameter.numel():
+                return name
         return None
 
-    def note(self, weight: Tensor, reason: str) -> None:
-        """Remember why the parameter behind `weight` gets no block."""
-        for name in self._by_storage.get(weight.untyped_storage().data_ptr(), ()):
+    def matrix(self, weight: Tensor) -> Matrix | None:
+        """Which rows of a selected parameter a weight `[O, I, ...]` (trailing axes flattened) is, straight or transposed.
+
+        A parameter that is used but is no range of whole rows is noted in `foreign`.
+        """
+        name = self.owner(weight)
+        if name is None:
+            return None
+        parameter = self.parameters[name]
+        rows, columns = rows_and_columns(parameter)
+        start = weight.storage_offset() - parameter.storage_offset()
+        for transposed, matrix in ((False, weight), (True, weight.mT)):
+            if (matrix.shape, matrix.stride(), start) == (parameter.shape, parameter.stride(), 0):
+                return Matrix(BlockKey(name, 0, rows), transposed)
+            height, width = rows_and_columns(matrix)
+            whole = parameter.is_contiguous() and matrix.is_contiguous() and width == columns and start % columns == 0
+            if whole and start // columns + height <= rows and not (transposed and weight.dim() != 2):
+                return Matrix(BlockKey(name, start // columns, start // columns + height), transposed)
+        self.foreign.setdefault(name, "used strided or reshaped, not as a range of its rows")
+        return None
+
+    def view(self, tensor: Tensor) -> View | None:
+        """How a tensor lies in a selected parameter; a repeated (expanded) view is noted in `foreign`."""
+        name = self.owner(tensor)
+        if name is None:
+            return None
+        parameter = self.parameters[name]
+        repeated = any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True))
+        if repeated or not parameter.is_contiguous():
+            self.foreign.setdefault(name, "used in a repeated or strided view")
+            return None
+        offset = int(tensor.storage_offset()) - int(parameter.storage_offset())
+        return View(name, tuple(tensor.shape), tensor.stride(), offset)
+
+    def refuse(self, tensor: Tensor | None, reason: str) -> None:
+        """Remember a use of the parameter behind `tensor` (if there is one) that no layer adapter understands."""
+        name = None if tensor is None else self.owner(tensor)
+        if name is not None:
+            self.foreign.setdefault(name, reason)
+
+    def note(self, tensor: Tensor, reason: str) -> None:
+        """Remember why the parameter behind `tensor` gets no block."""
+        name = self.owner(tensor)
+        if name is not None:
             self.reasons.setdefault(name, reason)
 
     def uncovered(self, covered: Iterable[str], otherwise: str) -> dict[str, str]:

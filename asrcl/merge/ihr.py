@@ -30,8 +30,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from asrcl.curvature import Block, BlockKey, Curvature, DampingKind, DiagonalBlock, KroneckerBlock, solve_sum
-from asrcl.curvature.kron import damping_term, shrink
+from asrcl.curvature import Block, BlockKey, Curvature, DampingKind, DenseBlock, DiagonalBlock, KroneckerBlock, solve_sum
+from asrcl.curvature.kron import damping_term
 from asrcl.curvature.parameters import matches
 from asrcl.exceptions import InputError
 from asrcl.merge.plans import PlanRow
@@ -41,6 +41,7 @@ from asrcl.merge.tensors import checked_number, lerp, moved, share_of_task
 Rescale = Literal["layer", "global", "none", "laplace"]
 RESCALES = ("layer", "global", "none", "laplace")
 WORST_RESIDUAL = 1e-6
+SUMMABLE = ("relative", "absolute")
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ def ihr(
         tau: length of the step; for "layer" and "global" 1 keeps the length of the fine-tuning update.
         damping: strength of the damping, see the head of this file. Small trusts the curvature, large the
             update.
-        damping_kind: "relative" to the mean eigenvalue, or "absolute".
+        damping_kind: "relative" to the mean eigenvalue, or "absolute"; with one curvature also the other kinds of
+            `Curvature.solve`.
         rescale: "layer", "global", "none" or "laplace", see the head of this file.
         rest: weight of the new model in tensors and rows without curvature: a number, or "1/t" with t =
             `task`.
@@ -182,8 +184,7 @@ def _ratio(length: float, turned_length: float) -> float:
 
 def _delta(treatment: _Treatment, old: StateDict, new: StateDict) -> Tensor:
     before, after = (treatment.key.rows_of(state[treatment.name]).double() for state in (old, new))
-    delta = after - before
-    return delta.flatten(1) if isinstance(treatment.blocks[0], KroneckerBlock) else delta
+    return after - before
 
 
 def _turned(treatment: _Treatment, delta: Tensor, knobs: _Knobs) -> Tensor:
@@ -191,23 +192,47 @@ def _turned(treatment: _Treatment, delta: Tensor, knobs: _Knobs) -> Tensor:
     if treatment.flat or not delta.any():
         return delta
     try:
-        if isinstance(treatment.live[0], KroneckerBlock):
-            return _accepted(treatment, solve_sum(_pairs(treatment, delta), delta, knobs.damping, knobs.kind))
-        return delta / sum(_damped_diagonal(block, delta, knobs) for block in treatment.live)
+        if len(treatment.live) == 1:
+            return treatment.live[0].solve(delta, knobs.damping, knobs.kind)
+        return _turned_by_sum(treatment, delta, knobs)
     except InputError as error:
         raise InputError(f"{treatment.key}: {error}") from error
 
 
+def _turned_by_sum(treatment: _Treatment, delta: Tensor, knobs: _Knobs) -> Tensor:
+    """The inverse of a sum of damped curvatures times Δ."""
+    if knobs.kind not in SUMMABLE:
+        raise InputError(f"damping_kind={knobs.kind!r} is for one curvature; with several choose {' or '.join(SUMMABLE)}")
+    if isinstance(treatment.live[0], KroneckerBlock):
+        matrix = delta.flatten(1)
+        solution = solve_sum(_pairs(treatment, matrix), matrix, knobs.damping, knobs.kind)
+        return _accepted(treatment, solution).reshape(delta.shape)
+    if isinstance(treatment.live[0], DiagonalBlock):
+        return delta / sum(_damped_diagonal(block, delta, knobs) for block in treatment.live)
+    return _dense_sum(treatment).solve(delta, knobs.damping, knobs.kind)
+
+
+def _dense_sum(treatment: _Treatment) -> DenseBlock:
+    """The sum of dense curvatures, each a mean over its own items."""
+    blocks = [block for block in treatment.live if isinstance(block, DenseBlock)]
+    if len(blocks) < len(treatment.live):
+        raise InputError(f"several curvatures of kind {treatment.live[0].kind} cannot be summed; estimate structure='kron'")
+    return DenseBlock(torch.stack([block.matrix for block in blocks]).sum(0), 1, blocks[0].rows)
+
+
 def _shrunk(treatment: _Treatment, delta: Tensor, gamma: float) -> Tensor:
     """`γ (F + γ)⁻¹ Δ`."""
+    if len(treatment.live) == 1:
+        return gamma * treatment.live[0].solve(delta, gamma, "product_absolute")
     if isinstance(treatment.live[0], DiagonalBlock):
         return delta * gamma / (sum(_diagonal(block, delta) for block in treatment.live) + gamma)
-    pairs = _pairs(treatment, delta)
-    if len(pairs) == 1:
-        return shrink(*pairs[0], delta, gamma)
-    identity = tuple(torch.eye(size, dtype=delta.dtype, device=delta.device) for size in delta.shape)
+    if not isinstance(treatment.live[0], KroneckerBlock):
+        return gamma * _dense_sum(treatment).solve(delta, gamma, "absolute")
+    matrix = delta.flatten(1)
+    pairs = _pairs(treatment, matrix)
+    identity = tuple(torch.eye(size, dtype=matrix.dtype, device=matrix.device) for size in matrix.shape)
     pairs.append((identity[0] * gamma, identity[1]))
-    return _accepted(treatment, solve_sum(pairs, delta * gamma, 0.0))
+    return _accepted(treatment, solve_sum(pairs, matrix * gamma, 0.0)).reshape(delta.shape)
 
 
 def _accepted(treatment: _Treatment, solution: tuple[Tensor, float]) -> Tensor:
@@ -220,7 +245,7 @@ def _accepted(treatment: _Treatment, solution: tuple[Tensor, float]) -> Tensor:
 
 def _pairs(treatment: _Treatment, like: Tensor) -> list[tuple[Tensor, Tensor]]:
     blocks = [block for block in treatment.live if isinstance(block, KroneckerBlock)]
-    return [(block.G_OO.to(like), block.A_II.to(like)) for block in blocks]
+    return [(block.row_factor.dense().to(like), block.column_factor.dense().to(like)) for block in blocks]
 
 
 def _diagonal(block: Block, like: Tensor) -> Tensor:
@@ -269,7 +294,7 @@ def _treatments(old: StateDict, curvatures: list[Curvature], layers: Sequence[st
             blocks = tuple(held[key] for held, key in zip(covers, keys, strict=True))
             if len({block.kind for block in blocks}) > 1:
                 raise InputError(
-                    f"{name}: some curvatures are Kronecker, others diagonal; estimate them alike"
+                    f"{name}: the curvatures have blocks of different kinds; estimate them alike"
                 )
             some = True
             yield _Treatment(name, keys[0]._replace(name=name), blocks)

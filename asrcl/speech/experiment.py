@@ -12,19 +12,22 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from asrcl.adapt import (
     Cache,
+    Curvature,
     CurvatureConfig,
+    Domain,
     DomainLearner,
     Scenario,
     TrainConfig,
     adapt_domains,
     build_method,
+    estimate_on_domain,
     load_state,
     run_method,
     train_initial,
@@ -255,6 +258,36 @@ def decode_checkpoint(config: Config, checkpoint: Path, domain: str, split: str 
     Raises:
         InputError: unknown domain, or a checkpoint of another model.
     """
+    scenario, chosen, model = _checkpoint_in_scenario(config, checkpoint, domain)
+    return scenario.task.evaluate(model, chosen, split)
+
+
+def curvature_of_checkpoint(
+    config: Config,
+    model_file: Path,
+    domain: str,
+    structure: Literal["kron", "ekfac", "diagonal", "dense"] = "kron",
+    **options: Any,
+) -> Curvature:
+    """Curvature of the scenario's loss at any checkpoint of its model, on the training data of one domain.
+
+    Args:
+        config: the experiment; its group `curvature` says how to estimate.
+        model_file: a model.safetensors.
+        domain: name of the domain.
+        structure: kind of curvature.
+        **options: further arguments of `asrcl.curvature.estimate` (`checkpoint`, `progress`, ...).
+
+    Raises:
+        InputError: unknown domain, a checkpoint of another model, or what `asrcl.curvature.estimate` raises.
+    """
+    scenario, chosen, model = _checkpoint_in_scenario(config, model_file, domain)
+    settings = config.settings(CurvatureConfig, "curvature")
+    return estimate_on_domain(model, scenario.task, chosen, settings, structure, **options)
+
+
+def _checkpoint_in_scenario(config: Config, checkpoint: Path, domain: str) -> tuple[Scenario, Domain, nn.Module]:
+    """The scenario, one of its domains by name, and its model with the weights of a checkpoint on the run's device."""
     scenario = build_scenario(config)
     chosen = [item for item in scenario.domains if item.name == domain]
     if not chosen:
@@ -263,4 +296,4 @@ def decode_checkpoint(config: Config, checkpoint: Path, domain: str, split: str 
     model, state = scenario.build_model(), load_state(checkpoint)
     _check_fits(model, state, checkpoint)
     model.load_state_dict(state)
-    return scenario.task.evaluate(model.to(config.device), chosen[0], split)
+    return scenario, chosen[0], model.to(config.device)

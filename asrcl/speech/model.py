@@ -41,6 +41,10 @@ class FrameStacking(nn.Module):
         """Encoder frames of utterances of `lengths` input frames."""
         return (lengths + self.factor - 1) // self.factor
 
+    def layer_lengths(self, lengths: Tensor) -> list[Tensor]:
+        """Positions of every layer's output, the encoder frames last."""
+        return [self.lengths(lengths)]
+
 
 class ConvolutionalSubsampling(nn.Module):
     """Two 3x3 convolutions of stride 2 without padding, as in the paper's models: `[B, T, F]` to `[B, about T/4, D * F']`."""
@@ -52,19 +56,27 @@ class ConvolutionalSubsampling(nn.Module):
         )
         self.output_size = width * self._after(self._after(features))
 
+    shortest = 7
+    """Frames that two kernels of 3 at stride 2 need."""
+
     @staticmethod
     def _after(size: Any) -> Any:
         return (size - 1) // 2
 
     def forward(self, features: Tensor) -> Tensor:
         """Frames for the encoder."""
-        short = max(0, 7 - features.shape[1])  # two kernels of 3 at stride 2 need 7 frames
+        short = max(0, self.shortest - features.shape[1])
         maps = self.convolutions(nn.functional.pad(features, (0, 0, 0, short))[:, None])
         return maps.transpose(1, 2).flatten(2)
 
     def lengths(self, lengths: Tensor) -> Tensor:
         """Encoder frames of utterances of `lengths` input frames, at least 1."""
-        return self._after(self._after(lengths)).clamp(min=1)
+        return self.layer_lengths(lengths)[-1]
+
+    def layer_lengths(self, lengths: Tensor) -> list[Tensor]:
+        """Positions of every layer's output, the encoder frames last."""
+        first = self._after(lengths.clamp(min=self.shortest))
+        return [first, self._after(first)]
 
 
 def _check_sizes(**sizes: int) -> None:

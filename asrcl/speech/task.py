@@ -114,10 +114,9 @@ class RecognitionTask:
         return (self.ctc_weight * ctc + (1 - self.ctc_weight) * entropy) / len(batch)
 
     def padding(self, model: nn.Module, batch: SpeechBatch) -> Sequence[Tensor]:
-        """Masks of the encoder frames `[B, S]` and of the decoder's positions `[B, L + 1]`."""
+        """Masks of the frontend's and the encoder's frames `[B, S]` and of the decoder's positions `[B, L + 1]`."""
         assert isinstance(model, ConformerASR)
-        frames = model.frontend.lengths(batch.lengths)
-        return [_mask(frames), _mask(batch.token_lengths + 1)]
+        return [_mask(lengths) for lengths in (*model.frontend.layer_lengths(batch.lengths), batch.token_lengths + 1)]
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, domain: Domain, split: str) -> Errors:

@@ -14,7 +14,7 @@ KILLS = {
     "between stages": ("ihr", "loss", FINE_TUNE + 1),
     "mid second stage": ("ewc", "loss", FINE_TUNE + EPOCH + 2),
     "first curvature": ("ihr", "curvature_loss", 2),
-    "second curvature": ("ewc", "curvature_loss", 64 + 30),
+    "second curvature": ("ewc", "curvature_loss", 4 + 2),
     "first evaluation": ("ihr", "evaluate", 2),
     "last evaluation": ("ewc", "evaluate", 9),
 }

@@ -1,5 +1,6 @@
 """Every way of using a linear map, against factors computed by hand from one item at a time."""
 
+import functools
 import math
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 from curvature_cases import batches_of, make_items, masks, seeded, sequence_loss, taps_truth
 from torch import nn
 
-from asrcl.curvature import BlockKey, estimate
+from asrcl import curvature as room
+from asrcl.curvature import BlockKey
 
+estimate = functools.partial(room.estimate, layers="linear")
 LENGTHS = (4, 2, 3, 4)
 D, HEADS = 4, 2
 
@@ -111,7 +114,7 @@ def test_raw_packed_projection(chunks):
     assert set(curvature.blocks) == set(keys.values())
     assert_truth(curvature, taps_truth(model.taps, items), keys)
     if chunks:
-        inputs = {id(curvature.blocks[key].input_sum) for key in keys.values()}
+        inputs = {id(curvature.blocks[key].input.matrix) for key in keys.values()}
         assert len(inputs) == 1, "query, key and value read one input, so they hold one input sum"
 
 
@@ -241,21 +244,43 @@ def test_a_shared_table_of_positions_just_works():
 
 
 class Transposed(nn.Module):
-    """A parameter used transposed: seen, refused, and named with the reason."""
+    """Parameters that hold their map transposed, in every way of writing it; and one of which only some columns are used."""
 
-    def __init__(self):
+    def __init__(self, way):
         super().__init__()
         self.kernel = nn.Parameter(torch.randn(3, 2))
-        self.scale = nn.Linear(2, 2)
+        self.shift = nn.Parameter(torch.randn(2))
+        self.scale = nn.Parameter(torch.randn(2, 4))
+        self.way = way
 
     def forward(self, x):
-        return self.scale(nn.functional.linear(x, self.kernel.T))
+        if self.way == "linear":
+            y = nn.functional.linear(x, self.kernel.T)
+        elif self.way == "matmul":
+            y = x @ self.kernel
+        else:
+            y = torch.addmm(self.shift, x.flatten(0, 1), self.kernel).reshape(*x.shape[:2], 2)
+        return nn.functional.linear(torch.tanh(y), self.scale[:, :2])
 
 
-def test_other_views_are_named_in_the_report():
-    curvature = estimate(seeded(Transposed), sequence_loss, [make_items(LENGTHS)])
-    assert "transposed" in curvature.metadata["uncovered"]["kernel"]
-    assert curvature.names() == ["scale.weight"]
+@pytest.mark.parametrize("way", ["linear", "matmul", "addmm"])
+def test_transposed_maps_and_views_that_are_none(way):
+    model, items = seeded(lambda: Transposed(way)), make_items(LENGTHS)
+    curvature = estimate(model, sequence_loss, batches_of(items, 1))
+
+    def taps(batch):
+        z = batch.x @ model.kernel + (model.shift if way == "addmm" else 0)
+        loss = sequence_loss(lambda _: torch.tanh(z) @ model.scale[:, :2].T, batch)
+        return loss, {"kernel": (batch.x, z)}
+
+    key = BlockKey("kernel", 0, 3)
+    assert_truth(curvature, taps_truth(taps, items), {"kernel": key})
+    block = curvature.blocks[key]
+    assert block.transposed and (block.rows, block.row_factor.size) == (3, 3)
+    assert "not as a range of its rows" in curvature.metadata["uncovered"]["scale"]
+    assert curvature.names() == ["kernel"]
+    whole = room.estimate(model, sequence_loss, batches_of(items, 1))
+    assert "rows" in whole.metadata["notes"]["scale"] and whole.blocks_of("scale")
 
 
 def test_encoder_layers_of_torch_do_not_take_the_fused_path():

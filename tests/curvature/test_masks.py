@@ -3,7 +3,7 @@ from curvature_cases import Items, make_items, seeded
 from torch import nn
 
 from asrcl.curvature import BlockKey, estimate
-from asrcl.curvature.masks import PaddingMasks, choose, real_positions
+from asrcl.curvature.masks import Mask, PaddingMasks, choose, real_positions
 
 MASK = torch.tensor([[1, 1, 1], [1, 0, 0]], dtype=torch.bool)
 
@@ -11,13 +11,13 @@ MASK = torch.tensor([[1, 1, 1], [1, 0, 0]], dtype=torch.bool)
 def test_layouts_that_a_mask_fits():
     masks = PaddingMasks([MASK], 2)
     (plain,) = masks.candidates(torch.Size([2, 3]))
-    assert torch.equal(plain, MASK)
+    assert torch.equal(plain.real, MASK) and plain.index.tolist() == [0, 1, 2, 3]
     (time_first,) = masks.candidates(torch.Size([3, 2]))
-    assert torch.equal(time_first, MASK.T)
+    assert torch.equal(time_first.real, MASK.T)
     flat = masks.candidates(torch.Size([6]))
-    assert [m.tolist() for m in flat] == [MASK.flatten().tolist(), MASK.T.flatten().tolist()]
+    assert [m.real.tolist() for m in flat] == [MASK.flatten().tolist(), MASK.T.flatten().tolist()]
     (heads,) = masks.candidates(torch.Size([2, 3, 5]))
-    assert heads.shape == (2, 3, 5) and torch.equal(heads[..., 4], MASK)
+    assert heads.real.shape == (2, 3, 5) and torch.equal(heads.real[..., 4], MASK)
     assert masks.candidates(torch.Size([1, 5])) == []
 
 
@@ -26,12 +26,14 @@ def test_equal_masks_are_one_candidate():
 
 
 def test_the_mask_without_gradient_at_its_padding_is_chosen():
-    other = ~MASK
+    mask, other = Mask(MASK), Mask(~MASK)
     gradient = torch.randn(2, 3, 4) * MASK[..., None]
-    assert choose([other, MASK], gradient) is MASK
-    everything = torch.ones_like(MASK)
-    assert choose([everything, MASK], gradient) is MASK, "of two silent masks the one with more padding"
-    assert real_positions(gradient, MASK).shape == (4, 4)
+    assert choose([other, mask], gradient) is mask
+    everything = Mask(torch.ones_like(MASK))
+    assert choose([everything, mask], gradient) is mask, "of two silent masks the one with more padding"
+    assert real_positions(gradient, mask).shape == (4, 4)
+    assert real_positions(gradient, mask, 1, 2).tolist() == gradient[MASK][1::2].tolist()
+    assert everything.index is None and real_positions(gradient, everything).shape == (6, 4)
 
 
 class TwoStreams(nn.Module):

@@ -35,7 +35,7 @@ def kron(rows: int, columns: int, seed: int = 0, decay: float = 3.0) -> Kronecke
         basis, _ = torch.linalg.qr(torch.randn(size, size, generator=g, dtype=torch.float64))
         return (basis * torch.logspace(0, -decay, size, dtype=torch.float64)) @ basis.T
 
-    return KroneckerBlock(spread(columns) * 20, spread(rows) * 1e-6 * 5, 20, 5)
+    return KroneckerBlock.of(spread(columns) * 20, spread(rows) * 1e-6 * 5, 20, 5)
 
 
 def make_curvature(seed: int = 0) -> Curvature:
@@ -56,8 +56,8 @@ def identity_like(curvature: Curvature) -> Curvature:
     blocks: dict[BlockKey, Block] = {}
     for key, block in curvature.blocks.items():
         if isinstance(block, KroneckerBlock):
-            eyes = (torch.eye(len(block.input_sum)), torch.eye(len(block.output_sum)))
-            blocks[key] = KroneckerBlock(*eyes, 1, 1)
+            eyes = (torch.eye(block.input.size), torch.eye(block.output.size))
+            blocks[key] = KroneckerBlock.of(*eyes, 1, 1)
         else:
             blocks[key] = DiagonalBlock(torch.ones_like(block.square_sum), 1)
     return Curvature(blocks)

@@ -7,7 +7,7 @@ import torch
 from merge_cases import identity_like, kron, make_curvature, make_state
 from torch import nn
 
-from asrcl.curvature import BlockKey, Curvature, DiagonalBlock, KroneckerBlock
+from asrcl.curvature import BlockKey, Curvature, DenseFactor, DiagonalBlock, KroneckerBlock
 from asrcl.exceptions import InputError
 from asrcl.merge import merge, plan
 
@@ -70,7 +70,7 @@ def test_ihr_is_the_paper_formula_layer_by_layer(models, kind, damping):
 
 def test_ihr_moves_less_where_the_old_loss_is_sensitive():
     A = torch.diag(torch.tensor([100.0, 1.0, 1.0]))
-    curvature = Curvature({BlockKey("w", 0, 2): KroneckerBlock(A, torch.eye(2), 1, 1)})
+    curvature = Curvature({BlockKey("w", 0, 2): KroneckerBlock.of(A, torch.eye(2), 1, 1)})
     old, new = {"w": torch.zeros(2, 3)}, {"w": torch.ones(2, 3)}
     step = merge(old, new, curvature=curvature, damping=0.1)["w"]
     assert step[0, 0] < 0.1 < 1 < step[0, 1]
@@ -178,7 +178,7 @@ def test_layers_without_update_or_without_curvature_are_guarded(models, rescale)
     new = new | {"conv.weight": old["conv.weight"].clone()}
     curvature = make_curvature()
     key = BlockKey("encoder.weight", 0, 4)
-    flat = dataclasses.replace(curvature.blocks[key], output_sum=torch.zeros(4, 4))
+    flat = dataclasses.replace(curvature.blocks[key], output=DenseFactor(torch.zeros(4, 4)))
     merged = merge(old, new, curvature=Curvature({**curvature.blocks, key: flat}), rescale=rescale)
     assert all(torch.isfinite(t).all() for t in merged.values() if t.is_floating_point())
     assert torch.equal(merged["conv.weight"], old["conv.weight"])
@@ -199,7 +199,7 @@ def test_the_released_damping_erases_the_output_side(models):
     old, new = models
     block = kron(4, 3)
     keep = {"layers": "encoder.weight"}
-    no_G = dataclasses.replace(block, output_sum=torch.eye(4, dtype=DOUBLE) * 5e-6)
+    no_G = dataclasses.replace(block, output=DenseFactor(torch.eye(4, dtype=DOUBLE) * 5e-6))
     key = BlockKey("encoder.weight", 0, 4)
 
     def step(block, **knobs):
@@ -221,7 +221,7 @@ def test_the_released_damping_erases_the_output_side(models):
         ({"rescale": "row"}, "layer, global, none, laplace"),
         ({"damping": -1.0}, "damping must be"),
         ({"damping": "much"}, "damping must be"),
-        ({"damping_kind": "half"}, "relative or absolute"),
+        ({"damping_kind": "half"}, "choose relative, absolute"),
         ({"tau": float("inf")}, "tau must be"),
         ({"rest": "some"}, "rest .*must be"),
         ({"task": 0}, "task must be"),
@@ -242,12 +242,12 @@ def test_curvatures_that_do_not_go_together_are_refused(models):
     with pytest.raises(InputError, match="packed: the curvatures cover different rows"):
         merge(*models, curvature=[make_curvature(), rows])
     diagonal = Curvature({BlockKey("encoder.weight", 0, 4): DiagonalBlock(torch.ones(4, 3), 1)})
-    with pytest.raises(InputError, match=r"encoder\.weight: some curvatures"):
+    with pytest.raises(InputError, match=r"encoder\.weight: the curvatures have blocks of different kinds"):
         merge(*models, curvature=[make_curvature(), diagonal])
 
 
 def test_a_singular_layer_is_named(models):
-    singular = dataclasses.replace(kron(4, 3), input_sum=torch.diag(torch.tensor([1.0, 0.0, 0.0])))
+    singular = dataclasses.replace(kron(4, 3), input=DenseFactor(torch.diag(torch.tensor([1.0, 0.0, 0.0]))))
     with pytest.raises(InputError, match=r"encoder\.weight\[0:4\].*singular"):
         merge(*models, curvature=Curvature({BlockKey("encoder.weight", 0, 4): singular}), damping=0.0)
 
