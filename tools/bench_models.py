@@ -253,7 +253,7 @@ def _recording(products: Products) -> Iterator[None]:
         F.linear, F.conv1d = watched_linear, watched_conv1d  # type: ignore[assignment]
         yield
     finally:
-        F.linear, F.conv1d = linear, conv1d  # type: ignore[assignment]
+        F.linear, F.conv1d = linear, conv1d
 
 
 def products_of(work: Work) -> Products:

@@ -58,18 +58,24 @@ def frozen(model: nn.Module, but: frozenset[str] = frozenset()) -> Iterator[None
 
 
 class _Root(torch.autograd.Function):
-    """Lets a gradient reach an output though no parameter asks for one."""
+    """Lets a gradient reach an output though no parameter asks for one, and be seen though the output is a view.
+
+    `F.linear` with a bias returns a view; when the model then writes into it (`masked_fill_`), autograd replaces the node of the
+    view, and a hook on it would never be called.
+    """
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, anchor: Tensor) -> Tensor:
-        """The same output."""
+        """The same values."""
+        if output._is_view():
+            return output.detach()
         ctx.mark_dirty(output)
         return output
 
     @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[None, None]:
-        """Nobody below wants it."""
-        return None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None]:
+        """On to what the output was computed from."""
+        return gradients[0] if ctx.needs_input_grad[0] else None, None
 
 
 class Capture(TorchFunctionMode):
@@ -83,6 +89,7 @@ class Capture(TorchFunctionMode):
     Attributes:
         items: items of the batch in flight.
         merges: the axes that the model has merged in this batch.
+        watched: parameters whose outputs somebody waits for.
         reentrant: whether a part of the model was seen for the first time in the backward pass (reentrant checkpointing).
     """
 
@@ -90,6 +97,7 @@ class Capture(TorchFunctionMode):
         super().__init__()
         self.index, self.sink, self.linear_only = index, sink, linear_only
         self.items, self.merges, self.reentrant = 0, Merges(), False
+        self.watched: set[str] = set()
         self._late = False
         self._without_gradient: set[str] = set()
         self._recorded: set[str] = set()
@@ -161,6 +169,7 @@ class Capture(TorchFunctionMode):
         receivers = [receiver for use in uses if (receiver := self.sink.begin(use, self._late)) is not None]
         if not receivers:
             return output
+        self.watched |= names
         if not self._late:
             self._recorded |= names
         output = self._rooted(output)
@@ -174,7 +183,8 @@ class Capture(TorchFunctionMode):
         return output
 
     def _rooted(self, output: Tensor) -> Tensor:
-        return output if output.requires_grad else _Root.apply(output, self._anchor)
+        plain = output.requires_grad and not output._is_view()
+        return output if plain else _Root.apply(output, self._anchor)
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:

@@ -374,7 +374,8 @@ class _Run:
     ) -> dict[str, Any]:
         index, options = self._index, self._options
         covered = {key.name for key in blocks}
-        index.reasons = {**index.foreign, **work.unreached, **index.reasons}
+        silent = dict.fromkeys(work.watched, "no gradient reached its output")
+        index.reasons = {**silent, **index.foreign, **work.unreached, **index.reasons}
         linear = options.layers == "linear"
         otherwise = "never the weight of a linear map" if linear else "the loss does not depend on it"
         notes = {n: f"item by item: {why}" for n, why in index.foreign.items() if n in covered and not linear}

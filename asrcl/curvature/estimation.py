@@ -170,6 +170,11 @@ class Estimation:
         return [n for n in self._index.parameters if n in left and n not in given_up]
 
     @property
+    def watched(self) -> frozenset[str]:
+        """Parameters whose outputs were watched for a gradient."""
+        return frozenset(self._capture.watched)
+
+    @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """Those of the model."""
         return self._index.parameters

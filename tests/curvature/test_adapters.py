@@ -11,6 +11,7 @@ from adapter_layers import LAYERS
 from adapter_maps import MAPS
 
 from asrcl.curvature import DenseBlock, DiagonalBlock, KroneckerBlock, estimate
+from asrcl.curvature.capture import Capture
 
 CASES = LAYERS | MAPS
 
@@ -39,6 +40,24 @@ def test_diagonal_is_the_mean_squared_gradient_of_an_item(name, size):
     assert set(diagonals) == set(truth)
     for key, found in diagonals.items():
         assert_near(found.reshape(truth[key].shape), truth[key], case, key)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_models_may_write_into_the_outputs(name, monkeypatch):
+    """As `masked_fill_` does; where the output is a view, this replaces its node in the graph."""
+    case, watch = CASES[name], Capture.watch
+
+    def written(*args):
+        output = watch(*args)
+        return output.masked_fill_(torch.zeros_like(output, dtype=torch.bool), 0)
+
+    before = estimate(build(case), loss_of, batches(case, max(case.sizes)))
+    monkeypatch.setattr(Capture, "watch", written)
+    after = estimate(build(case), loss_of, batches(case, max(case.sizes)))
+    assert after.blocks.keys() == before.blocks.keys()
+    for key, block in after.blocks.items():
+        for role, tensor in block.tensors().items():
+            torch.testing.assert_close(tensor, before.blocks[key].tensors()[role], rtol=1e-6, atol=1e-20)
 
 
 @pytest.mark.parametrize("name", CASES)

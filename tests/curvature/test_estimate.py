@@ -251,3 +251,17 @@ def test_bad_input_is_refused_with_a_reason(model, items, options, message):
 def test_kinds_of_blocks(model, items):
     kron = estimate(model, sequence_loss, [items])
     assert all(isinstance(block, KroneckerBlock) for block in kron.blocks.values())
+
+
+def test_a_map_whose_output_does_not_matter_is_named():
+    class Detached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 4), nn.Linear(3, 2)
+
+        def forward(self, x):
+            self.first(x)
+            return self.last(x)
+
+    curvature = estimate(seeded(Detached), sequence_loss, [make_items(LENGTHS)], padding=masks)
+    assert curvature.metadata["uncovered"]["first.weight"] == "no gradient reached its output"
