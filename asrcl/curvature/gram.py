@@ -2,7 +2,8 @@
 
 Shapes: P positions, D features. Sums are in single precision at least, whatever the rows are.
 
-On a CPU the symmetric rank-k update of BLAS (`syrk`, through SciPy) does half the work of a general product; without it, or on a
+With one thread on a CPU the symmetric rank-k update of BLAS (`syrk`, through SciPy) does half the work of a general product. With
+several, SciPy's threads and torch's would wait for each other actively (measured: seven times slower), so that, as without SciPy and on a
 GPU, the triangle is covered by blocks of columns.
 """
 
@@ -64,7 +65,7 @@ def add_gram(total_DD: Tensor, rows_PD: Tensor, alpha: float = 1.0, products: Pr
         total_DD.add_((rows_PD.mT @ rows_PD).to(total_DD), alpha=alpha)
     elif total_DD.shape[0] < SMALL or not rows_PD.shape[0]:
         total_DD.addmm_(rows_PD.mT, rows_PD, alpha=alpha)
-    elif rows_PD.device.type == "cpu" and total_DD.is_contiguous() and _symmetric_updates() is not None:
+    elif _has_syrk(total_DD):
         _syrk(total_DD, rows_PD.contiguous(), alpha)
     else:
         _by_columns(total_DD, rows_PD, alpha)
@@ -76,6 +77,11 @@ def mirror(total_DD: Tensor) -> Tensor:
     return upper_DD + upper_DD.triu(1).mT
 
 
+def _has_syrk(total_DD: Tensor) -> bool:
+    alone = total_DD.device.type == "cpu" and total_DD.is_contiguous() and torch.get_num_threads() == 1
+    return alone and _symmetric_updates() is not None
+
+
 def _syrk(total_DD: Tensor, rows_PD: Tensor, alpha: float) -> None:
     updates = _symmetric_updates()
     assert updates is not None
@@ -85,7 +91,7 @@ def _syrk(total_DD: Tensor, rows_PD: Tensor, alpha: float) -> None:
 
 def _by_columns(total_DD: Tensor, rows_PD: Tensor, alpha: float) -> None:
     size = total_DD.shape[0]
-    count = 3 if size < 512 else 6 if size < 1024 else 8
+    count = 4 if size < 1024 else 8
     edges = [size * step // count for step in range(count + 1)]
     for start, stop in pairwise(edges):
         total_DD[:stop, start:stop].addmm_(rows_PD[:, :stop].mT, rows_PD[:, start:stop], alpha=alpha)
