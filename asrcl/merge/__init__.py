@@ -6,9 +6,9 @@
 Needs torch and safetensors only.
 """
 
-from asrcl.merge import average, ihr, interpolate  # noqa: F401 (each registers its method)
+from asrcl.merge import elementwise, ihr, slerp, spectral, task_vectors  # noqa: F401 (each registers its methods)
 from asrcl.merge.api import merge, plan
-from asrcl.merge.checkpoints import load_state
+from asrcl.merge.containers import load_state
 from asrcl.merge.plans import Plan, PlanRow
 from asrcl.merge.registry import MergeMethod, StateDict, merge_method, methods
 

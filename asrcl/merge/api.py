@@ -1,67 +1,91 @@
-"""Merging two models, and planning it.
+"""Merging models in memory, and planning it.
 
-    merged = merge("old.safetensors", "new.ckpt", method="ihr",
-    curvature=Curvature.load("curvature.safetensors"))
+    merged = merge("old.safetensors", "new.ckpt", method="ihr", curvature=Curvature.load("curvature.safetensors"))
 
-What every method shares: keys in the order of the old model; type and device of the old tensors; tensors that
-are not real floating numbers (counters, boolean masks) are copied from the new model, for there is nothing
-between two counts; everything floating, running statistics of normalisation included, goes to the method. The
-result shares no memory with its inputs.
+For models that do not fit into memory see `asrcl.merge.files`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from asrcl.curvature import Curvature
 from asrcl.exceptions import InputError
-from asrcl.merge.checkpoints import Source, load_state
-from asrcl.merge.plans import Plan, PlanRow
+from asrcl.merge.buffers import Statistics
+from asrcl.merge.containers import Source, load_state
+from asrcl.merge.executor import BUILT_IN, MergeOptions, Rest
+from asrcl.merge.job import MergeJob, RuleBook
+from asrcl.merge.layout import check_same_layout
+from asrcl.merge.plans import Plan
 from asrcl.merge.registry import StateDict, find_method
+from asrcl.merge.sources import StateSource
+
+Curvatures = Curvature | Sequence[Curvature] | None
 
 
 def merge(
     old: Source,
-    new: Source,
+    new: Source | Sequence[Source],
     method: str = "ihr",
     *,
-    curvature: Curvature | Sequence[Curvature] | None = None,
-    task: int = 2,
+    curvature: Curvatures = None,
+    new_curvature: Curvatures = None,
+    base: Source | None = None,
+    task: int | None = None,
+    rest: Rest | None = None,
+    statistics: Statistics = "pool",
+    layers: Sequence[str] = ("*",),
+    rules: RuleBook | None = None,
+    budget: float | None = None,
     **knobs: Any,
 ) -> StateDict:
     """Merge a fine-tuned model with the model it started from.
 
+    The result has the keys, types and devices of the old model and shares no memory with any input.
+
     Args:
         old: state dict, module or checkpoint path of the model before the new domain.
-        new: the same of the model fine-tuned on the new domain.
-        method: "ihr", "average", "interpolate", or any other registered name.
+        new: the same of the model fine-tuned on the new domain; several, for methods that take them.
+        method: "ihr" or any other of `methods()`.
         curvature: of the old domains at `old`, one or several; methods that use none ignore it.
-        task: number of domains including the new one; methods that do not count ignore it.
+        new_curvature: of the new models on their own domains, for methods that weigh both sides.
+        base: the ancestor that `old` and `new` were both fine-tuned from, where it is another model than `old`.
+        task: number of domains with the new ones; one more than there are new models by default.
+        rest: weight of the new model in tensors and rows that the method cannot treat: a number, "1/t" with t = `task` (default),
+            "keep", "new", or "fisher" (see `MergeOptions`).
+        statistics: running means and variances of normalisation: "pool" (as of pooled data), "old" or "new".
+        layers: glob patterns of the tensors that curvature may treat.
+        rules: other methods for some tensors, see `asrcl.merge.rules`.
+        budget: how much the old loss may grow, predicted by `curvature`; the step shrinks until it does not grow more.
         **knobs: options of the method, such as `tau` or `strength`.
 
     Raises:
-        InputError: unreadable checkpoints, different keys or shapes, numbers that are not finite, or unknown
-            options.
+        InputError: unreadable checkpoints, different keys or shapes, numbers that are not finite, or unknown options.
     """
-    chosen = find_method(method)
-    arguments = chosen.arguments(knobs, curvature=curvature, task=task)
-    old_state, new_state = _both(old, new)
+    options = _options(method, task, rest, statistics, layers)
+    job = _job(old, new, method, curvature, new_curvature, base, rules, options, knobs)
     with torch.no_grad():
-        floating = chosen.run(*(_floating(state) for state in (old_state, new_state)), **arguments)
-        return {name: _settled(name, old_state, new_state, floating) for name in old_state}
+        scale = 1.0 if budget is None else job.scale_within(budget)[0]
+        return {name: tensor for name, tensor, _ in job.run(scale)}
 
 
 def plan(
     old: Source,
-    new: Source,
+    new: Source | Sequence[Source],
     method: str = "ihr",
     *,
-    curvature: Curvature | Sequence[Curvature] | None = None,
-    task: int = 2,
+    curvature: Curvatures = None,
+    new_curvature: Curvatures = None,
+    base: Source | None = None,
+    task: int | None = None,
+    rest: Rest | None = None,
+    statistics: Statistics = "pool",
+    layers: Sequence[str] = ("*",),
+    rules: RuleBook | None = None,
     **knobs: Any,
 ) -> Plan:
     """What `merge` with the same arguments will do, tensor by tensor; nothing is computed.
@@ -69,56 +93,49 @@ def plan(
     Raises:
         InputError: as `merge`, for everything that shows before computing.
     """
-    chosen = find_method(method)
-    arguments = chosen.arguments(knobs, curvature=curvature, task=task)
-    old_state, new_state = _both(old, new)
-    rows = {row.name: row for row in chosen.plan(_floating(old_state), _floating(new_state), **arguments)}
-    for name, tensor in old_state.items():
-        if name not in rows:
-            rows[name] = PlanRow(
-                name, "new", tuple(tensor.shape), f"{_type(tensor)} is copied from the new model"
-            )
-    return Plan(method, tuple(rows[name] for name in old_state))
+    options = _options(method, task, rest, statistics, layers)
+    return _job(old, new, method, curvature, new_curvature, base, rules, options, knobs).plan()
 
 
-def _settled(name: str, old: StateDict, new: StateDict, floating: StateDict) -> Tensor:
-    if name in floating:
-        return floating[name]
-    return new[name].detach().to(device=old[name].device, copy=True)
+def _job(
+    old: Source,
+    new: Source | Sequence[Source],
+    method: str,
+    curvature: Curvatures,
+    new_curvature: Curvatures,
+    base: Source | None,
+    rules: RuleBook | None,
+    options: MergeOptions,
+    knobs: Mapping[str, Any],
+) -> MergeJob:
+    news: list[Any] = list(new) if isinstance(new, list | tuple) else [new]
+    if not news:
+        raise InputError("there is no new model to merge")
+    states = [load_state(old, "old"), *(load_state(one, "new") for one in news)]
+    if base is not None:
+        states.insert(0, load_state(base, "base"))
+        options = replace(options, task=1 + len(news) if options.task is None else options.task)
+    for state in states[1:]:
+        check_same_layout(states[0], state)
+    start, *others = map(StateSource, states)
+    return MergeJob(start, others, method, knobs, options, as_list(curvature), as_list(new_curvature), rules)
 
 
-def _floating(state: StateDict) -> StateDict:
-    return {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
+def _options(method: str, task: int | None, rest: Rest | None, statistics: Statistics, layers: Sequence[str]) -> MergeOptions:
+    if rest is not None and method not in BUILT_IN and not find_method(method).partial:
+        raise InputError(f"merge method {method} treats every tensor, so that rest={rest!r} means nothing to it")
+    patterns = (layers,) if isinstance(layers, str) else tuple(layers)
+    return MergeOptions(task, "1/t" if rest is None else rest, statistics, patterns)
 
 
-def _both(old: Source, new: Source) -> tuple[StateDict, StateDict]:
-    old_state, new_state = load_state(old, "old"), load_state(new, "new")
-    _check_same_layout(old_state, new_state)
-    for role, state in (("old", old_state), ("new", new_state)):
-        for name, tensor in _floating(state).items():
-            if not torch.isfinite(tensor).all():
-                raise InputError(f"{name} of the {role} model holds NaN or infinity; it cannot be merged")
-    on_device = {name: new_state[name].detach().to(tensor.device) for name, tensor in old_state.items()}
-    return {name: tensor.detach() for name, tensor in old_state.items()}, on_device
+def as_list(curvature: Curvatures) -> list[Curvature]:
+    """One or several curvatures as a list.
 
-
-def _check_same_layout(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
-    faults = [f"{name} is only in the old model" for name in old if name not in new]
-    faults += [f"{name} is only in the new model" for name in new if name not in old]
-    for name in (name for name in old if name in new):
-        first, second = old[name], new[name]
-        if first.shape != second.shape:
-            faults.append(
-                f"{name} is {list(first.shape)} in the old and {list(second.shape)} in the new model"
-            )
-        elif first.is_floating_point() != second.is_floating_point():
-            faults.append(f"{name} is {_type(first)} in the old and {_type(second)} in the new model")
-    if faults:
-        more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
-        raise InputError(
-            f"the two models differ: {'; '.join(faults[:8])}{more}; merge models of the same build"
-        )
-
-
-def _type(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+    Raises:
+        InputError: something else was given.
+    """
+    found = [curvature] if isinstance(curvature, Curvature) else list(curvature or ())
+    for one in found:
+        if not isinstance(one, Curvature):
+            raise InputError(f"curvature= takes Curvature objects, not {type(one).__name__}; load files with Curvature.load")
+    return found

@@ -1,34 +1,43 @@
-"""The merge methods by name, each a pure function with a plan.
+"""The merge methods by name, each one pure function on one tensor.
 
-A method file holds two functions and registers the first with the second:
+    @merge_method("mine", source="who, where")
+    def mine(delta: Tensor, *, strength: float = 0.5) -> Tensor:
+        return strength * delta
 
-    def plan_mine(old, new, *, strength=0.5) -> list[PlanRow]: ...
+A method gets the update of one tensor, `new − start`, and returns the step to take: merged = start + step. So a step of zero
+keeps every bit of the start, which is the old model (or `base`, the common ancestor of all, where one is given; the old model's
+update then comes first).
 
-    @merge_method("mine", plan=plan_mine)
-    def mine(old, new, *, strength=0.5) -> StateDict: ...
-
-Both get state dicts with the same keys that hold finite real floating tensors only, return something for
-every key, and change nothing they are given. Their keyword-only arguments are the method's knobs. A method
-that names `task` (how many domains there are with the new one) or `curvature` among them receives these from
-`merge`.
+What a function gets depends on the names in its signature.
+    delta               the update, first argument; exactly one new model
+    deltas              first argument instead: a sequence of updates, one per model
+  and after the star, as far as it names them:
+    old                 the start itself
+    task                number of domains with the new one
+    blocks              curvature of the old loss for exactly these rows, one block per curvature given
+    new_blocks          the same of the new models' losses
+    generator           a random generator of this tensor's own, from the option `seed`, which the method must have
+    depth               place of the layer in the model, 0 for the first, 1 for the last
+    shared              what the method's `prepare` found in a first pass over all tensors
+Everything else after the star is an option of the user. Numbers come in single or double precision, on the device of the old
+model; shape, type and device are to be kept, inputs to be left alone.
 """
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from asrcl.exceptions import InputError
-from asrcl.merge.plans import PlanRow
 
 StateDict = dict[str, Tensor]
-MergeFunction = Callable[..., StateDict]
-PlanFunction = Callable[..., list[PlanRow]]
-CONTEXT = ("task", "curvature")
+MergeFunction = Callable[..., Tensor]
+CONTEXT = ("old", "task", "blocks", "new_blocks", "generator", "depth", "shared")
 
 
 @dataclass(frozen=True)
@@ -37,48 +46,88 @@ class MergeMethod:
 
     Attributes:
         name: what the user asks for.
-        run: the merge itself.
-        plan: what `run` will do, tensor by tensor, without computing it.
+        run: the function.
+        source: authors, year, where; with the equation.
         knobs: the options with their defaults.
-        context: which of `task` and `curvature` it uses.
+        context: which of `CONTEXT` it wants.
+        several: whether it takes several models at once (`deltas`).
+        elementwise: whether every entry goes by itself, so that any part may be handed over.
+        matrices: whether it is for matrices alone, handed over as `[O, I]` with trailing axes flattened.
+        prepare: a first pass: (the rows it will treat, the options) -> `shared`.
     """
 
     name: str
     run: MergeFunction
-    plan: PlanFunction
+    source: str
     knobs: dict[str, Any]
-    context: tuple[str, ...]
+    context: frozenset[str]
+    several: bool = False
+    elementwise: bool = False
+    matrices: bool = False
+    prepare: Callable[..., Any] | None = None
 
-    def arguments(self, knobs: dict[str, Any], **context: Any) -> dict[str, Any]:
-        """The keyword arguments of a call, with unknown options refused.
+    @property
+    def curved(self) -> bool:
+        """Whether it needs curvature."""
+        return bool(self.context & {"blocks", "new_blocks"})
+
+    @property
+    def partial(self) -> bool:
+        """Whether some tensors are left to the rule `rest`."""
+        return self.curved or self.matrices
+
+    @property
+    def summary(self) -> str:
+        """The first line of its docstring."""
+        return (inspect.getdoc(self.run) or "").partition("\n")[0]
+
+    def check(self, knobs: Mapping[str, Any]) -> None:
+        """Refuse options that do not exist.
 
         Raises:
             InputError: lists the options that exist.
         """
-        unknown = sorted(set(knobs) - set(self.knobs))
-        if unknown:
-            known = ", ".join(self.knobs) or "none"
-            raise InputError(f"merge method {self.name} has no option {', '.join(unknown)}; it has: {known}")
-        return {**knobs, **{name: context[name] for name in self.context}}
+        for name in knobs:
+            if name not in self.knobs:
+                known = ", ".join(self.knobs) or "none"
+                close = difflib.get_close_matches(name, self.knobs, 1)
+                guess = f" (did you mean {close[0]}?)" if close else ""
+                raise InputError(f"merge method {self.name} has no option {name}{guess}; it has: {known}")
 
 
 _METHODS: dict[str, MergeMethod] = {}
 
 
-def merge_method(name: str, *, plan: PlanFunction) -> Callable[[MergeFunction], MergeFunction]:
-    """Register a merge method; see the head of this file for what it must offer.
+def merge_method(
+    name: str,
+    *,
+    source: str,
+    several: bool = False,
+    elementwise: bool = False,
+    matrices: bool = False,
+    prepare: Callable[..., Any] | None = None,
+) -> Callable[[MergeFunction], MergeFunction]:
+    """Register a merge method; see the head of this file for what its function gets and gives.
+
+    Args:
+        name: what users ask for.
+        source: where the method comes from.
+        several: it takes a sequence of updates.
+        elementwise: any part of a tensor can be treated by itself.
+        matrices: for tensors of two axes or more only.
+        prepare: called once with the rows that will be treated and the options; its result is the argument `shared`.
 
     Raises:
         InputError: the name is taken.
     """
 
     def register(run: MergeFunction) -> MergeFunction:
-        if name in _METHODS:
+        if name in _METHODS or name in ("keep", "new"):
             raise InputError(f"a merge method named {name} is registered already; choose another name")
         options = [p for p in inspect.signature(run).parameters.values() if p.kind is p.KEYWORD_ONLY]
         knobs = {option.name: option.default for option in options if option.name not in CONTEXT}
-        context = tuple(option.name for option in options if option.name in CONTEXT)
-        _METHODS[name] = MergeMethod(name, run, plan, knobs, context)
+        context = frozenset(option.name for option in options if option.name in CONTEXT)
+        _METHODS[name] = MergeMethod(name, run, source, knobs, context, several, elementwise, matrices, prepare)
         return run
 
     return register

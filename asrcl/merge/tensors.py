@@ -1,26 +1,55 @@
-"""Small pieces that merge methods share: bit-exact interpolation, checked numbers, weights by task count."""
+"""Small pieces that merging shares: steps that keep bits, checked numbers, weights by task count."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from asrcl.exceptions import InputError
 
-
-def lerp(old: Tensor, new: Tensor, strength: float) -> Tensor:
-    """`old + strength (new − old)` in float64, cast back; exact where old = new and at strengths 0 and 1."""
-    if strength == 0:
-        return old.clone()
-    mixed = torch.lerp(old.double(), new.double(), strength).to(old.dtype)
-    return torch.where(old == new, old, mixed)
+CHUNK = 1 << 21
+"""Entries that are treated at once where every entry goes by itself: 16 MB in double precision."""
 
 
-def moved(old: Tensor, step: Tensor) -> Tensor:
-    """`old + step` in float64, cast back; exact to the bit where the step is zero."""
-    return torch.where(step == 0, old, (old.double() + step).to(old.dtype))
+def moved(start: Tensor, step: Tensor) -> Tensor:
+    """`start + step` in float64, cast back; exact to the bit where the step is zero."""
+    return torch.where(step == 0, start, (start.double() + step).to(start.dtype))
+
+
+def add_step(start: Tensor, step: Tensor, scale: float = 1.0) -> Tensor:
+    """`start + scale * step` as `moved` does it, a part at a time, with little memory beyond the result."""
+    result = torch.empty_like(start, memory_format=torch.contiguous_format)
+    for part, (old, change) in _parts(result, (start, step)):
+        part.copy_(moved(old, change if scale == 1 else change * scale))
+    return result
+
+
+def by_entry(
+    step: Callable[[list[Tensor], Tensor], Tensor], start: Tensor, models: Sequence[Tensor], scale: float = 1.0
+) -> Tensor:
+    """`start + scale * step(updates, start)` for a step that treats every entry by itself, in float64, a part at a time."""
+    result = torch.empty_like(start, memory_format=torch.contiguous_format)
+    for part, (old, *others) in _parts(result, (start, *models)):
+        wide = old.double()
+        change = step([other.double() - wide for other in others], wide)
+        part.copy_(moved(old, change if scale == 1 else change * scale))
+    return result
+
+
+def _parts(result: Tensor, others: Sequence[Tensor]) -> list[tuple[Tensor, list[Tensor]]]:
+    """Views of a result and of tensors alike, a chunk of entries each."""
+    flat = [tensor.reshape(-1) for tensor in (result, *others)]
+    starts = range(0, max(result.numel(), 1), CHUNK)
+    return [(flat[0][n : n + CHUNK], [tensor[n : n + CHUNK] for tensor in flat[1:]]) for n in starts]
+
+
+def updates(start: Tensor, models: Sequence[Tensor]) -> list[Tensor]:
+    """`model − start` in single precision, or in double where the models have it."""
+    kind = torch.float64 if start.dtype == torch.float64 else torch.float32
+    return [model.to(kind) - start.to(kind) for model in models]
 
 
 def checked_number(name: str, value: object) -> float:

@@ -18,7 +18,7 @@ VARIANTS = [
     ("ewc", {"strength": 300.0, "decay": 0.5}),
     ("fta", {"strength": 0.3}),
     ("ihr", {"curvature": "sum", "damping": 0.3}),
-    ("ihr", {"rescale": "laplace", "damping": 0.1}),
+    ("laplace", {"damping": 0.1}),
     ("ihr", {"rescale": "global", "damping": 0.3}),
     ("ihr", {"damping_kind": "absolute", "damping": 1e-3, "tau": 0.5, "rest": 0.5, "layers": ["0.*"]}),
 ]

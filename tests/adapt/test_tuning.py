@@ -48,11 +48,11 @@ def test_grid():
 
 def test_rows_are_sorted_and_measured_on_dev_data(tmp_path):
     learner = guarded_learner(tmp_path)
-    rows = tune(learner, "ihr", {"rescale": "laplace"}, {"damping": [1e-3, 0.1, 10.0], "tau": [0.5, 1.0]})
+    rows = tune(learner, "laplace", {}, {"damping": [1e-3, 0.1, 10.0], "strength": [0.5, 1.0]})
     assert len(rows) == 6
-    assert {(row["damping"], row["tau"]) for row in rows} == {(d, t) for d in (1e-3, 0.1, 10.0) for t in (0.5, 1.0)}
+    assert {(row["damping"], row["strength"]) for row in rows} == {(d, t) for d in (1e-3, 0.1, 10.0) for t in (0.5, 1.0)}
     assert [row["average"] for row in rows] == sorted(row["average"] for row in rows)
-    assert all(list(row) == ["damping", "tau", *COLUMNS] for row in rows)
+    assert all(list(row) == ["damping", "strength", *COLUMNS] for row in rows)
     assert all(row["average"] == pytest.approx((row["old"] + row["new"]) / 2) for row in rows)
     assert len({row["average"] for row in rows}) > 2
 

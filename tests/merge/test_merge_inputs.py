@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from asrcl.exceptions import InputError
-from asrcl.merge import PlanRow, load_state, merge, merge_method, methods, plan, registry
+from asrcl.merge import load_state, merge, merge_method, methods, plan, registry
 
 
 @pytest.fixture
@@ -110,7 +110,6 @@ def without(state, name):
             r"packed is \[6, 3\] in the old and \[6, 4\] in the new",
         ),
         (lambda s: s | {"gain": torch.tensor(1)}, "gain is float32 in the old and int64 in the new"),
-        (lambda s: s | {"gain": torch.tensor(float("nan"))}, "gain of the new model holds NaN"),
     ],
 )
 @pytest.mark.parametrize("call", [merge, plan])
@@ -119,36 +118,47 @@ def test_models_that_do_not_match_are_refused(state, change, message, call):
         call(state, change(make_state(2)), "average")
 
 
-def test_infinity_in_the_old_model_is_named(state):
+def test_numbers_that_are_not_finite_are_named(state):
+    with pytest.raises(InputError, match="gain of the new model holds NaN"):
+        merge(state, make_state(2) | {"gain": torch.tensor(float("nan"))}, "average")
     state["encoder.bias"][2] = float("inf")
     with pytest.raises(InputError, match=r"encoder\.bias of the old model"):
         merge(state, make_state(2), "average")
 
 
 def test_unknown_methods_and_options_list_the_known_ones(state):
-    with pytest.raises(InputError, match="no merge method 'ties'; there are: average, ihr, interpolate"):
-        merge(state, state, "ties")
-    with pytest.raises(
-        InputError, match="ihr has no option lr; it has: tau, damping, damping_kind, rescale, rest, layers"
-    ):
-        merge(state, state, "ihr", lr=1)
+    with pytest.raises(InputError, match=r"no merge method 'tie'; there are: average, .*, ihr, interpolate, .*"):
+        merge(state, state, "tie")
+    with pytest.raises(InputError, match=r"no option damp \(did you mean damping\?\); it has: tau, damping, damping_kind"):
+        merge(state, state, "ihr", damp=1)
     with pytest.raises(InputError, match="strength must be a finite number"):
         merge(state, state, "interpolate", strength="half")
+    with pytest.raises(InputError, match="average treats every tensor, so that rest"):
+        merge(state, state, "average", rest=0.5)
 
 
 def test_a_method_can_be_added(state, monkeypatch):
     monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
 
-    def plan_new(old, new, *, task):
-        return [PlanRow(name, f"take {task}", tuple(t.shape), "always") for name, t in old.items()]
+    @merge_method("take", source="this test")
+    def take(delta, *, old, task, share=1.0):
+        """Take a share of the update."""
+        assert old.shape == delta.shape and task == 3
+        return share * delta
 
-    @merge_method("take", plan=plan_new)
-    def take(old, new, *, task):
-        return {name: new[name].clone() for name in old}
-
-    assert "take" in methods()
+    assert methods()["take"].knobs == {"share": 1.0} and methods()["take"].summary == "Take a share of the update."
     other = make_state(2)
-    assert torch.equal(merge(state, other, "take")["packed"], other["packed"])
-    assert plan(state, other, "take", task=3).counts() == {"take 3": 6, "new": 2}
+    assert torch.allclose(merge(state, other, "take", task=3)["packed"], other["packed"])
+    assert plan(state, other, "take", task=3).counts() == {"take": 5, "pool statistics": 1, "new": 2}
     with pytest.raises(InputError, match="already"):
-        merge_method("take", plan=plan_new)(take)
+        merge_method("take", source="this test")(take)
+
+
+def test_one_new_model_where_a_method_takes_no_more(state):
+    with pytest.raises(InputError, match="interpolate takes one new model"):
+        merge(state, [make_state(2), make_state(3)], "interpolate")
+    with pytest.raises(InputError, match="no new model"):
+        merge(state, [], "average")
+    both = merge(state, [make_state(2), make_state(3)], "average")
+    mean = (state["packed"] + make_state(2)["packed"] + make_state(3)["packed"]) / 3
+    torch.testing.assert_close(both["packed"], mean)

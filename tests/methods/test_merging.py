@@ -12,7 +12,7 @@ from asrcl.testing import tiny_learner, tiny_scenario
 KNOBS = [
     {},
     {"damping": 0.1, "tau": 0.7},
-    {"rescale": "laplace", "damping": 0.3},
+    {"rest": "keep", "damping": 2.0},
     {"damping_kind": "absolute", "damping": 1e-3, "rescale": "global"},
     {"rest": 0.25, "layers": ["3.*"]},
 ]

@@ -1,0 +1,159 @@
+"""NeMo's `.nemo`: a tar archive, compressed or not, of `model_weights.ckpt`, `model_config.yaml` and the files of a tokenizer.
+
+Nothing of the archive is unpacked but the weights, to a temporary file; `TMPDIR` says where.
+"""
+
+from __future__ import annotations
+
+import copy
+import lzma
+import shutil
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from asrcl.exceptions import InputError
+from asrcl.merge.containers import staging
+from asrcl.merge.containers.checkpoint import Checkpoint, Writer, check_file
+from asrcl.merge.containers.outline import Outline
+from asrcl.merge.containers.pickled import PickledFiles
+from asrcl.merge.containers.weights import Sink
+
+WEIGHTS = "model_weights.ckpt"
+SUFFIX = ".nemo"
+DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError)
+Compression = Literal["", "gz", "bz2", "xz"]
+MAGIC: dict[bytes, Compression] = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz"}
+
+
+class NemoArchive(Checkpoint):
+    """A `.nemo` file."""
+
+    kind = "nemo"
+
+    def __init__(self, path: Path) -> None:
+        """Check the members and unpack the weights.
+
+        Raises:
+            InputError: the archive is damaged, has no weights, or holds links or paths that lead out of it.
+        """
+        self._unpacked = tempfile.TemporaryDirectory(prefix="asrcl-nemo-")
+        try:
+            self._members = _unpack(path, Path(self._unpacked.name) / WEIGHTS)
+            super().__init__(path, _Inside(path, Path(self._unpacked.name) / WEIGHTS))
+        except BaseException:
+            self._unpacked.cleanup()
+            raise
+
+    def close(self) -> None:
+        """Remove the unpacked weights."""
+        self._unpacked.cleanup()
+
+    def _files(self) -> tuple[Path, ...]:
+        return (self.path,)
+
+    def _extras(self) -> tuple[str, ...]:
+        return tuple(name for name in self._members if _base(name) != WEIGHTS)
+
+    def _writer(self, out: Path, outlines: dict[str, Outline], overwrite: bool) -> Writer:
+        check_file(out, (SUFFIX,), self.kind)
+        return _Writer(out, outlines, self._prefix, self._weights, self.path)
+
+
+class _Inside(PickledFiles):
+    """The weights, with the archive named in messages rather than the temporary file."""
+
+    def __init__(self, archive: Path, unpacked: Path) -> None:
+        try:
+            super().__init__(unpacked)
+        except InputError as error:
+            raise InputError(str(error).replace(str(unpacked), f"{archive}: {WEIGHTS}", 1)) from error
+
+
+class _Writer(Writer):
+    def __init__(self, out: Path, outlines: dict[str, Outline], prefix: str, weights: Any, source: Path) -> None:
+        super().__init__(out, outlines, prefix)
+        self._weights, self._source = weights, source
+
+    def _open(self, folder: Path, outlines: Mapping[str, Outline]) -> Sink:
+        return self._weights.sink(folder, outlines)
+
+    def _publish(self, folder: Path) -> None:
+        _repack(self._source, folder / WEIGHTS, folder / self.out.name)
+        staging.publish_file(folder / self.out.name, self.out)
+
+
+# ---- archives
+
+
+def _unpack(path: Path, weights: Path) -> list[str]:
+    """Names of the members; the weights are unpacked."""
+    try:
+        with tarfile.open(path, "r:*") as archive:
+            members = archive.getmembers()
+            for member in members:
+                _check(path, member)
+            found = [member for member in members if member.isfile() and _base(member.name) == WEIGHTS]
+            if len(found) != 1:
+                listed = ", ".join(member.name for member in members[:5]) or "nothing"
+                held = f"holds {len(found)} members {WEIGHTS} but should hold one (found {listed})"
+                raise InputError(f"{path}: {held}; save it again with NeMo")
+            stream = archive.extractfile(found[0])
+            assert stream is not None  # it is a file
+            with stream, open(weights, "wb") as target:
+                shutil.copyfileobj(stream, target, 1 << 20)
+            if weights.stat().st_size != found[0].size:
+                raise EOFError(f"{WEIGHTS} ends early")
+    except InputError:
+        raise
+    except DAMAGE as error:
+        raise InputError(f"{path}: damaged .nemo archive ({error}); copy it again") from error
+    except OSError as error:
+        remedy = "copy it again, or make room in TMPDIR"
+        raise InputError(f"{path}: cannot be unpacked ({error.strerror or error}); {remedy}") from error
+    return [member.name for member in members if member.isfile()]
+
+
+def _check(path: Path, member: tarfile.TarInfo) -> None:
+    if not (member.isfile() or member.isdir()):
+        raise InputError(f"{path}: {member.name} is a link or a device, not allowed in a .nemo; pack it again with plain files")
+    place = PurePosixPath(member.name.replace("\\", "/"))
+    if place.is_absolute() or ".." in place.parts or member.name[1:2] == ":":
+        raise InputError(f"{path}: {member.name} leads out of the archive; pack it again with plain names")
+
+
+def _base(name: str) -> str:
+    return name.removeprefix("./")
+
+
+def _repack(source: Path, weights: Path, target: Path) -> None:
+    """Copy an archive with other weights: the same members in the same order, the same compression.
+
+    Raises:
+        InputError: the source changed since it was opened.
+        OSError: the disk.
+    """
+    mode = _compression(source)
+    try:
+        with tarfile.open(source, "r:*") as old, tarfile.open(target, f"w:{mode}") as new:  # type: ignore[call-overload]
+            for member in old.getmembers():
+                _check(source, member)
+                if _base(member.name) == WEIGHTS:
+                    changed = copy.copy(member)
+                    changed.size = weights.stat().st_size
+                    changed.pax_headers = {key: value for key, value in member.pax_headers.items() if key != "size"}
+                    with open(weights, "rb") as stream:
+                        new.addfile(changed, stream)
+                else:
+                    new.addfile(member, old.extractfile(member) if member.isfile() else None)
+    except DAMAGE as error:
+        raise InputError(f"{source}: changed while it was merged ({error}); run again") from error
+
+
+def _compression(path: Path) -> Compression:
+    with open(path, "rb") as stream:
+        start = stream.read(6)
+    return next((name for magic, name in MAGIC.items() if start.startswith(magic)), "")

@@ -1,0 +1,82 @@
+"""Files and folders that appear whole or not at all: written beside their place and renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from asrcl.exceptions import InputError
+
+
+@contextmanager
+def disk(out: Path) -> Iterator[None]:
+    """Turn errors of the disk into errors of the user.
+
+    Raises:
+        InputError: names `out`.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        remedy = "make room or choose another place; nothing was changed"
+        raise InputError(f"{out}: cannot be written ({reason}); {remedy}") from error
+
+
+def make_staging(out: Path) -> Path:
+    """A hidden folder beside `out`, whose parents are made.
+
+    Raises:
+        OSError: the disk.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
+
+
+def remove(path: Path) -> None:
+    """Remove a folder with all in it, if it is still there."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def publish_file(staged: Path, out: Path) -> None:
+    """Move a file to its place; what was there is replaced.
+
+    Raises:
+        OSError: the disk.
+    """
+    _flush(staged)
+    os.replace(staged, out)
+
+
+def publish_folder(staged: Path, out: Path) -> None:
+    """Move a folder to its place; what was there is replaced.
+
+    Raises:
+        OSError: the disk; the old folder is still there.
+    """
+    for file in staged.rglob("*"):
+        if file.is_file():
+            _flush(file)
+    staged.chmod(0o755)
+    if not out.exists():
+        os.rename(staged, out)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
+    try:
+        os.rename(out, aside / out.name)
+        try:
+            os.rename(staged, out)
+        except OSError:
+            os.rename(aside / out.name, out)
+            raise
+    finally:
+        remove(aside)
+
+
+def _flush(file: Path) -> None:
+    with open(file, "rb") as stream:
+        os.fsync(stream.fileno())

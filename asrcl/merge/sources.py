@@ -1,0 +1,61 @@
+"""Models as the executor sees them: outlines of all tensors, and one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from asrcl.exceptions import InputError
+
+
+class Sized(Protocol):
+    """What is known of a tensor before it is read; tensors themselves will do."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def dtype(self) -> torch.dtype: ...  # noqa: D102
+
+
+class TensorSource(Protocol):
+    """A model whose tensors can be read one by one."""
+
+    @property
+    def outlines(self) -> Mapping[str, Sized]: ...  # noqa: D102
+    def read(self, name: str) -> Tensor: ...  # noqa: D102
+
+
+class StateSource:
+    """A state dict that is in memory already."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self._state = state
+
+    @property
+    def outlines(self) -> Mapping[str, Sized]:
+        """The tensors, which know their shapes."""
+        return self._state
+
+    def read(self, name: str) -> Tensor:
+        """A tensor where it lies, without its history."""
+        return self._state[name].detach()
+
+
+def placeholders(outlines: Mapping[str, Sized]) -> dict[str, Tensor]:
+    """Tensors of the right shapes without memory, to check curvature against."""
+    return {name: torch.empty(tuple(o.shape), dtype=o.dtype, device="meta") for name, o in outlines.items()}
+
+
+def checked(source: TensorSource, name: str, role: str) -> Tensor:
+    """A tensor of a model, refused where it holds NaN or infinity.
+
+    Raises:
+        InputError: names the tensor and the model.
+    """
+    tensor = source.read(name).detach()
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        raise InputError(f"{name} of the {role} model holds NaN or infinity; it cannot be merged")
+    return tensor
