@@ -1,9 +1,10 @@
 """What compressing a curvature costs, on a real update: size, quadratic form, damped solve.
 
-    python tools/bench_compression.py us.safetensors exp/accents/initial/1/model.safetensors exp/accents/ft/1/stage2/model.safetensors
+    M=exp/accents; tools/bench_compression.py us.safetensors $M/initial/1/model.safetensors $M/ft/1/stage2/model.safetensors
 
-takes a curvature file (`asrcl curvature`) and the models before and after fine-tuning, and prints a Markdown table. Sizes are those of
-the files that would be written, beside the model in single precision and beside the reference code's full single-precision matrices.
+takes a curvature file (`asrcl curvature`) and the models before and after fine-tuning, and prints a Markdown table. Sizes are
+those of the files that would be written, beside the model in single precision and beside the reference code's full
+single-precision matrices.
 """
 
 from __future__ import annotations

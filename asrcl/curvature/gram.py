@@ -2,9 +2,9 @@
 
 Shapes: P positions, D features. Sums are in single precision at least, whatever the rows are.
 
-With one thread on a CPU the symmetric rank-k update of BLAS (`syrk`, through SciPy) does half the work of a general product. With
-several, SciPy's threads and torch's would wait for each other actively (measured: seven times slower), so that, as without SciPy and on a
-GPU, the triangle is covered by blocks of columns.
+With one thread on a CPU the symmetric rank-k update of BLAS (`syrk`, through SciPy) does half the work of a general product.
+With several, SciPy's threads and torch's would wait for each other actively (measured: seven times slower), so that, as without
+SciPy and on a GPU, the triangle is covered by blocks of columns.
 """
 
 from __future__ import annotations
@@ -75,6 +75,15 @@ def mirror(total_DD: Tensor) -> Tensor:
     """The symmetric matrix whose upper triangle is that of `total`."""
     upper_DD = total_DD.triu()
     return upper_DD + upper_DD.triu(1).mT
+
+
+def mirror_(total_DD: Tensor, block: int = 256) -> Tensor:
+    """`mirror` in place, a block of rows at a time, so that hardly any further memory is needed."""
+    for start in range(0, total_DD.shape[0], block):
+        stop = start + block
+        total_DD[start:stop, start:stop] = mirror(total_DD[start:stop, start:stop])
+        total_DD[stop:, start:stop] = total_DD[start:stop, stop:].mT
+    return total_DD
 
 
 def _has_syrk(total_DD: Tensor) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from asrcl.curvature.gram import Products, add_gram, mirror, sum_type
+from asrcl.curvature.gram import Products, add_gram, mirror_, sum_type
 
 Receiver = Callable[[Tensor], None]
 Saved = tuple[dict[str, Tensor], dict[str, Any]]
@@ -64,7 +64,7 @@ class FactorSum:
 
     def finished(self) -> Tensor:
         """The whole sum, in the memory that goes on being added to."""
-        return self.total if self.diagonal else self.total.copy_(mirror(self.total))
+        return self.total if self.diagonal else mirror_(self.total)
 
 
 def new_sum(shape: tuple[int, ...], like: Tensor, offload: bool) -> Tensor:

@@ -8,7 +8,7 @@ from torch import nn
 
 from asrcl.curvature import estimate, gram
 from asrcl.curvature.factors import DiagonalFactor
-from asrcl.curvature.gram import add_gram, blas_threads, mirror, product_precision
+from asrcl.curvature.gram import add_gram, blas_threads, mirror, mirror_, product_precision
 from asrcl.curvature.running import FactorSum, SumOptions, new_sum
 from asrcl.exceptions import InputError
 
@@ -103,6 +103,13 @@ def test_the_paths_agree_to_rounding(monkeypatch):
         add_gram(total, rows)
         found.append(mirror(total))
     torch.testing.assert_close(*found, atol=1e-3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size, block", [(1, 4), (4, 4), (5, 4), (8, 4), (11, 4), (300, 256)])
+def test_mirroring_in_place(size, block):
+    garbage = rows_of(size, size)
+    wanted = mirror(garbage)
+    assert mirror_(garbage, block) is garbage and torch.equal(garbage, wanted)
 
 
 def test_mirror_needs_the_upper_triangle_alone():
