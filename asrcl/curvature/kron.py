@@ -193,7 +193,7 @@ def _relative_residual(pairs: Sequence[Pair], X_OI: Tensor, delta_OI: Tensor) ->
     return float((_apply(pairs, X_OI) - delta_OI).norm()) / size if size else 0.0
 
 
-def _joint_basis(first_DD: Tensor, second_DD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def joint_basis(first_DD: Tensor, second_DD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """V, d, e with Vᵀ first V = diag(d), Vᵀ second V = diag(e), d + e = 1 (metric: their sum)."""
     L_DD = cholesky(first_DD + second_DD)
     half_DD = torch.linalg.solve_triangular(L_DD, first_DD, upper=False)
@@ -207,8 +207,8 @@ def _joint_basis(first_DD: Tensor, second_DD: Tensor) -> tuple[Tensor, Tensor, T
 
 def _solve_two(pairs: Sequence[Pair], delta_OI: Tensor) -> Tensor:
     (G1_OO, A1_II), (G2_OO, A2_II) = pairs
-    V_OO, g1_O, g2_O = _joint_basis(G1_OO, G2_OO)
-    U_II, a1_I, a2_I = _joint_basis(A1_II, A2_II)
+    V_OO, g1_O, g2_O = joint_basis(G1_OO, G2_OO)
+    U_II, a1_I, a2_I = joint_basis(A1_II, A2_II)
     spectrum_OI = torch.outer(g1_O, a1_I) + torch.outer(g2_O, a2_I)
     if spectrum_OI.min() <= 0:
         raise InputError("the sum of two curvatures is singular; use a damping above 0")

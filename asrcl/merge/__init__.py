@@ -6,9 +6,10 @@
 Needs torch and safetensors only.
 """
 
-from asrcl.merge import elementwise, ihr, slerp, spectral, task_vectors  # noqa: F401 (each registers its methods)
+from asrcl.merge import elementwise, fisher, ihr, slerp, spectral, task_vectors  # noqa: F401 (each registers its methods)
 from asrcl.merge.api import merge, plan
 from asrcl.merge.containers import load_state
+from asrcl.merge.files import MergeSpec, Preview, merge_files, preview_files
 from asrcl.merge.plans import Plan, PlanRow
 from asrcl.merge.registry import MergeMethod, StateDict, merge_method, methods
 
@@ -18,6 +19,11 @@ __all__ = [  # noqa: RUF022 (grouped for the reader)
     "plan",
     "Plan",
     "PlanRow",
+    # Merging files
+    "merge_files",
+    "preview_files",
+    "MergeSpec",
+    "Preview",
     # Reading checkpoints
     "load_state",
     "StateDict",

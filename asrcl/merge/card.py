@@ -87,8 +87,8 @@ class LayerRecord:
     Attributes:
         name: of the tensor.
         rule: that it followed.
-        relative: norm of the step over norm of the fine-tuning update: 0 is the old model, 1 as far from it as the new one; None where
-            there was no update.
+        relative: norm of the step over norm of the fine-tuning update: 0 is the old model, 1 as far from it as the new one; None
+            where there was no update.
         predicted: increase of the old loss, ½ δᵀFδ; None where no curvature covers it.
     """
 
@@ -262,7 +262,7 @@ def _on(record: MergeRecord) -> str:
 
 
 def _parents(record: MergeRecord) -> str:
-    rows = [(p.role, f"`{_plain(_name(p))}`", p.kind, f"`{p.sha256}`" if p.sha256 else "") for p in record.parents]
+    rows = [(p.role, _code(_name(p)), p.kind, _code(p.sha256)) for p in record.parents]
     return _table(("role", "model", "kind", "SHA-256 of the weights"), rows)
 
 
@@ -282,7 +282,7 @@ def _method(record: MergeRecord) -> str:
 
 def _globs(rule: Mapping[str, Any]) -> str:
     match = rule.get("match", ())
-    return ", ".join(f"`{_plain(glob)}`" for glob in ([match] if isinstance(match, str) else match))
+    return ", ".join(_code(glob) for glob in ([match] if isinstance(match, str) else match))
 
 
 def _knobs(rule: Mapping[str, Any]) -> str:
@@ -297,7 +297,7 @@ def _budget(budget: Budget) -> str:
 
 def _curvatures(record: MergeRecord) -> str:
     rows = [
-        (c.role, f"`{_plain(public_name(c.file))}`", c.fisher or "", f"{c.items:,}" if c.items else "", f"`{c.hash}`" if c.hash else "")
+        (c.role, _code(public_name(c.file)), c.fisher or "", f"{c.items:,}" if c.items else "", _code(c.hash))
         for c in record.curvature
     ]
     return _table(("of the loss of", "file", "Fisher", "items", "hash"), rows) if rows else ""
@@ -326,15 +326,16 @@ def _cost(record: MergeRecord) -> str:
 
 def _meaning(record: MergeRecord, total: float) -> str:
     text = (
-        f"Predicted increase of the old loss: **{_number(total)} nats** per item, on average over items like those that the curvature "
-        "was estimated from.\n\n"
-        "It is ½ δᵀFδ, the second-order term of the old model's loss along δ, the difference between the merged and the old weights, "
-        "with the Fisher information F in the place of the Hessian. It holds for small steps around an old model that was trained to "
-        "the end (no first-order term), and for the loss, not for error rates. Small means: measure."
+        f"Predicted increase of the old loss: **{_number(total)} nats** per item, on average over items like those that the "
+        "curvature was estimated from.\n\n"
+        "It is ½ δᵀFδ, the second-order term of the old domain's mean loss per item along δ, the difference between the merged "
+        "and the old weights, with the Fisher information F in the place of the Hessian. It holds for small steps around an old "
+        "model that was trained to the end (no first-order term), and for the loss, not for error rates: measure those."
     )
     share = record.totals
     if share.covered is not None and share.weights:
-        text += f" The curvature covers {share.covered / share.weights:.1%} of the weights; what the others cost is not in the number."
+        covered = share.covered / share.weights
+        text += f" The curvature covers {covered:.1%} of the weights; what the others cost is not in the number."
     return text
 
 
@@ -349,7 +350,7 @@ def _layers(layers: Sequence[LayerRecord], total: float | None) -> str:
 
 
 def _layer(layer: LayerRecord, total: float | None) -> tuple[str, ...]:
-    cells = (f"`{_plain(layer.name)}`", _plain(layer.rule), "" if layer.relative is None else f"{layer.relative:.3f}")
+    cells = (_code(layer.name), _plain(layer.rule), "" if layer.relative is None else f"{layer.relative:.3f}")
     return cells if total is None else (*cells, _number(layer.predicted or 0.0), _share(layer.predicted or 0.0, total))
 
 
@@ -359,7 +360,8 @@ def _reproduce(record: MergeRecord) -> str:
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", record.command)), 3)
     install = f"With `pip install {ASRCL}=={record.version}`" if record.version else f"With {ASRCL}"
     text = f"{install} and files of the hashes above:\n\n{fence}bash\n{record.command}\n{fence}"
-    return text + "\n\nThe same files and options give the same weights, bit for bit, on the same kind of processor."
+    same = "The same files and options give the same weights; to the bit with the same PyTorch on the same kind of processor."
+    return f"{text}\n\n{same}"
 
 
 # Small pieces of Markdown
@@ -379,6 +381,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _plain(text: str) -> str:
     """One line that does not end a code span."""
     return " ".join(text.replace("`", "'").split())
+
+
+def _code(text: str | None) -> str:
+    return f"`{_plain(text)}`" if text else ""
 
 
 def _name(parent: Parent) -> str:

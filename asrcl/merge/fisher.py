@@ -281,6 +281,8 @@ def _kronecker_step(models: Sequence[_Model], damping: float, like: Tensor) -> T
     pairs = [_sides(model.weight, block, damping, like) for model, block in zip(models, blocks, strict=True)]
     moving = zip(pairs, models, strict=True)
     pull_OI = total(_apply(pair, model.update.flatten(1)) for pair, model in moving if model.update is not None)
+    if not pull_OI.any():
+        return pull_OI
     if all(rows.dim() == 1 for rows, _ in pairs):
         step_OI = _solve_diagonal(pairs, pull_OI)
     elif all(columns.dim() == 1 for _, columns in pairs):
@@ -336,7 +338,7 @@ def _solve_diagonal(pairs: Sequence[Sides], pull_OI: Tensor) -> Tensor:
         return pull_OI / kron.positive(rows_KO.mT @ torch.stack([columns for _, columns in pairs]))
     columns_KII = torch.stack([_dense(columns) for _, columns in pairs])
     if len(pairs) == 2:
-        V_II, first_I, second_I = kron._joint_basis(columns_KII[0], columns_KII[1])
+        V_II, first_I, second_I = kron.joint_basis(columns_KII[0], columns_KII[1])
         spectrum_OI = rows_KO.mT @ torch.stack([first_I, second_I])
         return (pull_OI @ V_II) / kron.positive(spectrum_OI) @ V_II.mT
     step_OI = torch.empty_like(pull_OI)

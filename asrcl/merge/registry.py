@@ -139,11 +139,16 @@ def methods() -> dict[str, MergeMethod]:
 
 
 def find_method(name: str) -> MergeMethod:
-    """One method by name.
+    """One method by name; "lines+NAME" is the method NAME with steps that grow with the depth (LiNeS).
 
     Raises:
         InputError: lists the methods that exist.
     """
+    wrapper, plus, inner = name.partition("+")
+    if wrapper == "lines" and plus:
+        from asrcl.merge.task_vectors import lines_of
+
+        return lines_of(find_method(inner))
     if name not in _METHODS:
         raise InputError(f"there is no merge method {name!r}; there are: {', '.join(sorted(_METHODS))}")
     return _METHODS[name]

@@ -27,12 +27,18 @@ Triplets = tuple[Tensor, Tensor, Tensor]
 """U_OK, s_K (descending, above zero), V_IK"""
 
 
-def triplets(delta_OI: Tensor, count: int | None = None) -> Triplets:
-    """The leading singular triplets of a matrix in float64, at most `count` of them, without those that are zero to rounding."""
+def triplets(delta_OI: Tensor, count: int | None = None, kind: torch.dtype | None = None) -> Triplets:
+    """The leading singular triplets of a matrix in float64, without those that are zero to rounding.
+
+    Args:
+        delta_OI: the matrix.
+        count: at most so many.
+        kind: the type whose rounding counts, where the matrix was made from numbers of less precision than its own.
+    """
     U_OR, s_R, Vt_RI = torch.linalg.svd(delta_OI.double(), full_matrices=False)
     if count is not None:
         U_OR, s_R, Vt_RI = U_OR[:, :count], s_R[:count], Vt_RI[:count]
-    noise = max(delta_OI.shape) * torch.finfo(delta_OI.dtype).eps * float(s_R.max()) if s_R.numel() else 0.0
+    noise = max(delta_OI.shape) * torch.finfo(kind or delta_OI.dtype).eps * (float(s_R[0]) if len(s_R) else 0.0)
     live = int((s_R > noise).sum())
     return U_OR[:, :live], s_R[:live], Vt_RI[:live].mT
 
@@ -121,12 +127,12 @@ def opcm(deltas: Sequence[Tensor], *, task: int = 2, threshold: float = 0.5, str
         raise InputError(f"task={task} domains cannot come from {len(deltas)} models; task counts old and new domains")
     merged = deltas[0].double()
     for number, delta in enumerate(deltas[1:], start=before + 1):
-        merged = _added(merged, delta.double(), number, threshold)
+        merged = _added(merged, delta, number, threshold)
     return (strength * merged).to(deltas[0].dtype)
 
 
 def _added(merged_OI: Tensor, delta_OI: Tensor, number: int, threshold: float) -> Tensor:
-    """M with update number t."""
+    """M, in float64, with update number t."""
     raw_OI = math.sqrt(number - 1) * merged_OI + without_shared(delta_OI, merged_OI, threshold)
     length = ((number - 1) * float(merged_OI.norm()) + float(delta_OI.norm())) / number
     norm = float(raw_OI.norm())
@@ -134,8 +140,9 @@ def _added(merged_OI: Tensor, delta_OI: Tensor, number: int, threshold: float) -
 
 
 def without_shared(delta_OI: Tensor, merged_OI: Tensor, threshold: float) -> Tensor:
-    """`P(Δ)` of `opcm`: an update without what lies along the singular vectors of another."""
-    U_OK, s_K, V_IK = triplets(merged_OI)
+    """`P(Δ)` of `opcm` in float64: an update without what lies along the singular vectors of another."""
+    U_OK, s_K, V_IK = triplets(merged_OI, kind=delta_OI.dtype)
+    delta_OI = delta_OI.double()
     if not len(s_K):
         return delta_OI
     closed = int((s_K.cumsum(0) <= threshold * float(s_K.sum()) * (1 + 1e-12)).sum())

@@ -79,7 +79,7 @@ def agreeing_mean(deltas: Sequence[Tensor]) -> Tensor:
     elected = total(deltas).sign()
     summed, count = torch.zeros_like(elected), torch.zeros_like(elected)
     for delta in deltas:
-        agrees = (delta.sign() == elected) & (elected != 0)
+        agrees = delta.sign() == elected
         summed += torch.where(agrees, delta, torch.zeros_like(delta))
         count += agrees
     return summed / count.clamp_min(1)

@@ -26,7 +26,7 @@ def write_tokens(old: TokenList, added: Sequence[str], path: str | os.PathLike[s
     """Write old tokens and new ones in the form of the old file.
 
     Without an old file they go to `tokens.txt`, a token and its id per line. In a folder with a Hugging Face `config.json` its
-    `vocab_size` grows too.
+    `vocab_size` grows too. The old files are never written to: in their own folder the new ones go to a folder `merged_tokens`.
 
     Args:
         old: tokens, whose file is read again.
@@ -41,9 +41,12 @@ def write_tokens(old: TokenList, added: Sequence[str], path: str | os.PathLike[s
     """
     target = Path(path)
     if target.is_dir() or not target.suffix:
-        target = target / (old.path.name if old.path else "tokens.txt")
+        own = old.path is not None and target.resolve() == old.path.parent.resolve()
+        target = target / ("merged_tokens" if own else "") / (old.path.name if old.path else "tokens.txt")
+    elif old.path is not None and target.parent.resolve() == old.path.parent.resolve() and target.name == old.path.name:
+        raise InputError(f"{target}: these are the tokens of the old model, which stay; write to another file")
     written = _WRITERS[old.kind if old.path else "table"](old, list(added), target)
-    if old.kind in ("tokenizer", "vocab"):
+    if old.path is not None and old.kind in ("tokenizer", "vocab") and target.parent.resolve() != old.path.parent.resolve():
         written += _grow_config(target.with_name("config.json"), len(old), len(old) + len(added))
     return written
 

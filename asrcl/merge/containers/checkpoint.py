@@ -78,8 +78,8 @@ class Checkpoint(ABC):
 
         Args:
             out: file or folder. A file that exists is replaced.
-            container: None for that of this checkpoint, or "safetensors" (also meant by an `out` that ends so) for one file of the
-                tensors alone, without prefix.
+            container: None for that of this checkpoint, or "safetensors" (also meant by an `out` that ends so) for one file
+                of the tensors alone, without prefix.
             outlines: shapes, types and order of what will be written, where they differ from `self.outlines`.
             overwrite: replace a folder that exists, if it is a checkpoint too.
 
@@ -117,16 +117,18 @@ class Writer(ABC):
         self._outlines, self._prefix = outlines, prefix
         self._missing = dict.fromkeys(outlines)
         self._staging: Path | None = None
+        self._made: list[Path] = []
         self._sink: Sink | None = None
 
     def __enter__(self) -> Self:
-        with staging.disk(self.out):
-            self._staging = staging.make_staging(self.out)
-            try:
+        self._made = staging.missing_parents(self.out)
+        try:
+            with staging.disk(self.out):
+                self._staging = staging.make_staging(self.out)
                 self._sink = self._open(self._staging, {self._prefix + name: o for name, o in self._outlines.items()})
-            except BaseException:
-                staging.remove(self._staging)
-                raise
+        except BaseException:
+            self._clean()
+            raise
         return self
 
     def write(self, name: str, tensor: Tensor) -> None:
@@ -145,15 +147,18 @@ class Writer(ABC):
         del self._missing[name]
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        folder, sink = self._staging, self._sink
-        self._staging = self._sink = None
-        if folder is None or sink is None:
-            return
         try:
-            if kind is None:
-                self._complete(folder, sink)
+            if kind is None and self._staging is not None and self._sink is not None:
+                self._complete(self._staging, self._sink)
         finally:
-            staging.remove(folder)
+            self._clean()
+
+    def _clean(self) -> None:
+        """Remove what is left of the work; after a success there is a result in the folders that were made, and they stay."""
+        if self._staging is not None:
+            staging.remove(self._staging)
+        staging.take_back(self._made)
+        self._staging = self._sink = None
 
     def _complete(self, folder: Path, sink: Sink) -> None:
         if self._missing:

@@ -175,7 +175,8 @@ def _speechbrain(path: Path) -> Path:
     if len(models) == 1:
         return models[0]
     listed = ", ".join(file.name for file in models or parts) or "no .ckpt files"
-    raise InputError(f"{path}: a SpeechBrain checkpoint without {SPEECHBRAIN} but with {listed}; give the path of the file to merge")
+    held = f"a SpeechBrain checkpoint without {SPEECHBRAIN} but with {listed}"
+    raise InputError(f"{path}: {held}; give the path of the file to merge")
 
 
 def _nothing_found(path: Path) -> str:

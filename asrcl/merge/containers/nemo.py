@@ -94,6 +94,7 @@ def _unpack(path: Path, weights: Path) -> list[str]:
     try:
         with tarfile.open(path, "r:*") as archive:
             members = archive.getmembers()
+            _check_end(archive)
             for member in members:
                 _check(path, member)
             found = [member for member in members if member.isfile() and _base(member.name) == WEIGHTS]
@@ -110,7 +111,8 @@ def _unpack(path: Path, weights: Path) -> list[str]:
     except InputError:
         raise
     except DAMAGE as error:
-        raise InputError(f"{path}: damaged .nemo archive ({error}); copy it again") from error
+        reason = str(error).split("\n")[0].rstrip(":") or type(error).__name__
+        raise InputError(f"{path}: damaged .nemo archive ({reason}); copy it again") from error
     except OSError as error:
         remedy = "copy it again, or make room in TMPDIR"
         raise InputError(f"{path}: cannot be unpacked ({error.strerror or error}); {remedy}") from error
@@ -123,6 +125,14 @@ def _check(path: Path, member: tarfile.TarInfo) -> None:
     place = PurePosixPath(member.name.replace("\\", "/"))
     if place.is_absolute() or ".." in place.parts or member.name[1:2] == ":":
         raise InputError(f"{path}: {member.name} leads out of the archive; pack it again with plain names")
+
+
+def _check_end(archive: tarfile.TarFile) -> None:
+    """Look for the block of zeros that ends an archive: tarfile takes one that was cut between two members for whole."""
+    assert archive.fileobj is not None  # it is open
+    archive.fileobj.seek(archive.offset)
+    if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise EOFError("it ends early")
 
 
 def _base(name: str) -> str:
@@ -150,7 +160,7 @@ def _repack(source: Path, weights: Path, target: Path) -> None:
                 else:
                     new.addfile(member, old.extractfile(member) if member.isfile() else None)
     except DAMAGE as error:
-        raise InputError(f"{source}: changed while it was merged ({error}); run again") from error
+        raise InputError(f"{source}: changed while it was merged ({type(error).__name__}); run again") from error
 
 
 def _compression(path: Path) -> Compression:

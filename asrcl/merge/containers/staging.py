@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from asrcl.exceptions import InputError
@@ -35,6 +35,18 @@ def make_staging(out: Path) -> Path:
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     return Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
+
+
+def missing_parents(out: Path) -> list[Path]:
+    """The folders that must be made before `out`, the innermost first."""
+    return [parent for parent in out.absolute().parents if not parent.exists()]
+
+
+def take_back(folders: list[Path]) -> None:
+    """Remove folders that were made, innermost first, as far as they are empty."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def remove(path: Path) -> None:

@@ -1,0 +1,307 @@
+"""Merging checkpoints on disk, tensor by tensor, with a card beside the result.
+
+    from asrcl.merge import MergeSpec, merge_files
+    spec = MergeSpec("ihr", {"tau": 1.0}, curvature=["curvature.safetensors"])
+    record = merge_files("old.nemo", ["new.nemo"], "merged.nemo", spec)
+
+Memory holds the largest tensor, its curvature and little else (the pickled containers excepted, which are written whole).
+Nothing appears at the target before everything is computed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from asrcl.curvature import Curvature
+from asrcl.exceptions import InputError
+from asrcl.files import write_json, write_text
+from asrcl.merge.buffers import Statistics
+from asrcl.merge.card import Budget, CurvatureFile, LayerRecord, MergeRecord, Parent, Totals, card_text
+from asrcl.merge.containers import Checkpoint, Outline, open_checkpoint
+from asrcl.merge.executor import Effect, MergeOptions, Rest
+from asrcl.merge.job import Merged, MergeJob
+from asrcl.merge.plans import PlanRow
+from asrcl.merge.registry import find_method
+from asrcl.merge.rules import Rules
+from asrcl.merge.sources import TensorSource
+from asrcl.merge.tokens import Tokens
+from asrcl.merge.vocabulary import Alignment, FittedSource, Policy, align
+
+Path_ = str | Path
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class MergeSpec:
+    """How to merge.
+
+    Attributes:
+        method: a registered method.
+        knobs: its options.
+        curvature: files of the old domains.
+        new_curvature: files of the new models.
+        base: the common ancestor, where it is not the old model.
+        task, rest, statistics, layers: see `asrcl.merge.merge`.
+        rules: methods by tensor name.
+        budget: allowed increase of the old loss.
+        vocabulary: what to do where the models differ, see `asrcl.merge.vocabulary`.
+        tokens: the token lists of the old and the new model.
+        trailing: outputs behind those of the tokens, see `asrcl.merge.vocabulary.align`.
+        tensors: globs of the tensors that depend on the vocabulary, where sizes do not tell.
+    """
+
+    method: str = "ihr"
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    curvature: Sequence[Path_] = ()
+    new_curvature: Sequence[Path_] = ()
+    base: Path_ | None = None
+    task: int | None = None
+    rest: Rest | None = None
+    statistics: Statistics = "pool"
+    layers: tuple[str, ...] = ("*",)
+    rules: Rules | None = None
+    budget: float | None = None
+    vocabulary: Policy = "error"
+    tokens: tuple[Tokens, Tokens] | None = None
+    trailing: int = 0
+    tensors: tuple[str, ...] = ()
+
+
+    @classmethod
+    def of(cls, rules: Rules | None, **given: Any) -> MergeSpec:
+        """What a file of rules says, with what was given otherwise (and is not None) on top."""
+        said: dict[str, Any] = {"rules": rules}
+        if rules is not None:
+            said |= {"method": rules.method, "knobs": rules.knobs, "rest": rules.rest, "statistics": rules.statistics}
+        said |= {name: value for name, value in given.items() if value is not None}
+        if rules is not None and (given.get("knobs") or given.get("method")):
+            # What the user typed also holds where the file has no rule of its own for a tensor.
+            said["rules"] = replace(rules, method=said["method"], knobs={**rules.knobs, **(given.get("knobs") or {})})
+            said["knobs"] = said["rules"].knobs
+        return cls(**{name: value for name, value in said.items() if value is not None})
+
+
+class Preview(NamedTuple):
+    """What a merge does to one tensor.
+
+    Attributes:
+        row: the rule and why.
+        effect: norms and predicted increase; None where it was not measured.
+    """
+
+    row: PlanRow
+    effect: Effect | None
+
+
+def merge_files(
+    old: Path_,
+    new: Sequence[Path_],
+    out: Path_,
+    spec: MergeSpec = MergeSpec(),
+    *,
+    container: str | None = None,
+    overwrite: bool = False,
+    command: str = "",
+    progress: Progress | None = None,
+) -> MergeRecord:
+    """Merge checkpoints into one of the old one's container, with its configuration, tokenizer and whatever else lies in it.
+
+    Beside a file `out` a card `out.md` and a record `out.json` are written, in a folder `README.md` and `merge.json`.
+
+    Args:
+        old: checkpoint before the new domain.
+        new: checkpoints fine-tuned from it.
+        out: file or folder to write.
+        spec: how to merge.
+        container: "safetensors" for the tensors alone; None for the container of the old model.
+        overwrite: replace a folder that exists.
+        command: what the user typed, for the card.
+        progress: called with the name of every tensor.
+
+    Raises:
+        InputError: a file is missing, damaged, unsafe or does not fit, an option is out of range, or the target cannot be
+            written; nothing is left behind then.
+    """
+    with _opened(old, new, spec) as models, torch.no_grad():
+        scale, unlimited = models.job.scale_within(spec.budget, progress) if spec.budget is not None else (1.0, None)
+        previews: dict[str, Preview] = {}
+        with models.old.writer(out, container, models.outlines, overwrite) as writer:
+            for merged in models.job.run(scale, measure=True, progress=progress):
+                writer.write(merged.name, models.grown(merged))
+                previews[merged.name] = Preview(models.row(merged.name), merged.effect)
+        record = _record(models, spec, previews, command, scale, unlimited)
+        tokens = models.write_tokens(Path(out) if Path(out).is_dir() else Path(out).parent)
+    record = replace(record, name=Path(out).name, notes=(*record.notes, *tokens))
+    _write_card(Path(out), record)
+    return record
+
+
+def preview_files(
+    old: Path_, new: Sequence[Path_], spec: MergeSpec = MergeSpec(), *, measure: bool = True, progress: Progress | None = None
+) -> tuple[list[Preview], float]:
+    """What `merge_files` would do, and the scale that a budget asks for; nothing is written.
+
+    Args:
+        old: as in `merge_files`.
+        new: as there.
+        spec: as there.
+        measure: also compute the merge, for its norms and predicted increase.
+        progress: as there.
+
+    Raises:
+        InputError: as `merge_files`, for everything that shows before writing.
+    """
+    with _opened(old, new, spec) as models, torch.no_grad():
+        if not measure:
+            return [Preview(models.row(name), None) for name in models.old.outlines], 1.0
+        scale = models.job.scale_within(spec.budget, progress)[0] if spec.budget is not None else 1.0
+        found = models.job.run(scale, measure=True, progress=progress)
+        return [Preview(models.row(merged.name), merged.effect) for merged in found], scale
+
+
+@dataclass(frozen=True)
+class _Models:
+    """Everything open for one merge."""
+
+    old: Checkpoint
+    new: list[Checkpoint]
+    base: Checkpoint | None
+    curvatures: list[Curvature]
+    new_curvatures: list[Curvature]
+    alignment: Alignment | None
+    job: MergeJob
+
+    @property
+    def grows(self) -> bool:
+        """Whether the merged model has more tokens than the old one."""
+        tokens = self.alignment.tokens if self.alignment is not None and self.alignment.policy == "union" else None
+        return tokens is not None and bool(tokens.only_new)
+
+    @property
+    def outlines(self) -> dict[str, Outline]:
+        """Of the merged model."""
+        shapes = self.alignment.shapes if self.alignment is not None else {}
+        return {name: Outline(tuple(shapes.get(name, o.shape)), o.dtype) for name, o in self.old.outlines.items()}
+
+    def write_tokens(self, folder: Path) -> list[str]:
+        """Write the tokens of a grown model, and say where."""
+        if not self.grows or self.alignment is None:
+            return []
+        return [f"tokens of the merged model: {path.name}" for path in self.alignment.write_tokens(folder)]
+
+    def grown(self, merged: Merged) -> torch.Tensor:
+        """A merged tensor with the rows of the new model's own tokens."""
+        if not self.grows or self.alignment is None or self.alignment.fates[merged.name].action != "rows":
+            return merged.tensor
+        return self.alignment.extended(merged.name, merged.tensor, self.new[0].read(merged.name))
+
+    def row(self, name: str) -> PlanRow:
+        """The plan of a tensor, with what became of its vocabulary."""
+        row = self.job.row(name)
+        why = self.alignment.why(name) if self.alignment is not None else ""
+        if not why:
+            return row
+        kept = self.alignment is not None and self.alignment.fates[name].action == "keep"
+        return row._replace(rule="keep" if kept else row.rule, why=why if kept else f"{row.why}; {why}")
+
+
+@contextmanager
+def _opened(old: Path_, new: Sequence[Path_], spec: MergeSpec) -> Iterator[_Models]:
+    if not new:
+        raise InputError("there is no new model to merge")
+    with ExitStack() as stack:
+        first, *others = (stack.enter_context(open_checkpoint(path)) for path in (old, *new))
+        base = stack.enter_context(open_checkpoint(spec.base)) if spec.base is not None else None
+        alignment, sources = _aligned(first, others, spec)
+        curvatures = [Curvature.load(path) for path in spec.curvature]
+        new_curvatures = [Curvature.load(path) for path in spec.new_curvature]
+        options = MergeOptions(spec.task, _rest(spec), spec.statistics, spec.layers)
+        start: TensorSource = first
+        if base is not None:
+            align(base.outlines, first.outlines, "error")
+            start, sources = base, [first, *sources]
+            options = replace(options, task=1 + len(new) if spec.task is None else spec.task)
+        if spec.rules is not None:
+            spec.rules.check_names(first.outlines)
+        job = MergeJob(start, sources, spec.method, spec.knobs, options, curvatures, new_curvatures, spec.rules)
+        yield _Models(first, others, base, curvatures, new_curvatures, alignment, job)
+
+
+def _rest(spec: MergeSpec) -> Rest:
+    if spec.rest is not None and spec.rules is None and not find_method(spec.method).partial:
+        raise InputError(f"merge method {spec.method} treats every tensor, so that rest={spec.rest!r} means nothing to it")
+    return "1/t" if spec.rest is None else spec.rest
+
+
+def _aligned(old: Checkpoint, new: list[Checkpoint], spec: MergeSpec) -> tuple[Alignment | None, list[TensorSource]]:
+    if len(new) > 1 or spec.base is not None:
+        if spec.vocabulary != "error":
+            only = "one new model without base; merge the models one after the other"
+            raise InputError(f"vocabulary={spec.vocabulary} is for {only}")
+        for other in new:
+            align(old.outlines, other.outlines, "error")
+        return None, list(new)
+    alignment = align(
+        old.outlines, new[0].outlines, spec.vocabulary, spec.tokens, trailing=spec.trailing, tensors=spec.tensors
+    )
+    return alignment, [FittedSource(alignment, old, new[0])]
+
+
+def _record(
+    models: _Models, spec: MergeSpec, previews: Mapping[str, Preview], command: str, scale: float, unlimited: float | None
+) -> MergeRecord:
+    rules = spec.rules.as_json().get("rules", ()) if spec.rules is not None else ()
+    parents = [("old", models.old), *(("new", one) for one in models.new), *((("base", models.base),) if models.base else ())]
+    origins = [(role, checkpoint.describe()) for role, checkpoint in parents]
+    notes = [note for _, origin in origins[:1] for note in origin.notes]
+    return MergeRecord(
+        method=spec.method,
+        parents=tuple(Parent.of(role, origin.path, origin.sha256, origin.kind) for role, origin in origins),
+        knobs=dict(spec.knobs),
+        rest=_rest(spec),
+        statistics=spec.statistics,
+        rules=tuple(rules),
+        curvature=tuple(_curvature_files(models, spec)),
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        version=version("asrcl"),
+        command=command,
+        counts=dict(Counter(preview.row.rule for preview in previews.values())),
+        layers=tuple(LayerRecord.of(name, preview.row.rule, preview.effect) for name, preview in previews.items()),
+        totals=_totals(models, list(previews.values())),
+        budget=Budget(spec.budget, scale, unlimited) if spec.budget is not None else None,
+        notes=(*notes, *(models.alignment.notes if models.alignment is not None else ())),
+        library_name="transformers" if origins[0][1].kind == "hf folder" else None,
+    )
+
+
+def _curvature_files(models: _Models, spec: MergeSpec) -> Iterator[CurvatureFile]:
+    sides = (("old", spec.curvature, models.curvatures), ("new", spec.new_curvature, models.new_curvatures))
+    for role, paths, curvatures in sides:
+        for path, curvature in zip(paths, curvatures, strict=True):
+            facts = curvature.metadata
+            yield CurvatureFile(Path(path).name, facts.get("model_hash"), facts.get("items"), facts.get("fisher"), role)
+
+
+def _totals(models: _Models, previews: Sequence[Preview]) -> Totals:
+    effects = [preview.effect for preview in previews if preview.effect is not None]
+    step, update = (math.sqrt(sum(getattr(effect, which) ** 2 for effect in effects)) for which in ("step", "update"))
+    known = [effect.predicted for effect in effects if effect.predicted is not None]
+    weights = sum(outline.numel for outline in models.old.outlines.values() if outline.dtype.is_floating_point)
+    covered = sum(cover.size for name in models.old.outlines for cover in models.job.coverage.of(name))
+    return Totals(step / update if update else None, sum(known) if known else None, covered or None, weights)
+
+
+def _write_card(out: Path, record: MergeRecord) -> None:
+    card, facts = (out / "README.md", out / "merge.json") if out.is_dir() else (Path(f"{out}.md"), Path(f"{out}.json"))
+    write_text(card, card_text(record))
+    write_json(facts, record.as_json())
