@@ -202,31 +202,130 @@ def report(
     typer.echo(f"report: {path}")
 
 
-@app.command()
-def merge(
-    old: Annotated[Path, typer.Argument(help="checkpoint before adaptation")],
-    new: Annotated[Path, typer.Argument(help="checkpoint after fine-tuning")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="merged model.safetensors")],
-    method: Annotated[str, typer.Option(help="average, interpolate, ihr, ...")] = "ihr",
-    curvature: Annotated[
-        Path | None, typer.Option(help="curvature.safetensors of the old domain at the old model")
-    ] = None,
-    knob: Annotated[list[str] | None, typer.Option(help="a knob of the method, e.g. --knob tau=2 (repeatable)")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would happen to every tensor")] = False,
-) -> None:
-    """Pull an update back where the old domain is sensitive."""
-    from asrcl.adapt import save_state
-    from asrcl.curvature import Curvature
-    from asrcl.merge import merge as merge_states
-    from asrcl.merge import plan
+Knob = Annotated[list[str] | None, typer.Option("--knob", help="option of the method, e.g. --knob tau=2 (repeatable)")]
+MergeMethodName = Annotated[str | None, typer.Option("--method", help="merge method, see --list; default ihr")]
+OldCurvature = Annotated[
+    list[Path] | None, typer.Option("--curvature", help="curvature of the old domain at the old model (repeatable)")
+]
+NewCurvature = Annotated[list[Path] | None, typer.Option("--new-curvature", help="curvature of each new model (repeatable)")]
+Rest = Annotated[str | None, typer.Option("--rest", help="tensors a method cannot treat: 1/t, a number, keep, new, fisher")]
+RulesFile = Annotated[Path | None, typer.Option("--config", help="merge.yaml: methods by tensor name")]
+OldModel = Annotated[Path, typer.Argument(help="checkpoint before adaptation: file or folder of any toolkit")]
+NewModels = Annotated[list[Path], typer.Argument(help="checkpoint(s) after fine-tuning")]
+
+
+def _merge_spec(config: Path | None, knob: list[str] | None, **given: Any) -> Any:
+    from asrcl.merge import MergeSpec
+    from asrcl.merge.rules import load_rules
 
     knobs = {name: values[0] for name, values in _grid(" ".join(knob or [])).items()}
-    block = Curvature.load(curvature) if curvature else None
+    if given.get("rest") is not None:
+        given["rest"] = _value(given["rest"])
+    return MergeSpec.of(load_rules(config) if config else None, knobs=knobs or None, **given)
+
+
+@app.command()
+def merge(
+    old: OldModel,
+    new: NewModels,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="where the merged checkpoint goes")] = None,
+    method: MergeMethodName = None,
+    curvature: OldCurvature = None,
+    new_curvature: NewCurvature = None,
+    base: Annotated[Path | None, typer.Option(help="ancestor of all models, where it is not the old one")] = None,
+    knob: Knob = None,
+    rest: Rest = None,
+    statistics: Annotated[str | None, typer.Option(help="running statistics: pool, old, new")] = None,
+    layers: Annotated[list[str] | None, typer.Option(help="globs of the tensors curvature may treat (repeatable)")] = None,
+    task: Annotated[int | None, typer.Option(help="number of domains with the new one")] = None,
+    budget: Annotated[float | None, typer.Option(help="largest predicted increase of the old loss")] = None,
+    config: RulesFile = None,
+    vocabulary: Annotated[str, typer.Option(help="where models differ: error, keep-old, backbone-only, union")] = "error",
+    tokens: Annotated[tuple[Path, Path] | None, typer.Option(help="token lists of the old and the new model")] = None,
+    trailing: Annotated[int, typer.Option(help="outputs behind the listed tokens, e.g. the blank of NeMo: 1")] = 0,
+    container: Annotated[str | None, typer.Option(help="safetensors; default: that of the old model")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a folder that exists")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would happen to every tensor, write nothing")] = False,
+    rows: Annotated[int | None, typer.Option(help="with --dry-run: only so many tensors, the costliest first")] = None,
+) -> None:
+    """Merge an update into the old model, held back where the old domain is sensitive.
+
+    Reads and writes .safetensors, Hugging Face folders, .pt/.pth/.ckpt (ESPnet, icefall, WeNet, Lightning), SpeechBrain CKPT
+    folders and .nemo; no toolkit needs to be installed. `asrcl methods` lists the methods with their options.
+    """
+    from asrcl.merge import merge_files, preview_files, show
+
+    given: dict[str, Any] = {"method": method, "curvature": curvature, "new_curvature": new_curvature, "base": base}
+    given |= {"rest": rest, "task": task}
+    given |= {"statistics": statistics, "layers": tuple(layers) if layers else None, "budget": budget, "tokens": tokens}
+    spec = _merge_spec(config, knob, **given, vocabulary=vocabulary, trailing=trailing)
     if dry_run:
-        typer.echo(plan(old, new, method=method, curvature=block, **knobs).table())
+        previews, scale = preview_files(old, new, spec)
+        _print(show.preview_table(previews, rows))
+        typer.echo(show.preview_summary(previews, scale))
         return
-    save_state(merge_states(old, new, method, curvature=block, **knobs), out)
+    if out is None:
+        raise InputError("--out is missing: say where the merged checkpoint goes, or --dry-run")
+    record = merge_files(old, new, out, spec, container=container, overwrite=overwrite, command=_command())
+    typer.echo(show.record_summary(record))
     typer.echo(f"merged: {out}")
+
+
+@app.command()
+def sweep(
+    old: OldModel,
+    new: NewModels,
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder for sweep.json, pareto.png and kept models")],
+    grid: Annotated[str, typer.Option(help="options and values, e.g. 'tau=0.5,1,2 damping=1,10 rest=0,1/t'")],
+    method: MergeMethodName = None,
+    curvature: OldCurvature = None,
+    new_curvature: NewCurvature = None,
+    knob: Knob = None,
+    rest: Rest = None,
+    config: RulesFile = None,
+    evaluate: Annotated[
+        str | None, typer.Option(help="command with {model} that prints the errors on the old and the new domain last")
+    ] = None,
+    domains: Annotated[
+        tuple[str, str] | None, typer.Option(help="old and new domain of a recipe: score their validation sets")
+    ] = None,
+    override: Annotated[list[str] | None, typer.Option(help="Hydra override for --domains (repeatable)")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="keep all merged models")] = False,
+) -> None:
+    """Merge with every setting of a grid and score each; a killed sweep goes on."""
+    from asrcl.merge import show
+    from asrcl.merge.sweep import command_evaluation, lines, pareto, plot
+    from asrcl.merge.sweep import sweep as run_sweep
+
+    if evaluate and domains:
+        raise InputError("give --evaluate or --domains, not both")
+    scores = command_evaluation(evaluate) if evaluate else None
+    if domains:
+        from asrcl.speech.experiment import validation_errors
+
+        scores = validation_errors(_config(override), dict(zip(("old", "new"), domains, strict=True)))
+    spec = _merge_spec(config, knob, method=method, curvature=curvature, new_curvature=new_curvature, rest=rest)
+    found = run_sweep(old, new, out, spec, _grid(grid), scores, keep=keep, progress=logging.info)
+    _print(show.rows_table(lines(found)))
+    if pareto(found):
+        plot(found, out / "pareto.png")
+        typer.echo(f"plot: {out / 'pareto.png'}")
+
+
+@app.command()
+def methods() -> None:
+    """List the merge methods, their options and where they come from."""
+    from asrcl.merge import methods as merge_methods
+    from asrcl.merge import show
+
+    _print(show.methods_table(merge_methods()))
+
+
+def _print(table: Any) -> None:
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 160
+    Console(width=width).print(table)
 
 
 @app.command()
@@ -257,12 +356,21 @@ def curvature(
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="curvature.safetensors, the index of several files, or their folder")],
+    file: Annotated[Path, typer.Argument(help="curvature.safetensors (or its index or folder), or any checkpoint")],
     blocks: Annotated[int, typer.Option(help="how many blocks to show, largest share of the trace first", min=0)] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="everything, as JSON")] = False,
 ) -> None:
-    """What a curvature file holds: origin, coverage, spectra, and what damping does to them."""
+    """What a curvature file holds: origin, coverage, spectra, and what damping does to them; or what is in a checkpoint."""
     import json
+
+    from asrcl.curvature.storage import is_curvature
+    from asrcl.merge import show
+    from asrcl.merge.containers import open_checkpoint
+
+    if not is_curvature(file):
+        with open_checkpoint(file) as checkpoint:
+            typer.echo(show.checkpoint_text(checkpoint))
+        return
 
     from asrcl.curvature import Curvature
     from asrcl.curvature.card import card
@@ -274,14 +382,14 @@ def inspect(
 
 
 def main() -> None:
-    """Run the command line; bad input ends in one line and exit code 2."""
+    """Run the command line; bad input ends in one line (or a table of what differs) and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     for noisy in ("speechbrain", "datasets", "matplotlib", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         app()
     except InputError as error:
-        typer.echo(f"asrcl: {' '.join(str(error).split())}", err=True)
+        typer.echo(f"asrcl: {error}", err=True)
         sys.exit(2)
 
 

@@ -13,7 +13,7 @@ import torch
 from asrcl import cli
 from asrcl.adapt import load_state, save_state
 
-COMMANDS = ["prepare", "train", "adapt", "tune", "decode", "score", "report", "merge", "inspect"]
+COMMANDS = ["prepare", "train", "adapt", "tune", "decode", "score", "report", "merge", "methods", "sweep", "inspect"]
 
 
 @pytest.fixture
@@ -124,6 +124,67 @@ def test_merging_two_checkpoints(asrcl, tmp_path):
 
 
 @pytest.fixture
+def pair(curvature_file):
+    """Two checkpoints that the curvature fits."""
+    paths = []
+    for name, value in (("old", 0.0), ("new", 1.0)):
+        path = curvature_file.parent / f"{name}.safetensors"
+        save_state({"linear.weight": torch.full((2, 3), value), "linear.bias": torch.full((2,), value)}, path)
+        paths.append(path)
+    return paths
+
+
+def test_merging_with_curvature_rules_and_a_budget(asrcl, refuses, pair, curvature_file, tmp_path):
+    rules = tmp_path / "merge.yaml"
+    rules.write_text("method: ihr\nknobs: {damping: 0.1}\nrules:\n  - {match: '*.bias', method: keep}\n")
+    out = tmp_path / "merged.safetensors"
+    options = ["--curvature", curvature_file, "--config", rules, "--budget", "0.01", "--knob", "tau=2"]
+    code, shown, _ = asrcl("merge", *pair, *options, "--dry-run")
+    assert code == 0 and "keep" in shown and "old loss predicted to grow by 0.01" in shown and not out.exists()
+    code, shown, err = asrcl("merge", *pair, *options, "--out", out)
+    assert code == 0 and "old loss predicted to grow by 0.01" in shown, err
+    merged = load_state(out)
+    assert merged["linear.bias"].eq(0).all() and merged["linear.weight"].gt(0).all()
+    assert "--budget 0.01" in out.with_name("merged.safetensors.md").read_text()
+    assert "--out is missing" in refuses("merge", *pair, "--method", "average")
+    save_state({"linear.weight": torch.zeros(2, 4), "linear.bias": torch.zeros(2)}, tmp_path / "other.safetensors")
+    code, _, err = asrcl("merge", pair[0], tmp_path / "other.safetensors", "--method", "average", "--out", out)
+    assert code == 2 and "linear.weight" in err and "2x4" in err.replace(", ", "x").replace("[", "").replace("]", "")
+
+
+def test_sweeping(asrcl, refuses, pair, curvature_file, tmp_path):
+    script = tmp_path / "errors.py"
+    script.write_text(
+        "import sys\nfrom safetensors.torch import load_file\nw = load_file(sys.argv[1])['linear.weight']\n"
+        "print('scored')\nprint(float(w.square().mean()), float((w - 1).square().mean()))\n"
+    )
+    command = f"{sys.executable} {script} {{model}}"
+    arguments = ["sweep", *pair, "--curvature", curvature_file, "--out", tmp_path / "sweep", "--grid", "tau=0,0.5,3 damping=1,10"]
+    code, out, err = asrcl(*arguments, "--evaluate", command)
+    assert code == 0 and (tmp_path / "sweep" / "pareto.png").is_file(), err
+    rows = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["rows"].values()
+    assert len(rows) == 6 and all(row["scores"].keys() == {"old", "new"} for row in rows)
+    assert out.count("*") >= 2 and not list((tmp_path / "sweep").glob("*/*.safetensors"))
+    before = (tmp_path / "sweep" / "sweep.json").stat().st_mtime_ns
+    assert asrcl(*arguments, "--evaluate", command)[0] == 0 and (tmp_path / "sweep" / "sweep.json").stat().st_mtime_ns == before
+    assert "results of another sweep" in refuses(*arguments, "--method", "laplace")
+    fresh = [*arguments[:6], tmp_path / "fresh", "--grid", "tau=1"]
+    assert "write {model}" in refuses(*fresh, "--evaluate", "score.sh")
+    assert "exit code 1" in refuses(*fresh, "--evaluate", "false {model}")
+    assert "print two numbers" in refuses(*fresh, "--evaluate", "echo {model}")
+
+
+def test_listing_methods(asrcl):
+    code, out, _ = asrcl("methods")
+    assert code == 0 and "ties" in out and "arXiv" in out
+
+
+def test_inspecting_a_checkpoint(asrcl, pair):
+    code, out, _ = asrcl("inspect", pair[0])
+    assert code == 0 and "8 numbers" in out and "2 float32" in out
+
+
+@pytest.fixture
 def curvature_file(tmp_path):
     """A small curvature of two layers."""
     from asrcl.curvature import BlockKey, Curvature, DiagonalBlock, KroneckerBlock
@@ -147,8 +208,8 @@ def test_inspecting_a_curvature(asrcl, curvature_file):
 
 def test_inspecting_what_is_no_curvature(refuses, curvature_file, tmp_path):
     assert "no such file" in refuses("inspect", tmp_path / "nothing.safetensors")
-    save_state({"weight": torch.ones(2)}, tmp_path / "model.safetensors")
-    assert "model.safetensors: a safetensors file, but no curvature" in refuses("inspect", tmp_path / "model.safetensors")
+    (tmp_path / "half.safetensors").write_bytes(b"abc")
+    assert "half.safetensors" in refuses("inspect", tmp_path / "half.safetensors")
     curvature_file.write_bytes(curvature_file.read_bytes()[:-1] + b"x")
     assert "is damaged (its checksum differs)" in refuses("inspect", curvature_file)
 

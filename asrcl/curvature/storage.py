@@ -75,6 +75,21 @@ def read(path: str | os.PathLike[str], device: torch.device | str = "cpu", lazy:
     return (blocks if lazy else in_memory(blocks)), metadata
 
 
+def is_curvature(path: str | os.PathLike[str]) -> bool:
+    """Whether something is for `read` rather than a checkpoint; also where only `read` can say what is wrong with it."""
+    path = Path(path)
+    usual = path / shards.DEFAULT_NAME
+    if path.is_dir() and not any(file.is_file() for file in (usual, shards.index_path(usual))):
+        return False
+    if not path.is_dir() and path.suffix not in (".safetensors", ".json"):
+        return False
+    try:
+        header, _ = shards.open_files(shards.locate(path))
+    except (InputError, SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError):
+        return True
+    return str(header.get("format", "")).startswith(FORMAT)
+
+
 def file_bytes(blocks: Blocks, metadata: Mapping[str, Any]) -> int:
     """The size that one file of these blocks has, to the byte; nothing is read."""
     header, slots = _described(Path("curvature"), blocks, metadata)

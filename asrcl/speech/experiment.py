@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -260,6 +260,19 @@ def decode_checkpoint(config: Config, checkpoint: Path, domain: str, split: str 
     """
     scenario, chosen, model = _checkpoint_in_scenario(config, checkpoint, domain)
     return scenario.task.evaluate(model, chosen, split)
+
+
+def validation_errors(config: Config, domains: Mapping[str, str]) -> Callable[[Path], dict[str, float]]:
+    """Scores a checkpoint of the scenario's model by its word error rates, in percent, on validation sets.
+
+    Args:
+        config: the experiment.
+        domains: what a score is called ("old", "new") -> name of the domain.
+
+    Raises:
+        InputError: when called: unknown domain, or a checkpoint of another model.
+    """
+    return lambda model: {name: decode_checkpoint(config, model, domain, "dev").rate for name, domain in domains.items()}
 
 
 def curvature_of_checkpoint(

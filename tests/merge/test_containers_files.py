@@ -1,6 +1,7 @@
 """Checkpoints of one file: what is read of them, and that writing them again changes nothing."""
 
 import json
+import os
 import subprocess
 import sys
 from collections import OrderedDict
@@ -66,6 +67,9 @@ def test_prefixes_are_taken_off_and_put_back(tmp_path):
         assert checkpoint.describe().prefix == "model." and "encoder.weight" in checkpoint.outlines
     out = rewrite(source, tmp_path / "out.ckpt")
     assert all(name.startswith("model.") for name in torch.load(out, weights_only=False)["state_dict"])
+    nested = {f"model.model.{name}": tensor for name, tensor in odd_state().items()}
+    torch.save({"state_dict": nested, "pytorch-lightning_version": "2.4.0"}, tmp_path / "nested.ckpt")
+    assert list(load_state(tmp_path / "nested.ckpt")) == [f"model.{name}" for name in odd_state()]
     compiled = {f"module._orig_mod.{name}": tensor for name, tensor in odd_state().items()}
     torch.save(compiled, tmp_path / "compiled.pt")
     assert list(load_state(tmp_path / "compiled.pt")) == list(odd_state())
@@ -217,7 +221,7 @@ for suffix in (".safetensors", ".pt"):
         with open_checkpoint(folder / "small.pt") as c, c.writer(path, outlines=outlines) as w:
             for i in reversed(range(30)):
                 w.write(f"t{i}", torch.full((2_500_000,), float(i)))
-        assert resident("VmHWM") - base < 30, ("writing", resident("VmHWM") - base)
+        assert resident("VmHWM") - base < 20, ("writing", resident("VmHWM") - base)
     else:
         torch.save({f"t{i}": torch.ones(2_500_000) for i in range(30)}, path)
     assert path.stat().st_size >= 300_000_000
@@ -235,7 +239,8 @@ for suffix in (".safetensors", ".pt"):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 def test_300_megabytes_are_read_and_written_tensor_by_tensor(tmp_path):
     torch.save({"a": torch.ones(1)}, tmp_path / "small.pt")
-    done = subprocess.run([sys.executable, "-c", MEMORY, tmp_path], capture_output=True, text=True)
+    freed_at_once = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # else glibc keeps several freed tensors
+    done = subprocess.run([sys.executable, "-c", MEMORY, tmp_path], capture_output=True, text=True, env=freed_at_once)
     assert done.returncode == 0, done.stderr
 
 
