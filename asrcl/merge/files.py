@@ -139,10 +139,11 @@ def merge_files(
             for merged in models.job.run(scale, measure=True, progress=progress):
                 writer.write(merged.name, models.grown(merged))
                 previews[merged.name] = Preview(models.row(merged.name), merged.effect)
-        record = _record(models, spec, previews, command, scale, unlimited)
-        tokens = models.write_tokens(Path(out) if Path(out).is_dir() else Path(out).parent)
-    record = replace(record, name=Path(out).name, notes=(*record.notes, *tokens))
-    _write_card(Path(out), record)
+            record = replace(_record(models, spec, previews, command, scale, unlimited), name=Path(out).name)
+            if writer.folder is not None:  # so that all of a folder appears at once
+                record = _accompany(models, record, writer.folder, writer.folder / "README.md", writer.folder / "merge.json")
+        if writer.folder is None:
+            record = _accompany(models, record, Path(out).parent, Path(f"{out}.md"), Path(f"{out}.json"))
     return record
 
 
@@ -301,7 +302,9 @@ def _totals(models: _Models, previews: Sequence[Preview]) -> Totals:
     return Totals(step / update if update else None, sum(known) if known else None, covered or None, weights)
 
 
-def _write_card(out: Path, record: MergeRecord) -> None:
-    card, facts = (out / "README.md", out / "merge.json") if out.is_dir() else (Path(f"{out}.md"), Path(f"{out}.json"))
+def _accompany(models: _Models, record: MergeRecord, folder: Path, card: Path, facts: Path) -> MergeRecord:
+    """Write the tokens of a grown model, the card and the record."""
+    record = replace(record, notes=(*record.notes, *models.write_tokens(folder)))
     write_text(card, card_text(record))
     write_json(facts, record.as_json())
+    return record

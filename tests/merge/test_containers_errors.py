@@ -238,11 +238,11 @@ def test_a_full_disk_leaves_nothing(tmp_path, which, step, monkeypatch):
 def test_a_full_disk_while_copying_what_is_around_leaves_nothing(tmp_path, layout, module, name, monkeypatch):
     source = layout(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    with open_checkpoint(source) as checkpoint, pytest.raises(InputError, match="No space left"):  # noqa: SIM117
+    with open_checkpoint(source) as checkpoint, pytest.raises(InputError, match="No space left"):
+        monkeypatch.setattr(module, name, full)
         with checkpoint.writer(tmp_path / f"out{source.suffix}") as writer:
             for tensor in checkpoint.outlines:
                 writer.write(tensor, checkpoint.read(tensor))
-            monkeypatch.setattr(module, name, full)
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -57,7 +57,8 @@ def test_the_card_says_what_was_done(folder):
     assert "asrcl merge old new" in card and "old.safetensors" in card and str(folder) not in card
     old, found = make_state(1), load_file(folder / "merged.safetensors")
     delta = {name: (found[name] - tensor).double() for name, tensor in floating(old).items()}
-    assert record.totals.predicted == pytest.approx(float(Curvature.load(folder / "curvature.safetensors").quadratic(delta)), rel=1e-4)
+    curvature = Curvature.load(folder / "curvature.safetensors")
+    assert record.totals.predicted == pytest.approx(float(curvature.quadratic(delta)), rel=1e-4)
     assert record.totals.predicted == pytest.approx(1e-6, rel=1e-4) and 0 < record.budget.scale < 1
 
 

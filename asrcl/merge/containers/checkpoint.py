@@ -50,7 +50,7 @@ class Checkpoint(ABC):
         """Give up what was unpacked; tensors that were read stay valid."""
 
     def read(self, name: str) -> Tensor:
-        """One tensor on the CPU; mapped into memory, so treat it as read-only.
+        """One tensor on the CPU, in memory of its own.
 
         Raises:
             InputError: there is no such tensor, or the file changed.
@@ -74,7 +74,8 @@ class Checkpoint(ABC):
         """A context manager that writes another model with everything around it as here.
 
         Nothing appears at `out` before all tensors were written, and nothing at all after an error. Safetensors are written
-        tensor by tensor; the pickled formats (`.pt`, `.nemo`, SpeechBrain) need the whole state in memory.
+        tensor by tensor; those of pickled formats (`.pt`, `.nemo`, SpeechBrain) wait in a nameless file beside `out` until all
+        are there, which takes as much room on the disk again.
 
         Args:
             out: file or folder. A file that exists is replaced.
@@ -119,6 +120,11 @@ class Writer(ABC):
         self._staging: Path | None = None
         self._made: list[Path] = []
         self._sink: Sink | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """Where a folder is being made, within the `with` block: what is written there appears with it. None for single files."""
+        return None
 
     def __enter__(self) -> Self:
         self._made = staging.missing_parents(self.out)

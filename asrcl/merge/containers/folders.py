@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 
 from asrcl.exceptions import InputError
@@ -28,10 +29,22 @@ SPEECHBRAIN_META = "CKPT.yaml"
 SPEECHBRAIN = "model.ckpt"
 SPEECHBRAIN_STATES = ("optim", "sched", "counter", "scaler", "brain", "dataloader", "sampler", "normalizer", "lr_anneal", "noam")
 NEMO = "model_weights.ckpt"
-OTHER_FORMATS = tuple(
-    pattern
-    for name, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin"), ("tf_model", ".h5"), ("flax_model", ".msgpack"))
-    for pattern in (name + suffix, f"{name}.*{suffix}", f"{name}-*-of-*{suffix}", f"{name}{suffix}.*.json")
+OTHER_FOLDERS = ("checkpoint-*", "global_step*", "CKPT+*", "onnx", "runs")
+OTHER_FORMATS = (
+    "*.onnx",
+    "*.gguf",
+    "rust_model.ot",
+    "consolidated.*",
+    *(
+        pattern
+        for name, suffix in (
+            ("model", ".safetensors"),
+            ("pytorch_model", ".bin"),
+            ("tf_model", ".h5"),
+            ("flax_model", ".msgpack"),
+        )
+        for pattern in (name + suffix, f"{name}.*{suffix}", f"{name}-*-of-*{suffix}", f"{name}{suffix}.*.json")
+    ),
 )
 
 
@@ -76,7 +89,9 @@ class Folder(Checkpoint):
     def _belongs(self, folder: Path) -> bool:
         if folder.name.startswith("."):
             return False
-        return not any(f.suffix in (tensor_files.SUFFIX, *pickled.SUFFIXES, ".onnx") for f in folder.rglob("*"))
+        if _like(folder.name, OTHER_FOLDERS):
+            return False
+        return not any(_like(file.name, (*OTHER_FORMATS, NEMO, SPEECHBRAIN)) for file in folder.rglob("*"))
 
     def _notes(self) -> tuple[str, ...]:
         notes = [f"{name} holds the same model in another format and is left out" for name in self._stale()]
@@ -114,13 +129,17 @@ class _Writer(Writer):
             what = f"holds the folder {lost[0]}, which would be lost" if lost else "holds no checkpoint of this kind"
             raise InputError(f"{out}: {what}, and is not overwritten; choose another folder")
 
-    def _open(self, folder: Path, outlines: Mapping[str, Outline]) -> Sink:
-        return self._weights.sink(folder, outlines)
+    @property
+    def folder(self) -> Path | None:
+        return self._staging
 
-    def _publish(self, folder: Path) -> None:
+    def _open(self, folder: Path, outlines: Mapping[str, Outline]) -> Sink:
         for name, file in self._carried.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(file, folder / name)
+        return self._weights.sink(folder, outlines)
+
+    def _publish(self, folder: Path) -> None:
         staging.publish_folder(folder, self.out)
 
 
@@ -165,6 +184,10 @@ def open_weights(path: Path) -> Weights:
 def looks_like_checkpoint(path: Path) -> bool:
     """Whether a folder holds weights under one of the known names."""
     return any((path / name).is_file() for name in (SPEECHBRAIN_META, *HUGGING_FACE, NEMO))
+
+
+def _like(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def _speechbrain(path: Path) -> Path:

@@ -6,12 +6,14 @@ Nothing of the archive is unpacked but the weights, to a temporary file; `TMPDIR
 from __future__ import annotations
 
 import copy
+import gzip
 import lzma
 import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -20,7 +22,7 @@ from asrcl.merge.containers import staging
 from asrcl.merge.containers.checkpoint import Checkpoint, Writer, check_file
 from asrcl.merge.containers.outline import Outline
 from asrcl.merge.containers.pickled import PickledFiles
-from asrcl.merge.containers.weights import Sink
+from asrcl.merge.containers.weights import Sink, damaged
 
 WEIGHTS = "model_weights.ckpt"
 SUFFIX = ".nemo"
@@ -111,8 +113,7 @@ def _unpack(path: Path, weights: Path) -> list[str]:
     except InputError:
         raise
     except DAMAGE as error:
-        reason = str(error).split("\n")[0].rstrip(":") or type(error).__name__
-        raise InputError(f"{path}: damaged .nemo archive ({reason}); copy it again") from error
+        raise damaged(path, error, ".nemo archive") from error
     except OSError as error:
         remedy = "copy it again, or make room in TMPDIR"
         raise InputError(f"{path}: cannot be unpacked ({error.strerror or error}); {remedy}") from error
@@ -146,9 +147,8 @@ def _repack(source: Path, weights: Path, target: Path) -> None:
         InputError: the source changed since it was opened.
         OSError: the disk.
     """
-    mode = _compression(source)
     try:
-        with tarfile.open(source, "r:*") as old, tarfile.open(target, f"w:{mode}") as new:  # type: ignore[call-overload]
+        with tarfile.open(source, "r:*") as old, _packing(target, _compression(source)) as new:
             for member in old.getmembers():
                 _check(source, member)
                 if _base(member.name) == WEIGHTS:
@@ -161,6 +161,20 @@ def _repack(source: Path, weights: Path, target: Path) -> None:
                     new.addfile(member, old.extractfile(member) if member.isfile() else None)
     except DAMAGE as error:
         raise InputError(f"{source}: changed while it was merged ({type(error).__name__}); run again") from error
+
+
+@contextmanager
+def _packing(target: Path, mode: Compression) -> Iterator[tarfile.TarFile]:
+    if mode != "gz":
+        with tarfile.open(target, f"w:{mode}") as archive:  # type: ignore[call-overload]
+            yield archive
+        return
+    with (
+        open(target, "wb") as plain,
+        gzip.GzipFile("", "wb", fileobj=plain, mtime=0) as stream,  # without the time, the same bytes whenever run
+        tarfile.open(fileobj=stream, mode="w") as archive,
+    ):
+        yield archive
 
 
 def _compression(path: Path) -> Compression:

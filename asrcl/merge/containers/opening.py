@@ -63,4 +63,4 @@ def load_state(source: Source, role: str = "checkpoint") -> dict[str, Tensor]:
     if not isinstance(source, str | os.PathLike):
         raise InputError(f"{role}: a {type(source).__name__} is no model; give a state dict, a module or a path")
     with open_checkpoint(source) as checkpoint:
-        return {name: checkpoint.read(name).clone() for name in checkpoint.outlines}
+        return {name: checkpoint.read(name) for name in checkpoint.outlines}

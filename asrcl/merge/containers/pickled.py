@@ -1,63 +1,86 @@
 """Files of `torch.save`, read without running any code in them, and written back with all that lay around the state dict.
 
 Which keys hold the state dict: `model` (ESPnet's and icefall's training checkpoints, Whisper), `state_dict` (Lightning),
-`model_state_dict` (the habit of the PyTorch tutorials); without one of them the file is a state dict itself (ESPnet's averages,
-WeNet, SpeechBrain, NeMo).
+`model_state_dict` (the habit of the PyTorch tutorials), `module` (DeepSpeed); without one of them the file is a state dict itself
+(ESPnet's averages, WeNet, SpeechBrain, NeMo).
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import mmap
 import os
 import pathlib
 import pickle
 import re
+import tempfile
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from asrcl.curvature.packing import raw
 from asrcl.exceptions import InputError
 from asrcl.merge.containers.outline import Outline
-from asrcl.merge.containers.weights import Index, Weights
+from asrcl.merge.containers.staging import reserve
+from asrcl.merge.containers.weights import Index, Weights, damaged, is_pointer
 
-WRAPPERS = ("model", "state_dict", "model_state_dict")
+WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 AVERAGE = "model_avg"
 ZIP = b"PK\x03\x04"
+REMAP_BYTES = 1 << 26
+"""Read this much of a mapped file, and it is mapped anew."""
+ALIGNMENT = 64
 
 
 # ---- the state dict inside
 
 
-def find_state(value: Any, where: str) -> tuple[tuple[str, ...], Mapping[str, Tensor]]:
+def find_state(value: Any, where: str, extra: bool = False) -> tuple[tuple[str, ...], Mapping[str, Any]]:
     """The keys that lead to the state dict in what a file or a user gives, and the state dict.
+
+    Args:
+        value: what was given.
+        where: what messages call it.
+        extra: allow what modules keep by `get_extra_state`, which may be anything.
 
     Raises:
         InputError: there is none, or it holds more than dense tensors.
     """
     for wrapper in WRAPPERS:
         if isinstance(value, Mapping) and isinstance(value.get(wrapper), Mapping):
-            route, state = find_state(value[wrapper], where)
+            route, state = find_state(value[wrapper], where, extra)
             return (wrapper, *route), state
     if not isinstance(value, Mapping) or not value:
         raise InputError(f"{where}: holds a {type(value).__name__} without tensors, not a state dict; give a model's state dict")
-    strangers = [str(key) for key, entry in value.items() if not isinstance(entry, Tensor)]
+    strangers = [str(key) for key, entry in value.items() if not isinstance(entry, Tensor) and not (extra and is_extra(key))]
     if strangers:
         raise InputError(
             f"{where}: {', '.join(strangers[:5])} {'is' if len(strangers) == 1 else 'are'} no tensor; "
             f"give a state dict, alone or under {' or '.join(WRAPPERS)}"
         )
-    for name, tensor in value.items():
+    for name, tensor in tensors_of(value).items():
         if tensor.layout != torch.strided or tensor.is_quantized:
             raise InputError(f"{where}: {name} is sparse or quantised and cannot be merged; save the model with dense weights")
     return (), value
+
+
+def is_extra(name: object) -> bool:
+    """Whether an entry is the extra state of a module rather than a tensor of the model."""
+    return isinstance(name, str) and name.endswith("_extra_state")
+
+
+def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a state dict, without extra states."""
+    return {name: entry for name, entry in state.items() if isinstance(entry, Tensor)}
 
 
 # ---- reading
@@ -73,35 +96,50 @@ def load_safely(path: Path) -> Any:
         InputError: the file is damaged, or holds objects that could run code.
     """
     try:
-        with open(path, "rb") as stream:
-            mappable = stream.read(4) == ZIP
-        with torch.serialization.safe_globals(_harmless()):
+        mappable = _is_zip(path)
+        with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they speak to those who wrote the file
             return torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=mappable)
     except pickle.UnpicklingError as error:
+        if is_pointer(path):
+            raise damaged(path, error, "checkpoint") from error
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = found[1] if found else "or is damaged"
         reason = f"holds more than tensors ({what}) and is not loaded, because that could run code"
         raise InputError(f"{path}: {reason}; save its state dict alone") from error
     except Exception as error:  # damaged bytes make the readers raise almost anything
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if "TorchScript" in line:
+        if "TorchScript" in str(error):
             raise InputError(f"{path}: a TorchScript export; give the training checkpoint it was made from") from error
-        raise InputError(f"{path}: damaged checkpoint ({line}); copy or save it again") from error
+        raise damaged(path, error, "checkpoint") from error
+
+
+def _is_zip(path: Path) -> bool:
+    with open(path, "rb") as stream:
+        return stream.read(4) == ZIP
 
 
 def _harmless() -> list[Any]:
     own_path = type(Path())
-    kinds = ("Bool", "Int", "UInt", "Float", "Complex")
-    numbers = [getattr(np.dtypes, name) for name in np.dtypes.__all__ if name.startswith(kinds)]
     paths = [(own_path, f"{module}.{own_path.__name__}") for module in ("pathlib", "pathlib._local")]
     scalars = [(_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    return [argparse.Namespace, pathlib.PurePosixPath, np.dtype, *numbers, *paths, *scalars]
+    return [argparse.Namespace, pathlib.PurePosixPath, (_Kind, "numpy.dtype"), *paths, *scalars]
 
 
-def _number(dtype: np.dtype[Any], data: Any) -> Any:
+class _Kind:
+    """Stands in for `numpy.dtype`, whose state could be forged: keeps a code of letters and the order of bytes."""
+
+    def __init__(self, code: Any, *_: Any) -> None:
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: Any) -> None:
+        self.order = state[1]
+
+
+def _number(kind: Any, data: Any) -> Any:
     """The reader of numpy numbers in pickles, for numbers alone."""
-    if not isinstance(dtype, np.dtype) or dtype.kind not in "biufc":
-        raise pickle.UnpicklingError(f"GLOBAL numpy.{dtype}")
+    if not (isinstance(kind, _Kind) and re.fullmatch(r"[biufc]\d+", str(kind.code)) and kind.order in ("<", ">", "=", "|")):
+        raise pickle.UnpicklingError("GLOBAL numpy.dtype")
+    dtype = np.dtype(f"{kind.order}{kind.code}")
     return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype, count=1)[0]
 
 
@@ -115,16 +153,52 @@ class PickledFile:
             InputError: it is damaged or unsafe, or holds no state dict.
         """
         self.path = path
-        self.content = load_safely(path)
-        self.route, self.state = find_state(self.content, str(path))
+        self._identity = self._stamp()
+        self._load()
         if strange := next((name for name in self.state if not isinstance(name, str)), None):
             raise InputError(f"{path}: {strange!r} is no name of a tensor; save a state dict")
 
+    def _load(self) -> None:
+        self.content = load_safely(self.path)
+        self.route, self._whole = find_state(self.content, str(self.path), extra=True)
+        self.state = tensors_of(self._whole)
+        self._touched = 0
+
+    def _stamp(self) -> tuple[int, int, int]:
+        try:
+            found = self.path.stat()
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read any more ({error.strerror}); run again") from error
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+    def read(self, name: str) -> Tensor:
+        """A copy of one tensor.
+
+        Pages that were read stay mapped as long as the file is; it is mapped anew from time to time, so that the process does not
+        come to hold all of it.
+
+        Raises:
+            InputError: the file changed since it was opened.
+        """
+        if self._touched > REMAP_BYTES and self.mapped:
+            if self._stamp() != self._identity:
+                raise InputError(f"{self.path}: changed since it was opened; run again")
+            self._load()
+        tensor = self.state[name].detach()
+        self._touched += tensor.nbytes
+        return tensor.clone(memory_format=torch.contiguous_format)
+
+    @property
+    def mapped(self) -> bool:
+        """Whether tensors lie in the file; those of files older than torch 1.6 are in memory."""
+        return _is_zip(self.path)
+
     def rebuilt(self, state: Mapping[str, Tensor]) -> Any:
         """What the file held, with another state dict in its place and without a running average of the old one."""
-        fresh: MutableMapping[str, Tensor] = OrderedDict(state) if isinstance(self.state, OrderedDict) else dict(state)
-        if hasattr(self.state, "_metadata"):
-            fresh._metadata = self.state._metadata  # type: ignore[attr-defined]
+        extra = {name: entry for name, entry in self._whole.items() if name not in self.state}
+        fresh: MutableMapping[str, Any] = (OrderedDict if isinstance(self._whole, OrderedDict) else dict)({**state, **extra})
+        if hasattr(self._whole, "_metadata"):
+            fresh._metadata = self._whole._metadata  # type: ignore[attr-defined]
         content = _replaced(self.content, self.route, fresh)
         if self.averaged:
             del content[AVERAGE]
@@ -174,7 +248,7 @@ class PickledFiles(Weights):
         return self._parts[self._owner[name]].state[name]
 
     def read(self, name: str) -> Tensor:  # noqa: D102
-        return self._tensor(name).detach()
+        return self._parts[self._owner[name]].read(name)
 
     def sink(self, folder: Path, outlines: Mapping[str, Outline]) -> PickledSink:  # noqa: D102
         return PickledSink(folder, self._parts, self.placed(list(outlines)), self.index, outlines)
@@ -184,7 +258,10 @@ class PickledFiles(Weights):
 
 
 class PickledSink:
-    """Files of `torch.save`. The format is written in one go, so that the whole state waits in memory until `finish`."""
+    """Files of `torch.save`.
+
+    The format is written in one go, at the end. Until then the tensors wait in a nameless file, not in memory.
+    """
 
     def __init__(
         self,
@@ -194,13 +271,28 @@ class PickledSink:
         index: Index | None,
         outlines: Mapping[str, Outline],
     ) -> None:
-        """Nothing is written yet; arguments as those of `TensorSink`, with the files to take everything else from."""
+        """Make the waiting room; arguments as those of `TensorSink`, with the files to take everything else from.
+
+        Raises:
+            OSError: the disk.
+        """
         self._folder, self._parts, self._placed, self._index, self._outlines = folder, parts, placed, index, outlines
-        self._state: dict[str, Tensor] = {}
+        self._starts: dict[str, int] = {}
+        size = 0
+        for name, outline in outlines.items():
+            self._starts[name] = size
+            size += -(-outline.nbytes // ALIGNMENT) * ALIGNMENT
+        self._waiting = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by `finish`, or with this sink)
+        reserve(self._waiting, size)
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Keep a copy: torch would write the whole memory that a view is a part of."""
-        self._state[name] = tensor.detach().resolve_conj().resolve_neg().to("cpu", copy=True)
+        """Put a tensor into the waiting room.
+
+        Raises:
+            OSError: the disk.
+        """
+        self._waiting.seek(self._starts[name])
+        self._waiting.write(raw(tensor.detach().resolve_conj().resolve_neg().cpu()))
 
     def finish(self) -> None:
         """Write everything.
@@ -208,14 +300,48 @@ class PickledSink:
         Raises:
             OSError: the disk.
         """
-        for file, names in self._placed.items():
-            part = self._parts[file]
-            state = {name: self._state.pop(name) for name in names}
-            _tie(state, part.state)
-            with open(self._folder / file, "wb") as stream, _disk_errors():
-                torch.save(part.rebuilt(state), stream)
+        with self._waiting:
+            self._waiting.flush()
+            size = os.fstat(self._waiting.fileno()).st_size
+            room = mmap.mmap(self._waiting.fileno(), size, access=mmap.ACCESS_COPY) if size else None
+            for file, names in self._placed.items():
+                part = self._parts[file]
+                state = {name: self._view(room, name) for name in names}
+                _tie(state, part.state)
+                with open(self._folder / file, "wb") as plain, _disk_errors(_Forgetful(plain, room)) as stream:
+                    torch.save(part.rebuilt(state), stream)
         if self._index is not None:
             self._index.write(self._folder, self._outlines, self._placed)
+
+    def _view(self, room: mmap.mmap | None, name: str) -> Tensor:
+        outline = self._outlines[name]
+        if room is None or not outline.numel:
+            return torch.empty(outline.shape, dtype=outline.dtype)
+        flat = torch.frombuffer(room, dtype=outline.dtype, count=outline.numel, offset=self._starts[name])
+        return flat.reshape(outline.shape)
+
+
+class _Forgetful:
+    """A file for `torch.save` that lets go of the pages of the waiting room when they are written, and remembers its errors."""
+
+    def __init__(self, stream: IO[bytes], room: mmap.mmap | None) -> None:
+        self._stream, self._room, self._written = stream, room, 0
+        self.error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            self._stream.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+        self._written += len(content)
+        if self._room is not None and self._written > REMAP_BYTES and hasattr(self._room, "madvise"):
+            self._room.madvise(mmap.MADV_DONTNEED)
+            self._written = 0
+        return len(content)
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 def _tie(state: dict[str, Tensor], like: Mapping[str, Tensor]) -> None:
@@ -237,9 +363,11 @@ def _same_bits(first: Tensor, second: Tensor) -> bool:
 
 
 @contextmanager
-def _disk_errors() -> Iterator[None]:
+def _disk_errors(stream: _Forgetful) -> Iterator[Any]:
     """Torch hides errors of the disk in errors of its own."""
     try:
-        yield
+        yield stream
     except RuntimeError as error:
+        if stream.error is not None:
+            raise stream.error from error
         raise OSError(None, str(error).splitlines()[0] if str(error) else "torch.save failed") from error

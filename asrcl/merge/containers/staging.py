@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from asrcl.exceptions import InputError
 
@@ -92,3 +94,18 @@ def publish_folder(staged: Path, out: Path) -> None:
 def _flush(file: Path) -> None:
     with open(file, "rb") as stream:
         os.fsync(stream.fileno())
+
+
+def reserve(stream: IO[bytes], nbytes: int) -> None:
+    """Take the room that a file will need now, so that a full disk is noticed before the work and not after it.
+
+    Raises:
+        OSError: there is no such room.
+    """
+    stream.flush()
+    if hasattr(os, "posix_fallocate") and nbytes:
+        try:
+            os.posix_fallocate(stream.fileno(), 0, nbytes)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # the file system cannot reserve
+                raise

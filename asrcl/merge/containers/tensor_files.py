@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,7 +17,8 @@ from torch import Tensor
 from asrcl.curvature.packing import raw
 from asrcl.exceptions import InputError
 from asrcl.merge.containers.outline import Outline
-from asrcl.merge.containers.weights import Index, Weights
+from asrcl.merge.containers.staging import reserve
+from asrcl.merge.containers.weights import Index, Weights, damaged, first_sentence
 
 SUFFIX = ".safetensors"
 METADATA = "__metadata__"
@@ -55,11 +56,13 @@ class TensorFile:
             InputError: it is damaged, or holds types that torch does not have.
         """
         try:
-            self._open = safe_open(path, framework="pt", device="cpu")
-            table = _table(path)
+            with safe_open(path, framework="pt", device="cpu"):  # its reader checks the table against the file
+                self._stream = open(path, "rb", buffering=0)  # noqa: SIM115 (read until the checkpoint is given up)
+            self._data, table = _table(self._stream)
         except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"{path}: damaged safetensors file ({_line(error)}); copy or save it again") from error
+            raise damaged(path, error, "safetensors file") from error
         self.path = path
+        self._starts = {name: entry["data_offsets"][0] for name, entry in table.items() if name != METADATA}
         self.metadata: dict[str, str] = table.pop(METADATA, None) or {}
         self.outlines = {name: self._outline(name, entry) for name, entry in table.items()}
 
@@ -69,15 +72,24 @@ class TensorFile:
         return Outline(tuple(entry["shape"]), DTYPES[entry["dtype"]])
 
     def read(self, name: str) -> Tensor:
-        """One tensor, mapped into memory.
+        """One tensor, in memory of its own: mapped pages would pile up in the process until it held the whole file.
 
         Raises:
             InputError: the file changed or cannot be read any more.
         """
+        outline = self.outlines[name]
+        tensor = torch.empty(outline.shape, dtype=outline.dtype)
+        rest = raw(tensor)
         try:
-            return self._open.get_tensor(name)
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise InputError(f"{self.path}: {name} cannot be read ({_line(error)}); copy the file again") from error
+            self._stream.seek(self._data + self._starts[name])
+            while rest:
+                count = self._stream.readinto(rest)
+                if not count:
+                    raise EOFError("the file ends early")
+                rest = rest[count:]
+        except (OSError, EOFError) as error:
+            raise InputError(f"{self.path}: {name} cannot be read ({first_sentence(error)}); copy the file again") from error
+        return tensor
 
 
 class TensorFiles(Weights):
@@ -108,14 +120,10 @@ class TensorFiles(Weights):
         return TensorSink(folder, outlines, self.placed(list(outlines)), metadata, self.index)
 
 
-def _table(path: Path) -> dict[str, Any]:
-    """The table as written: the reader of safetensors does not tell the order of names."""
-    with open(path, "rb") as stream:
-        return json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def _table(stream: IO[bytes]) -> tuple[int, dict[str, Any]]:
+    """Where the data starts, and the table as written: the reader of safetensors does not tell the order of names."""
+    size = int.from_bytes(stream.read(8), "little")
+    return 8 + size, json.loads(stream.read(size))
 
 
 # ---- writing
@@ -153,7 +161,9 @@ class TensorSink:
         for file, names in placed.items():
             offsets = data_offsets({name: outlines[name] for name in names})
             table = _header(folder / file, {name: outlines[name] for name in names}, offsets, metadata.get(file) or {})
-            (folder / file).write_bytes(table)
+            with open(folder / file, "wb") as stream:
+                stream.write(table)
+                reserve(stream, len(table) + sum(outlines[name].nbytes for name in names))
             self._where |= {name: (folder / file, len(table) + offsets[name]) for name in names}
 
     def write(self, name: str, tensor: Tensor) -> None:

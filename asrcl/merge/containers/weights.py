@@ -16,6 +16,29 @@ from asrcl.files import read_json
 from asrcl.merge.containers.outline import Outline
 
 INDEX_SUFFIX = ".index.json"
+LFS = b"version https://git-lfs"
+
+
+def damaged(path: Path, error: Exception, what: str) -> InputError:
+    """The error for a file that its reader could not make sense of, in one line."""
+    if is_pointer(path):
+        return InputError(f"{path}: a pointer of Git LFS, not the {what} itself; fetch it with `git lfs pull`")
+    return InputError(f"{path}: damaged {what} ({first_sentence(error)}); copy or save it again")
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether Git LFS has left a note in place of a file."""
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(len(LFS)) == LFS
+    except OSError:
+        return False
+
+
+def first_sentence(error: Exception) -> str:
+    """What a foreign error says, cut before it goes into advice."""
+    line = (str(error).splitlines() or [""])[0]
+    return line.split(". ")[0].rstrip(".:") or type(error).__name__
 
 
 class Sink(Protocol):
