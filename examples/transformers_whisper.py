@@ -1,9 +1,9 @@
 """Merge a fine-tuned Whisper of Transformers back into the model it came from: folders in, a folder out.
 
-    python examples/transformers_whisper.py            # a tiny random model on random features, to see every step; no download
+    python examples/transformers_whisper.py      # a tiny random model on random features, to see every step; no download
 
-For a real model replace `make_model` by `WhisperForConditionalGeneration.from_pretrained("openai/whisper-small")` and `make_batches`
-by your processor's batches; the rest stays. Needs `pip install transformers`.
+For a real model take `WhisperForConditionalGeneration.from_pretrained("openai/whisper-small")` in place of `make_model` and your
+processor's batches in place of `make_batches`; the rest stays. Needs `pip install transformers`.
 """
 
 import tempfile

@@ -7,7 +7,7 @@ Source: Vander Eeckt & Van hamme 2026, "Inverse-Hessian Regularization for Conti
 
 and a plain average with weight `rest` for everything else. Differences from the authors' release, all by default: damping is
 relative to each factor's mean eigenvalue (`damping_kind="absolute", damping=1e-3` is theirs: with gradients per frame it drowns G
-entirely), and the error of every solve is checked in float64.
+entirely), and the error of every solve is checked.
 
 The other ways to set the length of the step:
     rescale="global"    one ratio ‖Δ‖ / ‖U‖ over all layers, so that curvature also decides between layers
@@ -20,12 +20,14 @@ The other ways to set the length of the step:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
 from asrcl.curvature import Block, DampingKind
 from asrcl.curvature.kron import damping_term
+from asrcl.curvature.solver import Solver
 from asrcl.exceptions import InputError
 from asrcl.merge import inverse
 from asrcl.merge.registry import merge_method
@@ -39,7 +41,20 @@ RESCALES = ("layer", "global", "none")
 RowsOf = Callable[[], Iterable["Rows"]]
 
 
-def _global_ratio(
+@dataclass(frozen=True)
+class _Shared:
+    """What all layers of a merge share.
+
+    Attributes:
+        solver: keeps factors that several maps share.
+        ratio: ‖Δ‖ / ‖U‖ over all layers, for rescale="global".
+    """
+
+    solver: Solver
+    ratio: float | None = None
+
+
+def _prepared(
     rows: RowsOf,
     *,
     rescale: Rescale = "layer",
@@ -47,28 +62,29 @@ def _global_ratio(
     damping_kind: DampingKind = "relative",
     power: float = 1.0,
     **_: float,
-) -> float | None:
-    """‖Δ‖ / ‖U‖ over all layers where `rescale` is "global"."""
+) -> _Shared:
+    """A solver; and the ratio of lengths where `rescale` is "global"."""
+    shared = _Shared(Solver(checked_number("damping", damping), damping_kind, checked_number("power", power)))
     if rescale != "global":
-        return None
+        return shared
     before = after = 0.0
     for part in rows():
         (delta,), blocks, _new = part.read()
         if found := inverse.live(blocks):
             before += float(delta.double().square().sum())
-            after += float(_turned(delta, found, damping, damping_kind, power).square().sum())
-    return _ratio(before**0.5, after**0.5)
+            after += float(_turned(delta, found, damping, damping_kind, power, shared).double().square().sum())
+    return replace(shared, ratio=_ratio(before**0.5, after**0.5))
 
 
 @merge_method(
     "ihr", source="Vander Eeckt & Van hamme 2026, arXiv 2601.14751; power and the other ways to rescale are ours",
-    prepare=_global_ratio
+    prepare=_prepared
 )
 def ihr(
     delta: Tensor,
     *,
     blocks: Sequence[Block],
-    shared: float | None = None,
+    shared: _Shared | None = None,
     tau: float = 1.0,
     damping: float = 10.0,
     damping_kind: DampingKind = "relative",
@@ -80,7 +96,7 @@ def ihr(
     Args:
         delta: update of some rows, in the shape of the rows.
         blocks: curvature of the old domains' losses at the old weights; several are summed exactly.
-        shared: the ratio of lengths over all layers, for rescale="global".
+        shared: the solver of all layers, and their ratio of lengths for rescale="global".
         tau: length of the step; for "layer" and "global" 1 keeps the length of the fine-tuning update.
         damping: how much is added to the eigenvalues. Small trusts the curvature, large the update.
         damping_kind: "relative" to the mean eigenvalue, or "absolute"; with one curvature also the other kinds of
@@ -100,15 +116,17 @@ def ihr(
     found = inverse.live(blocks)
     if not found or not delta.any():
         return tau * delta
-    turned = _turned(delta, found, damping, damping_kind, power)
+    turned = _turned(delta, found, damping, damping_kind, power, shared)
     if rescale == "none":
         return tau * turned
-    ratio = shared if rescale == "global" and shared is not None else _ratio(float(delta.norm()), float(turned.norm()))
-    return tau * ratio * turned
+    ratio = shared.ratio if shared is not None else None
+    return tau * (_ratio(float(delta.norm()), float(turned.norm())) if ratio is None else ratio) * turned
 
 
-def _turned(delta: Tensor, blocks: Sequence[Block], damping: float, kind: DampingKind, power: float) -> Tensor:
-    return inverse.solve(blocks, delta, damping, kind, power) if power else delta
+def _turned(
+    delta: Tensor, blocks: Sequence[Block], damping: float, kind: DampingKind, power: float, shared: _Shared | None
+) -> Tensor:
+    return inverse.solve(blocks, delta, damping, kind, power, shared.solver if shared else None) if power else delta
 
 
 def _ratio(length: float, turned_length: float) -> float:

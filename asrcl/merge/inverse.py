@@ -14,6 +14,7 @@ from torch import Tensor
 
 from asrcl.curvature import Block, DampingKind, DenseBlock, DiagonalBlock, KroneckerBlock, solve_sum
 from asrcl.curvature.kron import damping_term
+from asrcl.curvature.solver import Solver
 from asrcl.exceptions import InputError
 
 WORST_RESIDUAL = 1e-6
@@ -25,8 +26,17 @@ def live(blocks: Sequence[Block]) -> tuple[Block, ...]:
     return tuple(block for block in blocks if block.trace() > 0)
 
 
-def solve(blocks: Sequence[Block], delta: Tensor, damping: float, kind: DampingKind, power: float = 1.0) -> Tensor:
-    """`(Σ F_k + damping)^-power delta`, each factor damped by itself; in float64, in the shape of `delta`.
+def solve(
+    blocks: Sequence[Block],
+    delta: Tensor,
+    damping: float,
+    kind: DampingKind,
+    power: float = 1.0,
+    solver: Solver | None = None,
+) -> Tensor:
+    """`(Σ F_k + damping)^-power delta`, each factor damped by itself; in the shape of `delta`.
+
+    In float64, but for one Kronecker product and a `solver`, which takes single precision as far as its accuracy is checked.
 
     Args:
         blocks: one or more of one kind, none of them zero.
@@ -34,12 +44,13 @@ def solve(blocks: Sequence[Block], delta: Tensor, damping: float, kind: DampingK
         damping: see `asrcl.curvature.Curvature.solve`.
         kind: see there; sums take "relative" and "absolute".
         power: of the inverse; sums take 1.
+        solver: of the same damping and power, for one curvature.
 
     Raises:
         InputError: a damped block is singular, a sum did not converge or is of a kind that does not add up.
     """
     if len(blocks) == 1:
-        return blocks[0].solve(delta, damping, kind, power)
+        return blocks[0].solve(delta, damping, kind, power) if solver is None else solver.solve(blocks[0], delta)
     if kind not in SUMMABLE or power != 1:
         what = f"damping_kind={kind!r}" if kind not in SUMMABLE else f"power={power}"
         raise InputError(f"{what} is for one curvature; with several choose {' or '.join(SUMMABLE)} and power 1")
