@@ -96,6 +96,7 @@ class MergeMethod:
 
 
 _METHODS: dict[str, MergeMethod] = {}
+_WRAPPERS: dict[str, Callable[[MergeMethod], MergeMethod]] = {}
 
 
 def merge_method(
@@ -133,22 +134,30 @@ def merge_method(
     return register
 
 
+def wrapper(name: str) -> Callable[[Callable[[MergeMethod], MergeMethod]], Callable[[MergeMethod], MergeMethod]]:
+    """Register a function that makes another method of any method; users ask for it as "name+method"."""
+
+    def register(wrap: Callable[[MergeMethod], MergeMethod]) -> Callable[[MergeMethod], MergeMethod]:
+        _WRAPPERS[name] = wrap
+        return wrap
+
+    return register
+
+
 def methods() -> dict[str, MergeMethod]:
     """All registered methods by name."""
     return dict(_METHODS)
 
 
 def find_method(name: str) -> MergeMethod:
-    """One method by name; "lines+NAME" is the method NAME with steps that grow with the depth (LiNeS).
+    """One method by name; "WRAPPER+NAME" is the method NAME inside a wrapper, such as "lines+ihr".
 
     Raises:
         InputError: lists the methods that exist.
     """
-    wrapper, plus, inner = name.partition("+")
-    if wrapper == "lines" and plus:
-        from asrcl.merge.task_vectors import lines_of
-
-        return lines_of(find_method(inner))
+    outer, plus, inner = name.partition("+")
+    if plus and outer in _WRAPPERS:
+        return _WRAPPERS[outer](find_method(inner))
     if name not in _METHODS:
         raise InputError(f"there is no merge method {name!r}; there are: {', '.join(sorted(_METHODS))}")
     return _METHODS[name]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from asrcl.exceptions import InputError
 from asrcl.merge.elementwise import total
-from asrcl.merge.registry import MergeMethod, merge_method
+from asrcl.merge.registry import MergeMethod, merge_method, wrapper
 from asrcl.merge.tensors import checked_number
 
 FIRST, LAST = 0.5, 1.0
@@ -176,6 +176,7 @@ def lines(delta: Tensor, *, depth: float, first: float = FIRST, last: float = LA
     return delta * (checked_number("strength", strength) * depth_scale(depth, first, last))
 
 
+@wrapper("lines")
 def lines_of(method: MergeMethod) -> MergeMethod:
     """LiNeS around another method: its step, scaled linearly with depth. It has the options `first` and `last` besides its own.
 

@@ -92,3 +92,12 @@ def test_depth_goes_by_the_layers_in_the_order_of_the_model():
     names = ["embed.weight", "encoder.layers.0.a", "encoder.layers.0.b", "encoder.norm", "encoder.layers.1.a", "head.2.w", "out"]
     assert depths(names) == dict(zip(names, [0, 0, 0, 0, 0.5, 1, 1], strict=True))
     assert depths(["a", "b"]) == {"a": 0.0, "b": 0.0}
+
+
+def test_a_method_inside_a_wrapper():
+    names = ["encoder.layers.0.weight", "encoder.layers.1.weight"]
+    old, new = ({name: torch.full((2, 3), value, dtype=DOUBLE) for name in names} for value in (0.0, 1.0))
+    merged = merge(old, new, "lines+interpolate", strength=0.5, first=0.2, last=1.0)
+    assert [float(merged[name].mean()) for name in names] == pytest.approx([0.1, 0.5])
+    with pytest.raises(InputError, match="no merge method 'rows'"):
+        merge(old, new, "lines+rows")
