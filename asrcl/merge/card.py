@@ -23,6 +23,8 @@ from asrcl.files import read_json
 FORMAT = "asrcl merge record 1"
 TOP = 20
 ASRCL = "asrcl"
+USUAL = ("model", "pytorch_model", "pretrained", "final", "latest", "last", "best")
+"""Names of files that say nothing about the model."""
 
 _SNAPSHOT = re.compile(r"models--(.+?)--(.+?)[/\\]snapshots(?:[/\\]|$)")
 _PLAIN = re.compile(r"[A-Za-z][\w./-]*")
@@ -220,10 +222,17 @@ class MergeRecord:
 
 
 def public_name(path: str | os.PathLike[str]) -> str:
-    """What a card calls a model or file: its name on the Hub if it lies in the Hub's cache, or the last part of its path."""
+    """What a card calls a model or file: its name on the Hub if it lies in the Hub's cache, or the last part of its path.
+
+    Names that every model has (`model.safetensors`) are told apart by their folder.
+    """
     text = os.fspath(path)
-    found = _SNAPSHOT.search(text)
-    return f"{found[1]}/{found[2]}" if found else PurePath(text.replace("\\", "/")).name or Path(text).resolve().name
+    if found := _SNAPSHOT.search(text):
+        return f"{found[1]}/{found[2]}"
+    pure = PurePath(text.replace("\\", "/"))
+    if pure.stem in USUAL and pure.parent.name:
+        return f"{pure.parent.name}/{pure.name}"
+    return pure.name or Path(text).resolve().name
 
 
 def card_text(record: MergeRecord) -> str:

@@ -28,7 +28,7 @@ from asrcl.files import write_json, write_text
 from asrcl.merge.buffers import Statistics
 from asrcl.merge.card import Budget, CurvatureFile, LayerRecord, MergeRecord, Parent, Totals, card_text
 from asrcl.merge.containers import Checkpoint, Outline, open_checkpoint
-from asrcl.merge.executor import Effect, MergeOptions, Rest
+from asrcl.merge.executor import BUILT_IN, Effect, MergeOptions, Rest
 from asrcl.merge.job import Merged, MergeJob
 from asrcl.merge.plans import PlanRow
 from asrcl.merge.registry import find_method
@@ -268,7 +268,7 @@ def _record(
     return MergeRecord(
         method=spec.method,
         parents=tuple(Parent.of(role, origin.path, origin.sha256, origin.kind) for role, origin in origins),
-        knobs=dict(spec.knobs),
+        knobs=(find_method(spec.method).knobs if spec.method not in BUILT_IN else {}) | dict(spec.knobs),
         rest=_rest(spec),
         statistics=spec.statistics,
         rules=tuple(rules),
