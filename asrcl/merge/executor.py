@@ -27,7 +27,7 @@ from asrcl.merge.depth import depths
 from asrcl.merge.plans import PlanRow
 from asrcl.merge.registry import MergeMethod, find_method
 from asrcl.merge.sources import TensorSource, checked
-from asrcl.merge.tensors import add_step, by_entry, checked_number, share_of_task, updates
+from asrcl.merge.tensors import add_step, by_entry, checked_number, distance, share_of_task, updates
 
 Rest = float | Literal["1/t", "keep", "new", "fisher"]
 BUILT_IN = ("keep", "new")
@@ -299,8 +299,9 @@ class Executor:
     def _effect(self, name: str, start: Tensor, models: list[Tensor], merged: Tensor) -> Effect:
         if not start.is_floating_point():
             return Effect(0.0, 0.0, None)
-        (step,), (update,) = updates(start, [merged]), updates(start, models[:1])
-        return Effect(float(step.norm()), float(update.norm()), self.coverage.predicted(name, step))
+        covered = bool(self.coverage.of(name))
+        predicted = self.coverage.predicted(name, updates(start, [merged])[0]) if covered else None
+        return Effect(distance(start, merged), distance(start, models[0]), predicted)
 
     def _planned(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[str, str]:
         kind = self._kind(name, shape, dtype)

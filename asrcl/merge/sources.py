@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from asrcl.exceptions import InputError
+from asrcl.merge.tensors import all_finite
 
 
 class Sized(Protocol):
@@ -56,6 +57,6 @@ def checked(source: TensorSource, name: str, role: str) -> Tensor:
         InputError: names the tensor and the model.
     """
     tensor = source.read(name).detach()
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+    if tensor.is_floating_point() and not all_finite(tensor):
         raise InputError(f"{name} of the {role} model holds NaN or infinity; it cannot be merged")
     return tensor

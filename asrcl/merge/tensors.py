@@ -39,6 +39,16 @@ def by_entry(
     return result
 
 
+def distance(first: Tensor, second: Tensor) -> float:
+    """Norm of the difference, in double precision, a part at a time."""
+    return float(sum((b.double() - a.double()).square().sum() for a, (b,) in _parts(first, (second,)))) ** 0.5
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no entry is NaN or infinite, a part at a time."""
+    return all(bool(torch.isfinite(part).all()) for part, _ in _parts(tensor, ()))
+
+
 def _parts(result: Tensor, others: Sequence[Tensor]) -> list[tuple[Tensor, list[Tensor]]]:
     """Views of a result and of tensors alike, a chunk of entries each."""
     flat = [tensor.reshape(-1) for tensor in (result, *others)]
