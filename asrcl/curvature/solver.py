@@ -57,8 +57,6 @@ __all__ = [
 ]
 
 TOLERANCE = 1e-6
-SAFE = (1e-30, 1e30)
-"""Factors by which float32 is multiplied without a detour."""
 DOUBLE_TOLERANCE = 1e-12
 """For updates in float64."""
 
@@ -148,9 +146,7 @@ class Solver:
         left, right = self._damped(rows, shift_R), self._damped(columns, shift_C)
         wide = torch.promote_types(delta.dtype, torch.float32)
         matrix_RC = delta.flatten(1).to(wide) / largest  # tiny updates would leave the range of float32
-        turned_RC, length = self._counted(left, right, matrix_RC), largest / left.mean / right.mean
-        turned_RC = turned_RC if SAFE[0] < length < SAFE[1] else turned_RC.double()
-        return turned_RC.mul_(length).reshape(delta.shape)
+        return self._counted(left, right, matrix_RC).mul_(largest / left.mean / right.mean).reshape(delta.shape)
 
     def _counted(self, left: Damped, right: Damped, matrix_RC: Tensor) -> Tensor:
         tolerance = self._tolerance if matrix_RC.dtype == torch.float32 else min(self._tolerance, DOUBLE_TOLERANCE)
