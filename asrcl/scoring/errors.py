@@ -21,10 +21,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
-import jiwer
-
 from asrcl.exceptions import InputError
 from asrcl.files import write_text
+from asrcl.scoring.align import Costs, check_costs, count_characters, count_words
 
 FORMAT: Final = "asrcl-errors/1"
 MAX_NAMED: Final = 5
@@ -207,31 +206,39 @@ def percent(errors: float, length: float) -> float:
 
 
 def count_errors(
-    references: Mapping[str, str], hypotheses: Mapping[str, str], groups: Mapping[str, str] | None = None
+    references: Mapping[str, str],
+    hypotheses: Mapping[str, str],
+    groups: Mapping[str, str] | None = None,
+    costs: Costs = "unit",
 ) -> Errors:
-    """Align every hypothesis with its reference (jiwer) and count word and character errors.
+    """Align every hypothesis with its reference and count word and character errors.
 
     Runs of white space count as one space; nothing else is normalised, so normalise both sides alike before.
+    With unit costs the counts are those of jiwer; characters always cost 1 per edit.
 
     Args:
         references: id to text.
         hypotheses: id to text, for exactly the same ids.
         groups: id to speaker; an utterance without one is a group of its own.
+        costs: of the word alignment: "unit", or "sclite" to count as NIST's scorer (see `asrcl.scoring.align`).
 
     Raises:
-        InputError: the two sides do not have the same ids.
+        InputError: the two sides do not have the same ids, or the costs are unknown.
     """
-    _require_same_ids(references, hypotheses)
-    ids = list(references)
-    said = [" ".join(references[key].split()) for key in ids]
-    heard = [" ".join(hypotheses[key].split()) for key in ids]
-    words, characters = _word_counts(said, heard), _character_counts(said, heard)
+    check_costs(costs)
+    require_same_ids(references, hypotheses)
     speaker = groups or {}
-    items = [
-        ItemErrors(key, speaker.get(key, key), *counts, len(text.split()), text, guess, wrong, len(text))
-        for key, text, guess, counts, wrong in zip(ids, said, heard, words, characters, strict=True)
-    ]
-    return Errors(items)
+    return Errors(
+        [_count(key, speaker.get(key, key), text, hypotheses[key], costs) for key, text in references.items()]
+    )
+
+
+def _count(key: str, group: str, reference: str, hypothesis: str, costs: Costs) -> ItemErrors:
+    said, heard = _single_spaced(reference), _single_spaced(hypothesis)
+    if said == heard:
+        heard = said  # one string kept, not two: most utterances of a good system are right
+    counts = count_words(said, heard, costs)
+    return ItemErrors(key, group, *counts, said, heard, count_characters(said, heard), len(said))
 
 
 def name_some(ids: Iterable[str]) -> str:
@@ -240,34 +247,14 @@ def name_some(ids: Iterable[str]) -> str:
     return f"{len(names)} ({', '.join(names[:MAX_NAMED])}{', …' if len(names) > MAX_NAMED else ''})"
 
 
-def _word_counts(said: list[str], heard: list[str]) -> list[tuple[int, int, int]]:
-    """Substitutions, deletions and insertions of each pair."""
-    if not said:
-        return []
-    counts = []
-    for chunks in jiwer.process_words(said, heard).alignments:
-        tally = {"substitute": 0, "delete": 0, "insert": 0}
-        for chunk in chunks:
-            if chunk.type != "equal":
-                tally[chunk.type] += _width(chunk)
-        counts.append((tally["substitute"], tally["delete"], tally["insert"]))
-    return counts
+def _single_spaced(text: str) -> str:
+    """The text with single spaces; the very same object where it has them already, so that memory holds it once."""
+    spaced = " ".join(text.split())
+    return text if spaced == text else spaced
 
 
-def _character_counts(said: list[str], heard: list[str]) -> list[int]:
-    """Edit distance in characters of each pair."""
-    if not said:
-        return []
-    aligned = jiwer.process_characters(said, heard).alignments
-    return [sum(_width(chunk) for chunk in chunks if chunk.type != "equal") for chunks in aligned]
-
-
-def _width(chunk: jiwer.AlignmentChunk) -> int:
-    """Edit operations in a chunk; one of its two sides is empty for deletions and insertions."""
-    return max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
-
-
-def _require_same_ids(references: Mapping[str, str], hypotheses: Mapping[str, str]) -> None:
+def require_same_ids(references: Mapping[str, str], hypotheses: Mapping[str, str]) -> None:
+    """Refuse two sides that do not cover the same utterances; the message counts and names those that differ."""
     missing, extra = references.keys() - hypotheses.keys(), hypotheses.keys() - references.keys()
     parts = []
     if missing:

@@ -4,8 +4,9 @@ R is a float array [T, T]: `R[i, j]` is the error rate in percent on domain j af
 measured. Formulas count stages and domains from 1, the array from 0. A metric is nan when one of its
 ingredients is nan, or when it is not defined (BWT of one domain).
 
-Every function takes error rates. With accuracies A = 100 − R in place of R, AVG becomes 100 − AVG
-(`accuracy`), and BWT, FWT, COV, forgetting and intransigence keep their values and signs as written here.
+Every function takes error rates. Of accuracies, make R = 100 − A with `rates_from_accuracies` first: AVG becomes
+100 − ACC, and BWT, FWT, COV, forgetting and intransigence keep their values and signs; `Metric.accuracy_formula`
+writes each of them in A. AOPD and MOPD are the same for both.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class Metric:
         better: "lower" or "higher".
         source: where the definition comes from, and where it departs from it.
         unit: "%" or "points" (differences of percentages).
+        accuracy_formula: the same number written with accuracies A = 100 − R.
+        references: which other runs it needs.
     """
 
     name: str
@@ -45,10 +48,14 @@ class Metric:
     better: str
     source: str
     unit: str
+    accuracy_formula: str
+    references: str = "none"
 
 
 METRICS: Final[dict[str, Metric]] = {
-    "avg": Metric("average error rate over domains", "AVG", "mean_j R[T,j]", "lower", _IHR, "%"),
+    "avg": Metric(
+        "average error rate over domains", "AVG", "mean_j R[T,j]", "lower", _IHR, "%", "100 − mean_j A[T,j]"
+    ),
     "word_weighted_avg": Metric(
         "error rate of all test sets together",
         "AVG_w",
@@ -56,6 +63,7 @@ METRICS: Final[dict[str, Metric]] = {
         "lower",
         "common practice: total errors over total reference length",
         "%",
+        "100 − Σ_j n_j A[T,j] / Σ_j n_j",
     ),
     "bwt": Metric(
         "backward transfer (negative: forgetting)",
@@ -64,6 +72,7 @@ METRICS: Final[dict[str, Metric]] = {
         "higher",
         f"{_IHR}; Lopez-Paz & Ranzato, NeurIPS 2017, arXiv 1706.08840, for accuracies",
         "points",
+        "mean_{j<T} (A[T,j] − A[j,j])",
     ),
     "fwt": Metric(
         "gain over the first model on new domains (plasticity; not zero-shot transfer)",
@@ -72,6 +81,8 @@ METRICS: Final[dict[str, Metric]] = {
         "higher",
         _IHR,
         "points",
+        "mean_{k≥2} (A[k,k] − A[1,k])",
+        "`initial` of the same seed, where the run has not measured R[1,k]",
     ),
     "cov": Metric(
         "gap between fine-tuning and separate models that is closed",
@@ -80,6 +91,8 @@ METRICS: Final[dict[str, Metric]] = {
         "higher",
         f"{_IHR}; not clipped at 0 here",
         "%",
+        "100 · (ACC − ACC_FT) / (ACC_sep − ACC_FT)",
+        "`ft` and `separate` of the same seed",
     ),
     "forgetting": Metric(
         "loss against the best stage so far",
@@ -88,6 +101,7 @@ METRICS: Final[dict[str, Metric]] = {
         "lower",
         f"{_RWALK}; only stages from j on, where domain j has been seen",
         "points",
+        "mean_{j<T} (max_{j≤i<T} A[i,j] − A[T,j])",
     ),
     "intransigence": Metric(
         "gap to joint training when a domain has just been learned",
@@ -96,23 +110,31 @@ METRICS: Final[dict[str, Metric]] = {
         "lower",
         f"{_RWALK}; J is trained on all T domains, not on the first k",
         "points",
+        "mean_k (A_J[k] − A[k,k])",
+        "`joint` of the same seed",
     ),
-    "accuracy": Metric("average accuracy over domains", "ACC", "100 − mean_j R[T,j]", "higher", _RWALK, "%"),
+    "accuracy": Metric(
+        "average accuracy over domains", "ACC", "100 − mean_j R[T,j]", "higher", _RWALK, "%", "mean_j A[T,j]"
+    ),
     "aopd": Metric(
         "average order-normalised performance disparity",
         "AOPD",
         "mean_j (max_o P[o,j] − min_o P[o,j]) over orders o",
         "lower",
-        _ORDER,
+        f"{_ORDER}; there of accuracies, which gives the same number",
         "points",
+        "the same with accuracies",
+        "the method in two orders of the same domains at least; P is a mean over seeds",
     ),
     "mopd": Metric(
         "maximum order-normalised performance disparity",
         "MOPD",
         "max_j (max_o P[o,j] − min_o P[o,j]) over orders o",
         "lower",
-        _ORDER,
+        f"{_ORDER}; there of accuracies, which gives the same number",
         "points",
+        "the same with accuracies",
+        "the method in two orders of the same domains at least; P is a mean over seeds",
     ),
 }
 
@@ -127,6 +149,19 @@ def as_matrix(matrix: ArrayLike) -> Matrix:
     if rates.ndim != 2 or rates.shape[0] != rates.shape[1] or rates.size == 0:
         raise InputError(f"error matrix has shape {rates.shape}; it must be [T, T], one row per stage")
     return rates
+
+
+def rates_from_accuracies(accuracies: ArrayLike) -> Matrix:
+    """R = 100 − A for a matrix of accuracies in percent, [T, T]; nan (or None) stays nan.
+
+    Raises:
+        InputError: not square, or a value outside 0 to 100 (shares instead of percent pass unseen).
+    """
+    matrix = as_matrix(accuracies)
+    known = matrix[~np.isnan(matrix)]
+    if np.any((known < 0) | (known > 100)):
+        raise InputError(f"accuracies must lie between 0 and 100 percent; found {known.min():g} to {known.max():g}")
+    return 100.0 - matrix
 
 
 def avg(matrix: ArrayLike) -> float:
@@ -227,14 +262,41 @@ def stage_averages(matrix: ArrayLike) -> Matrix:
     return np.array([np.mean(row[: stage + 1]) for stage, row in enumerate(rates)])
 
 
+def old_and_new(matrix: ArrayLike, stage: int = -1) -> Matrix:
+    """Mean error rate on the domains before stage `stage`, and the rate on that stage's own domain: two percentages.
+
+    Args:
+        matrix: R.
+        stage: index from 0; -1 is the last. Of the first stage, the old rate is nan: nothing is old.
+    """
+    rates = as_matrix(matrix)
+    index = range(len(rates))[stage]
+    return np.array([np.mean(rates[index, :index]) if index else np.nan, rates[index, index]])
+
+
+def pareto_front(points: Sequence[ArrayLike]) -> list[tuple[float, float]]:
+    """The points (old rate, new rate) that no other point beats or equals on both, by rising old rate; nan is left out."""
+    known = sorted({(float(x), float(y)) for x, y in (np.asarray(point) for point in points) if not np.isnan([x, y]).any()})
+    front: list[tuple[float, float]] = []
+    for x, y in known:
+        if not front or y < front[-1][1]:
+            front.append((x, y))
+    return front
+
+
 def order_disparity(final: ArrayLike) -> Matrix:
     """OPD[j] = max_o P[o,j] − min_o P[o,j], [T], in points (Yoon et al. 2020).
 
     Args:
         final: P, [orders, T]: error rate (or accuracy) on domain j after the last stage, one row per domain
             order, columns always in the same order of domains.
+
+    Raises:
+        InputError: not a table, or fewer than two orders.
     """
     rates = np.asarray(final, dtype=np.float64)
+    if rates.ndim != 2 or len(rates) < 2 or not rates.shape[1]:
+        raise InputError(f"order disparity of a table of shape {rates.shape}; give [orders, T], two orders at least")
     return np.asarray(np.max(rates, axis=0) - np.min(rates, axis=0))
 
 

@@ -1,4 +1,6 @@
-"""The two pictures of a report: R as heat maps, and the mean error rate over the domains seen so far.
+"""The pictures of RESULTS.md and of papers: R as heat maps, error rates per stage, old domains against the new one.
+
+The ending of the file decides the format: .png, .pdf or .svg.
 
 matplotlib is imported when a picture is drawn, and only its Agg canvas: no display is needed, and a
 notebook's settings stay as they are.
@@ -8,13 +10,14 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from asrcl.exceptions import InputError
 from asrcl.files import atomic_path
-from asrcl.scoring.metrics import Matrix, stage_averages
+from asrcl.scoring.metrics import Matrix, old_and_new, pareto_front, stage_averages
 from asrcl.scoring.summary import MethodSummary, ScenarioSummary
 
 if TYPE_CHECKING:
@@ -29,6 +32,11 @@ COLOUR_MAP: Final = "YlGnBu"
 MAX_COLUMNS: Final = 4
 MAX_LABEL_CHARACTERS: Final = 70
 DPI: Final = 160
+_ORIGIN_FIELDS: Final = {
+    "png": ("Software",),
+    "pdf": ("Creator", "Producer", "CreationDate"),
+    "svg": ("Creator", "Date"),
+}
 
 
 def draw_heatmaps(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
@@ -86,6 +94,36 @@ def draw_stages(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
     axes.grid(axis="y", color="#dddddd", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
     _legend_by_last_value(axes)
+    _save(figure, path)
+
+
+def draw_pareto(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
+    """Error rate on old domains against the new one, after the last stage: a point per method, small ones per seed.
+
+    Down and left is better; the dashed line joins the methods that no other beats on both, references apart.
+
+    Raises:
+        InputError: matplotlib is not installed, or the file cannot be written.
+    """
+    figure = _figure(5.6, 4.6)
+    axes = figure.subplots()
+    adapted = [method.method for method in summary.methods if method.method not in REFERENCES]
+    points = {}
+    for method in summary.methods:
+        style = {**_style(method.method, adapted), "linestyle": "none"}
+        seeds = np.array([old_and_new(matrix) for matrix in method.matrices])
+        marker = style.pop("marker") or "X"
+        axes.plot(seeds[:, 0], seeds[:, 1], **{**style, "markersize": 3}, marker=marker, alpha=0.5)
+        points[method.method] = seeds.mean(axis=0)
+        axes.plot(*points[method.method], **{**style, "markersize": 8}, marker=marker, label=method.label)
+    front = pareto_front([points[name] for name in adapted])
+    axes.plot([point[0] for point in front], [point[1] for point in front], "--", color="#666666", linewidth=1)
+    axes.set_xlabel(f"mean {summary.rate_name} on old domains (%)")
+    axes.set_ylabel(f"{summary.rate_name} on the newest domain (%)")
+    axes.set_title(f"{summary.scenario}: after the last stage")
+    axes.grid(color="#dddddd", linewidth=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     _save(figure, path)
 
 
@@ -180,6 +218,9 @@ def _legend_by_last_value(axes: Axes) -> None:
 
 
 def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    kind = Path(path).suffix.removeprefix(".").lower()
+    if kind not in _ORIGIN_FIELDS:
+        raise InputError(f"{path}: pictures are written as {', '.join(_ORIGIN_FIELDS)}; choose one of these endings")
     with atomic_path(path) as temporary:
-        # matplotlib would write its version into the file; then equal pictures would differ in bytes.
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+        # matplotlib would write its version and the date into the file; then equal pictures would differ in bytes.
+        figure.savefig(temporary, format=kind, metadata=dict.fromkeys(_ORIGIN_FIELDS[kind]))

@@ -24,6 +24,10 @@ FILE_NAME: Final = "results.json"
 Counts = list[list[int | None]]
 
 
+class OtherVersionError(InputError):
+    """A results file that another version of asrcl wrote, or no results file at all."""
+
+
 @dataclass
 class RunResult:
     """The outcome of one run: a method, a seed, the domains in their order, and the counts after every stage.
@@ -42,11 +46,11 @@ class RunResult:
         character_errors: likewise in characters; empty where not counted.
         character_lengths: likewise in characters.
         item_files: path of each evaluation's saved `Errors`, relative to results.json; empty if not kept.
-        validation: what was tuned on dev data, free-form.
+        validation: what was tuned on dev data, free-form; `sweep` is shown in reports.
         config: the resolved configuration.
         command: what to type to make this run again.
         environment: versions and hardware: python, torch, cpu, git and the like.
-        stages: per stage, free-form: seconds, epochs, curves.
+        stages: per stage, free-form; docs/results.md names the keys that reports show (curves, layers, curvature).
         references: other results this run builds on, free-form.
         folder: where results.json lies; set by `save` and `load`, not stored.
     """
@@ -101,11 +105,14 @@ class RunResult:
 
     def final_stage(self, domain: int) -> int:
         """The stage whose model stands for this run on domain `domain` (an index) after the last stage."""
-        last = len(self.domains) - 1
-        if self.method == "separate" and self.errors[domain][domain] is not None:
+        return self.source_stage(len(self.domains) - 1, domain)
+
+    def source_stage(self, stage: int, domain: int) -> int:
+        """The row of R that holds what `completed` says of domain `domain` after stage `stage` (indices from 0)."""
+        if self.method == "separate" and domain < stage and self.errors[domain][domain] is not None:
             return domain
-        measured = [stage for stage in range(last + 1) if self.errors[stage][domain] is not None]
-        return measured[-1] if self.method == "initial" and measured else last
+        measured = [i for i in range(stage + 1) if self.errors[i][domain] is not None]
+        return measured[-1] if self.method == "initial" and measured else stage
 
     def items(self, stage: int, domain: int) -> Errors:
         """The stored counts per item on domain `domain` after stage `stage` (indices from 0).
@@ -143,14 +150,13 @@ class RunResult:
         """Read results.json.
 
         Raises:
-            InputError: the file is missing, not JSON, of another format, or its fields do not fit together.
+            OtherVersionError: the file is of another format.
+            InputError: the file is missing, not JSON, or its fields do not fit together.
         """
         content = read_json(path)
         found = content.get("format") if isinstance(content, dict) else None
         if found != FORMAT:
-            raise InputError(
-                f"{path}: expected format {FORMAT}, found {found}; run it again with this version"
-            )
+            raise OtherVersionError(f"{path}: expected format {FORMAT}, found {found}; run it again with this version")
         del content["format"]
         known = {entry.name for entry in fields(cls)} - {"folder"}
         required = {"scenario", "method", "seed", "unit", "domains", "errors", "lengths"}

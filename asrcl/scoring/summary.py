@@ -14,12 +14,13 @@ import numpy as np
 from asrcl.exceptions import InputError
 from asrcl.scoring import metrics
 from asrcl.scoring.errors import Errors
+from asrcl.scoring.intervals import average_interval, difference_interval
 from asrcl.scoring.metrics import Matrix
 from asrcl.scoring.results import RunResult
 from asrcl.scoring.significance import (
     Comparison,
     Interval,
-    bootstrap_ci,
+    PairedInterval,
     holm,
     pool,
     sum_seeds,
@@ -37,6 +38,7 @@ LABELS: Final[dict[str, str]] = {
 }
 # Marks to measure a method by, which do not compete with it.
 REFERENCES: Final = ("initial", "separate", "joint")
+Items = dict[tuple[str, int], list[Errors] | None]
 RATE_NAMES: Final = {"word": "WER", "character": "CER"}
 
 
@@ -53,6 +55,7 @@ class MethodSummary:
         interval: of AVG, resampling speakers jointly over domains and seeds; None without counts per item.
         comparison: the reference method against this one; None for itself or without a common seed.
         p_holm: the comparison's p value after Holm's correction; nan without one.
+        difference: AVG of the reference method minus AVG of this one, resampling speakers; None where `comparison` is.
     """
 
     method: str
@@ -63,6 +66,7 @@ class MethodSummary:
     interval: Interval | None = None
     comparison: Comparison | None = None
     p_holm: float = float("nan")
+    difference: PairedInterval | None = None
 
     @property
     def matrix(self) -> Matrix:
@@ -94,6 +98,8 @@ class ScenarioSummary:
         unit: "word", "character", "image".
         methods: one summary each.
         runs: what they were made from.
+        reference: the method that the others are tested against.
+        items: (method, seed) to the counts per item of every domain after the last stage; None where not kept.
     """
 
     scenario: str
@@ -101,6 +107,8 @@ class ScenarioSummary:
     unit: str
     methods: list[MethodSummary]
     runs: list[RunResult] = field(repr=False)
+    reference: str = "ihr"
+    items: Items = field(repr=False, default_factory=dict)
 
     @property
     def rate_name(self) -> str:
@@ -150,10 +158,11 @@ def _summarise_scenario(runs: list[RunResult], reference: str, labels: Mapping[s
         members = sorted((run for run in runs if run.method == method), key=lambda run: run.seed)
         summary = _summarise_method(members, runs, labels.get(method, method))
         seeds = [items[method, seed] for seed in summary.seeds]
-        interval = _average_interval([part for part in seeds if part is not None]) if all(seeds) else None
-        test = None if method == reference else _compare(items, reference, method, runs[0].domains)
-        methods.append(replace(summary, interval=interval, comparison=test))
-    return ScenarioSummary(runs[0].scenario, runs[0].domains, runs[0].unit, methods, runs)
+        interval = average_interval([part for part in seeds if part is not None]) if all(seeds) else None
+        pairs = [] if method == reference else _pairs(items, reference, method)
+        test, difference = _compare(pairs, runs[0].domains) if pairs else (None, None)
+        methods.append(replace(summary, interval=interval, comparison=test, difference=difference))
+    return ScenarioSummary(runs[0].scenario, runs[0].domains, runs[0].unit, methods, runs, reference, items)
 
 
 def _rank(method: str, reference: str) -> tuple[int, str]:
@@ -197,24 +206,20 @@ def _with_first_row(matrix: Matrix, initial: RunResult | None) -> Matrix:
     return filled
 
 
-def _average_interval(seeds: list[list[Errors]]) -> Interval:
-    """Of AVG: one pool per domain over the seeds, speakers drawn jointly."""
-    return bootstrap_ci([pool(domain) for domain in zip(*seeds, strict=True)])
-
-
-def _compare(
-    items: Mapping[tuple[str, int], list[Errors] | None], reference: str, other: str, domains: list[str]
-) -> Comparison | None:
-    """The reference against another method over all items of all domains, on their common seeds."""
-    pairs = [
+def _pairs(items: Items, reference: str, other: str) -> list[tuple[list[Errors], list[Errors]]]:
+    """The items of both methods for every seed that both have."""
+    return [
         (left, right)
         for (method, seed), left in items.items()
         if method == reference and left is not None and (right := items.get((other, seed))) is not None
     ]
-    if not pairs:
-        return None
-    ours, theirs = (sum_seeds([pool(sets, domains) for sets in side]) for side in zip(*pairs, strict=True))
-    return wilcoxon(ours, theirs)
+
+
+def _compare(pairs: list[tuple[list[Errors], list[Errors]]], domains: list[str]) -> tuple[Comparison, PairedInterval]:
+    """The reference against another method over all items of all domains."""
+    left, right = zip(*pairs, strict=True)
+    ours, theirs = (sum_seeds([pool(sets, domains) for sets in side]) for side in (left, right))
+    return wilcoxon(ours, theirs), difference_interval(left, right)
 
 
 def _correct(scenarios: list[ScenarioSummary]) -> list[ScenarioSummary]:

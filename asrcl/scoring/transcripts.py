@@ -1,43 +1,43 @@
-"""Transcript files: sclite `.trn`, Kaldi `text`, JSON lines; and scoring one such file against another.
+"""Transcript files: reading them by suffix, writing them, and scoring one against another.
 
-    .trn            text (id)       sclite; the speaker is what stands before the first "-" of the id
-    text, .txt      id text         Kaldi; likewise
-    .jsonl          {"id": "…", "text": "…"}, and "speaker" if known
-
-All are UTF-8, one utterance per line, ids unique. An utterance may have no words. White space is read and
-written as single spaces.
+`asrcl.scoring.formats` says which files are read. Written are .trn (sclite), Kaldi text and JSON lines.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Mapping
 
 from asrcl.exceptions import InputError
 from asrcl.files import write_text
+from asrcl.scoring.align import Costs
 from asrcl.scoring.errors import Errors, count_errors
+from asrcl.scoring.formats import (
+    AnyPath,
+    Reading,
+    read_json_utterances,
+    read_kaldi_utterances,
+    read_trn_utterances,
+    read_utterances,
+    speaker_of,
+)
 
-AnyPath = str | os.PathLike[str]
-
-_TRN: Final = re.compile(r"(.*)\(([^()]+)\)\s*", re.DOTALL)
-_ALTERNATIVES: Final = re.compile(r"\{[^{}]*/[^{}]*\}")
-
-
-@dataclass(frozen=True, slots=True)
-class _Utterance:
-    id: str
-    text: str
-    speaker: str
-
-
-def speaker_of(utterance_id: str) -> str:
-    """The speaker in an id as sclite and Kaldi write it: all before the first "-", or the whole id."""
-    return utterance_id.split("-", 1)[0] or utterance_id
+__all__ = [
+    "align_columns",
+    "read_jsonl",
+    "read_kaldi_text",
+    "read_speakers",
+    "read_transcripts",
+    "read_trn",
+    "score_files",
+    "speaker_of",
+    "summary_row",
+    "summary_table",
+    "write_jsonl",
+    "write_kaldi_text",
+    "write_trn",
+]
 
 
 def read_transcripts(path: AnyPath) -> dict[str, str]:
@@ -47,27 +47,27 @@ def read_transcripts(path: AnyPath) -> dict[str, str]:
         InputError: unknown suffix; a line that is malformed, not UTF-8, or repeats an id (file and line are
             named).
     """
-    return {utterance.id: utterance.text for utterance in _read(path)}
+    return {utterance.id: utterance.text for utterance in read_utterances(path)}
 
 
 def read_trn(path: AnyPath) -> dict[str, str]:
     """Read an sclite file of "text (id)" lines; ";;" begins a comment line. Raises as `read_transcripts`."""
-    return {utterance.id: utterance.text for utterance in _parse(path, _parse_trn)}
+    return {utterance.id: utterance.text for utterance in read_trn_utterances(path)}
 
 
 def read_kaldi_text(path: AnyPath) -> dict[str, str]:
     """Read a Kaldi file of "id text" lines. Raises as `read_transcripts`."""
-    return {utterance.id: utterance.text for utterance in _parse(path, _parse_kaldi)}
+    return {utterance.id: utterance.text for utterance in read_kaldi_utterances(path)}
 
 
 def read_jsonl(path: AnyPath) -> dict[str, str]:
     """Read a file of {"id", "text"} objects; other keys are ignored. Raises as `read_transcripts`."""
-    return {utterance.id: utterance.text for utterance in _parse(path, _parse_json)}
+    return {utterance.id: utterance.text for utterance in read_json_utterances(path)}
 
 
 def read_speakers(path: AnyPath) -> dict[str, str]:
     """The speaker of every utterance of a transcript file: its "speaker" entry, else `speaker_of` its id."""
-    return {utterance.id: utterance.speaker for utterance in _read(path)}
+    return {utterance.id: utterance.speaker for utterance in read_utterances(path)}
 
 
 def write_trn(path: AnyPath, transcripts: Mapping[str, str]) -> None:
@@ -118,20 +118,21 @@ def write_jsonl(
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def score_files(reference: AnyPath, hypothesis: AnyPath) -> Errors:
+def score_files(reference: AnyPath, hypothesis: AnyPath, costs: Costs = "unit") -> Errors:
     """Score a transcript file against another, matched by id; the two formats may differ.
 
-    Groups of the result are the speakers of the reference file.
+    Groups of the result are the speakers of the reference file. `asrcl.scoring.score` does more: normalisers,
+    metadata, skipping.
 
     Raises:
         InputError: a file cannot be read, or the two do not hold the same ids.
     """
-    said = _read(reference)
+    said = read_utterances(reference)
+    heard = read_utterances(hypothesis, Reading("hypothesis"))
     references = {utterance.id: utterance.text for utterance in said}
     speakers = {utterance.id: utterance.speaker for utterance in said}
-    hypotheses = read_transcripts(hypothesis)
     try:
-        return count_errors(references, hypotheses, speakers)
+        return count_errors(references, {utterance.id: utterance.text for utterance in heard}, speakers, costs)
     except InputError as error:
         raise InputError(f"{hypothesis} against {reference}: {error}") from error
 
@@ -146,19 +147,21 @@ def summary_table(errors: Errors) -> str:
     header = ["group", "items", "length", f"{noun} %", "CER %", "S", "D", "I", "items wrong %"]
     groups = errors.by_group()
     shown = dict(sorted(groups.items())) if 1 < len(groups) < len(errors) else {}
-    rows = [_summary_row(name, part) for name, part in shown.items()] + [_summary_row("all", errors)]
+    rows = [summary_row(name, part) for name, part in shown.items()] + [summary_row("all", errors)]
     if errors.unit != "word":
         header, *rows = [row[:4] + row[5:] for row in (header, *rows)]
-    return _align([header, *rows])
+    return align_columns([header, *rows])
 
 
-def _summary_row(name: str, part: Errors) -> list[str]:
+def summary_row(name: str, part: Errors) -> list[str]:
+    """A row of `summary_table`."""
     counts = [part.substitutions, part.deletions, part.insertions]
     rates = [f"{part.rate:.2f}", f"{part.character_rate:.2f}"]
     return [name, str(len(part)), str(part.length), *rates, *map(str, counts), f"{part.item_rate:.2f}"]
 
 
-def _align(rows: list[list[str]]) -> str:
+def align_columns(rows: list[list[str]]) -> str:
+    """Rows as text: first column to the left, others to the right, a rule under the first row."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -169,95 +172,3 @@ def _align(rows: list[list[str]]) -> str:
         lines.append("  ".join(cells).rstrip())
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines) + "\n"
-
-
-def _read(path: AnyPath) -> list[_Utterance]:
-    suffix = Path(path).suffix.lower()
-    parser = {".trn": _parse_trn, ".jsonl": _parse_json, ".txt": _parse_kaldi, ".text": _parse_kaldi}.get(
-        suffix
-    )
-    if parser is None and (suffix == "" or Path(path).name == "text"):
-        parser = _parse_kaldi
-    if parser is None:
-        raise InputError(
-            f"{path}: unknown transcript suffix {suffix}; use .trn, .jsonl, .txt or a file named text"
-        )
-    return _parse(path, parser)
-
-
-def _parse(path: AnyPath, parser: Callable[[str], _Utterance | None]) -> list[_Utterance]:
-    """Parse every line; `parser` gives None for a comment and a ValueError with the reason for a bad line."""
-    first_line: dict[str, int] = {}
-    utterances = []
-    for number, line in _lines(path):
-        try:
-            utterance = parser(line)
-        except ValueError as error:
-            raise InputError(f"{path}: line {number}: {error}") from error
-        if utterance is None:
-            continue
-        if utterance.id in first_line:
-            before = first_line[utterance.id]
-            raise InputError(
-                f"{path}: line {number}: id {utterance.id} is already on line {before}; keep one of them"
-            )
-        first_line[utterance.id] = number
-        utterances.append(utterance)
-    return utterances
-
-
-def _lines(path: AnyPath) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers; a byte-order mark and blank lines at the end are dropped."""
-    try:
-        content = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").rstrip()
-    except OSError as error:
-        raise InputError(f"{path}: cannot read it ({error.strerror}); give a transcript file") from error
-    for number, line in enumerate(content.split(b"\n") if content else [], start=1):
-        try:
-            yield number, line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{path}: line {number}: not UTF-8; convert the file, e.g. with iconv -t utf-8"
-            ) from error
-
-
-def _parse_trn(line: str) -> _Utterance | None:
-    if line.startswith(";;"):
-        return None
-    match = _TRN.fullmatch(line)
-    if match is None or not match[2].strip():
-        raise ValueError("expected 'text (id)'; put the utterance id in parentheses at the end")
-    if _ALTERNATIVES.search(match[1]):
-        raise ValueError("sclite alternatives {a / b} are not supported; choose one wording")
-    key = match[2].strip()
-    return _Utterance(key, " ".join(match[1].split()), speaker_of(key))
-
-
-def _parse_kaldi(line: str) -> _Utterance:
-    tokens = line.split()
-    if not tokens or line[0].isspace():
-        raise ValueError("expected 'id text'; begin the line with the utterance id")
-    return _Utterance(tokens[0], " ".join(tokens[1:]), speaker_of(tokens[0]))
-
-
-def _parse_json(line: str) -> _Utterance:
-    row = _object(line)
-    for key in ("id", "text"):
-        if not isinstance(row.get(key), str):
-            raise ValueError(f"expected the string entry '{key}'")
-    if not row["id"]:
-        raise ValueError("the id is empty")
-    speaker = row.get("speaker")
-    if not (speaker is None or isinstance(speaker, str)):
-        raise ValueError("'speaker' must be a string")
-    return _Utterance(row["id"], " ".join(row["text"].split()), speaker or speaker_of(row["id"]))
-
-
-def _object(line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg}); write one object per line") from error
-    if not isinstance(row, dict):
-        raise ValueError("expected a JSON object with 'id' and 'text'")
-    return row

@@ -205,6 +205,49 @@ def test_order_disparity() -> None:
     assert (metrics.aopd(final), metrics.mopd(final)) == (2.5, 4.0)
 
 
+@pytest.mark.parametrize("final", [[[1.0, 2.0]], [], [1.0, 2.0], [[], []]])
+def test_one_order_has_no_disparity(final: list) -> None:
+    with pytest.raises(InputError, match="two orders at least"):
+        metrics.aopd(final)
+
+
+@pytest.mark.parametrize("key", FINAL)
+def test_published_matrices_as_accuracies_give_the_same_metrics(key: tuple[int, str]) -> None:
+    """Every metric written in A = 100 − R, as `accuracy_formula` says, against the functions of R."""
+    matrix = published(key)
+    a, separate_a, tuned_a = 100 - matrix, 100 - separate(key[0]), 100 - published((key[0], "FT"))
+    learned = np.diag(a)
+    assert metrics.rates_from_accuracies(a) == pytest.approx(matrix, nan_ok=True)
+    assert metrics.accuracy(matrix) == pytest.approx(a[-1].mean())
+    assert metrics.bwt(matrix) == pytest.approx((a[-1, :-1] - learned[:-1]).mean())
+    assert metrics.fwt(matrix) == pytest.approx((learned[1:] - a[0, 1:]).mean())
+    assert metrics.forgetting(matrix) == pytest.approx(np.mean([a[j:-1, j].max() - a[-1, j] for j in range(4)]))
+    joint = np.vstack([np.full((4, 5), NAN), [9.0, 8.0, 7.0, 6.0, 5.0]])
+    assert metrics.intransigence(matrix, joint) == pytest.approx(np.mean((100 - joint[-1]) - learned))
+    gain, room = a[-1].mean() - tuned_a[-1].mean(), separate_a[-1].mean() - tuned_a[-1].mean()
+    found = metrics.cov(matrix, published((key[0], "FT")), separate(key[0]))
+    assert found == pytest.approx(100 * gain / room)
+    orders = [[10.0, 20.0], [14.0, 21.0]]
+    assert metrics.aopd(orders) == metrics.aopd(100 - np.array(orders))
+
+
+def test_shares_above_a_hundred_are_no_accuracies() -> None:
+    with pytest.raises(InputError, match="between 0 and 100 percent; found -1 to 101"):
+        metrics.rates_from_accuracies([[101.0, 50.0], [NAN, -1.0]])
+
+
+def test_old_and_new_domains() -> None:
+    assert metrics.old_and_new(HAND) == pytest.approx([(13 + 26) / 2, 30])
+    assert metrics.old_and_new(HAND, 1) == pytest.approx([16, 20])
+    assert metrics.old_and_new(HAND, 0) == pytest.approx([NAN, 10], nan_ok=True)
+
+
+def test_the_front_holds_what_nothing_beats_on_both() -> None:
+    points = [[1, 9], [5, 5], [6, 6], [9, 1], [5, 7], [NAN, 0], [9, 1]]
+    assert metrics.pareto_front(points) == [(1, 9), (5, 5), (9, 1)]
+    assert metrics.pareto_front([]) == []
+
+
 @pytest.mark.parametrize("matrix", [[[1.0, 2.0]], [], [1.0, 2.0]])
 def test_matrices_that_are_not_square_are_refused(matrix: list) -> None:
     with pytest.raises(InputError, match=r"it must be \[T, T\]"):
@@ -215,6 +258,6 @@ def test_the_registry_describes_every_function() -> None:
     for key, metric in METRICS.items():
         assert callable(getattr(metrics, key))
         assert metric.better in ("lower", "higher") and metric.unit in ("%", "points")
-        assert metric.formula and metric.source and metric.name
+        assert metric.formula and metric.source and metric.name and metric.accuracy_formula and metric.references
         assert metric.symbol in (getattr(metrics, key).__doc__ or "")
     assert len({metric.symbol for metric in METRICS.values()}) == len(METRICS)

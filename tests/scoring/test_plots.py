@@ -86,6 +86,17 @@ def test_stage_labels_do_not_overlap(tmp_path: Path, figures, names: list[str]) 
     assert min(gaps) > (10 if slanted else 0)
 
 
+def test_the_plane_of_old_and_new_holds_the_means(tmp_path, summary, figures) -> None:
+    plots.draw_pareto(summary, tmp_path / "p.pdf")
+    axes = figures[0].axes[0]
+    points = {line.get_label(): (line.get_xdata()[0], line.get_ydata()[0]) for line in axes.get_lines()}
+    ihr = next(method for method in summary.methods if method.method == "ihr")
+    assert points["IHR"] == pytest.approx((ihr.matrix[-1, :-1].mean(), ihr.matrix[-1, -1]))
+    assert (tmp_path / "p.pdf").read_bytes().startswith(b"%PDF")
+    with pytest.raises(ValueError, match=r"written as png, pdf, svg"):
+        plots.draw_pareto(summary, tmp_path / "p.gif")
+
+
 def test_colours_and_markers_do_not_repeat_for_the_usual_methods() -> None:
     styles = [plots._style(m, [f"m{k}" for k in range(10)]) for m in [f"m{k}" for k in range(10)]]
     looks = {(style["color"], style["marker"], style["linestyle"]) for style in styles}

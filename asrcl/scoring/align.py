@@ -1,0 +1,116 @@
+"""Word alignments, and the counts that follow from them.
+
+Two ways to price an edit, because two houses count differently:
+
+    unit     insertion 1, deletion 1, substitution 1: jiwer, Kaldi, icefall, SpeechBrain, NeMo
+    sclite   insertion 3, deletion 3, substitution 4: NIST's sclite, which thus prefers a deletion beside an insertion
+             to two substitutions, and may report more errors than the edit distance
+
+Unit alignments are those of rapidfuzz, the aligner inside jiwer, called without jiwer's wrapping: the same operations in a
+tenth of the time (tests hold the two against each other). The sclite alignments are dynamic programming of our own. Where
+several alignments cost the same, it takes the last step of sclite 2.4.10: a pair of words before an insertion before a
+deletion (tests hold it against alignments that sclite wrote).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal, get_args
+
+from rapidfuzz.distance import Levenshtein
+
+from asrcl.exceptions import InputError
+
+Costs = Literal["unit", "sclite"]
+Step = tuple[str, str, str]
+"""One step of an alignment: operation, reference word, hypothesis word. The operation is C (correct), S, D or I; the word that a
+deletion or an insertion lacks is ""."""
+
+_SUBSTITUTION: Final = 4
+_GAP: Final = 3
+
+
+def check_costs(costs: str) -> None:
+    """Refuse unknown costs with an `InputError` that names the known ones."""
+    if costs not in get_args(Costs):
+        raise InputError(f"unknown alignment costs {costs!r}; choose unit (as jiwer) or sclite (insertion 3, deletion 3, sub 4)")
+
+
+def align_words(reference: Sequence[str], hypothesis: Sequence[str], costs: Costs = "unit") -> list[Step]:
+    """Align two word sequences."""
+    if costs == "sclite":
+        return _sclite_steps(reference, hypothesis)
+    steps: list[Step] = []
+    for block in Levenshtein.opcodes(reference, hypothesis):
+        left, right = reference[block.src_start : block.src_end], hypothesis[block.dest_start : block.dest_end]
+        if block.tag == "delete":
+            steps.extend(("D", word, "") for word in left)
+        elif block.tag == "insert":
+            steps.extend(("I", "", word) for word in right)
+        else:
+            name = "C" if block.tag == "equal" else "S"
+            steps.extend((name, word, other) for word, other in zip(left, right, strict=True))
+    return steps
+
+
+def count_words(reference: str, hypothesis: str, costs: Costs = "unit") -> tuple[int, int, int, int]:
+    """Substitutions, deletions, insertions and reference words of two texts whose words stand between single spaces."""
+    said = reference.split()
+    if reference == hypothesis:
+        return 0, 0, 0, len(said)
+    if costs == "sclite":
+        names = [step[0] for step in _sclite_steps(said, hypothesis.split())]
+        return names.count("S"), names.count("D"), names.count("I"), len(said)
+    wrong = {"replace": 0, "delete": 0, "insert": 0, "equal": 0}
+    for block in Levenshtein.opcodes(said, hypothesis.split()):
+        wrong[block.tag] += max(block.src_end - block.src_start, block.dest_end - block.dest_start)
+    return wrong["replace"], wrong["delete"], wrong["insert"], len(said)
+
+
+def count_characters(reference: str, hypothesis: str) -> int:
+    """Edit distance in characters, spaces included."""
+    return 0 if reference == hypothesis else Levenshtein.distance(reference, hypothesis)
+
+
+def _sclite_steps(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Step]:
+    """The cheapest alignment under sclite's costs, traced from the end.
+
+    A common ending needs no table: its pairs cost nothing and are what the trace would take first.
+    """
+    end, other_end, tail = len(reference), len(hypothesis), 0
+    while tail < min(end, other_end) and reference[end - 1 - tail] == hypothesis[other_end - 1 - tail]:
+        tail += 1
+    matched: list[Step] = [("C", word, word) for word in reference[end - tail :]]
+    return _trace(reference[: end - tail], hypothesis[: other_end - tail]) + matched
+
+
+def _cost_table(reference: Sequence[str], hypothesis: Sequence[str]) -> list[list[int]]:
+    """Cost of aligning every beginning of one with every beginning of the other, [words + 1][other words + 1]."""
+    table = [[_GAP * j for j in range(len(hypothesis) + 1)]]
+    for i, word in enumerate(reference, start=1):
+        above, left = table[-1], _GAP * i
+        row = [left]
+        for j, other in enumerate(hypothesis):
+            pair = above[j] if word == other else above[j] + _SUBSTITUTION
+            left = min(pair, min(above[j + 1], left) + _GAP)
+            row.append(left)
+        table.append(row)
+    return table
+
+
+def _trace(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Step]:
+    table = _cost_table(reference, hypothesis)
+    i, j, steps = len(reference), len(hypothesis), []
+    while i or j:
+        cost = table[i][j]
+        word, other = reference[i - 1] if i else "", hypothesis[j - 1] if j else ""
+        if i and j and cost == table[i - 1][j - 1] + (0 if word == other else _SUBSTITUTION):
+            i, j = i - 1, j - 1
+            steps.append(("C" if word == other else "S", word, other))
+        elif j and cost == table[i][j - 1] + _GAP:
+            j -= 1
+            steps.append(("I", "", other))
+        else:
+            i -= 1
+            steps.append(("D", word, ""))
+    return steps[::-1]

@@ -1,0 +1,200 @@
+"""What the commands `asrcl score` and `asrcl compare` do, as functions that return what is to be printed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from asrcl.exceptions import InputError
+from asrcl.files import write_text
+from asrcl.scoring.align import check_costs
+from asrcl.scoring.confusions import confusions, item_steps, most
+from asrcl.scoring.errors import Errors, ItemErrors
+from asrcl.scoring.houses import three_lines, write_houses
+from asrcl.scoring.recount import recount
+from asrcl.scoring.score import Options, Score, as_csv, score
+from asrcl.scoring.transcripts import align_columns, summary_row
+
+FORMATS: Final = ("text", "json", "csv")
+COMPARE_FORMATS: Final = (*FORMATS, "latex")
+MAX_SHOWN: Final = 40
+
+
+def score_command(
+    reference: Path,
+    hypothesis: Path | None = None,
+    options: Options | None = None,
+    *,
+    by: Sequence[str] = (),
+    output: str = "text",
+    out: Path | None = None,
+    top: int = 0,
+    worst: int = 0,
+) -> str:
+    """Score, write what is asked for, and give the text to print.
+
+    Args:
+        reference: a reference file; one file with both texts in every row; or the output folder of a scenario, whose decodes are
+            then counted again.
+        hypothesis: the hypothesis file.
+        options: how to score; its `columns` are those of `by` but the speaker.
+        by: columns to break down by; speaker and domain by default, where there are several and not as many as utterances.
+        output: "text", "json" or "csv".
+        out: folder for score.json, score.csv, errors.jsonl and the files in other houses' habits; normalised figures go into a
+            folder below it that bears the normaliser's name.
+        top: how many confusions, deletions and insertions to list.
+        worst: how many utterances with most errors to show aligned.
+
+    Raises:
+        InputError: bad input, or an unknown option.
+    """
+    if hypothesis is None and reference.is_dir():
+        return recount(reference)
+    options = options or Options()
+    _require(output, FORMATS)
+    check_costs(options.costs)
+    found = score(reference, hypothesis, options)
+    notes = _write(found, out, (hypothesis or reference).stem) if out else []
+    if output != "text":
+        rows = found.rows()
+        return as_csv(rows) if output == "csv" else json.dumps(found.as_json(rows), indent=1, ensure_ascii=False) + "\n"
+    parts = [_head(found), _summary(found)]
+    parts += [text for column in by or _usual(found) if (text := _breakdown(found, column))]
+    for name, errors in found.variants.items():
+        parts += _confusions(found, name, errors, top) if top else []
+        parts += _worst(found, name, errors, worst) if worst else []
+    return "\n\n".join(part.rstrip("\n") for part in [*parts, *_listed("skipped", found.skipped), *_listed("note", notes)]) + "\n"
+
+
+def compare_command(
+    sources: Sequence[str],
+    reference: Path | None = None,
+    options: Options | None = None,
+    *,
+    tests: Sequence[str] = (),
+    by: str = "item",
+    output: str = "text",
+    out: Path | None = None,
+    plot: Path | None = None,
+    stars_of: str = "",
+    draws: int = 2000,
+    seed: int = 0,
+) -> str:
+    """Compare systems, write what is asked for, and give the text to print.
+
+    Args:
+        sources: two or more of NAME=path or path, as `compare.load_systems` reads them.
+        reference: of hypothesis files.
+        options: how hypothesis files are scored.
+        tests: names; all by default.
+        by: "item" or "speaker": what wilcoxon and sign compare.
+        output: "text", "json", "csv" or "latex".
+        out: file for the output, beside being printed.
+        plot: file for the matrix plot (.png, .pdf, .svg).
+        stars_of: the test whose stars stand in the plot and in LaTeX; the first by default.
+        draws: bootstrap resamples.
+        seed: of the bootstrap.
+
+    Raises:
+        InputError: bad input, or an unknown option.
+    """
+    from dataclasses import replace
+
+    from asrcl.scoring import compare_view as view
+    from asrcl.scoring.compare import compare, dump_json, load_systems
+    from asrcl.scoring.paired import TESTS
+
+    _require(output, COMPARE_FORMATS)
+    if by not in ("item", "speaker"):
+        raise InputError(f"cannot compare by {by!r}; choose item or speaker")
+    options, chosen = options or Options(), list(tests) or list(TESTS)
+    systems, skipped = load_systems(sources, reference, options)
+    unit = "group" if by == "speaker" else "item"
+    found = compare(systems, chosen, by=unit, costs=options.costs, draws=draws, seed=seed)
+    found = replace(found, normaliser=options.normaliser, skipped=skipped)
+    starred = stars_of or chosen[0]
+    if plot:
+        view.draw_matrix(found, starred, plot)
+    writers = {"json": dump_json, "csv": view.as_csv, "text": view.as_text}
+    text = view.as_latex(found, starred) if output == "latex" else writers[output](found)
+    if out:
+        write_text(out, text)
+    return text
+
+
+def _require(output: str, known: Sequence[str]) -> None:
+    if output not in known:
+        raise InputError(f"unknown output {output!r}; choose {', '.join(known)}")
+
+
+def _write(found: Score, out: Path, name: str) -> list[str]:
+    """Write all files; what could not be written is returned."""
+    found.save(out)
+    notes = []
+    for variant, errors in found.variants.items():
+        notes += write_houses(errors, out if variant == "raw" else out / variant, name, found.costs)
+    return notes
+
+
+def _head(found: Score) -> str:
+    lines = [f"{path} ({digest})" for path, digest in found.files.items()]
+    lines.append(f"alignment costs: {found.costs}; normaliser: {found.normaliser.name} ({found.normaliser.source})")
+    if found.emptied:
+        lines.append(f"the normaliser leaves {found.emptied} references without a word")
+    return "\n".join(lines)
+
+
+def _summary(found: Score) -> str:
+    return align_columns([_header("text"), *(summary_row(name, errors) for name, errors in found.variants.items())])
+
+
+def _usual(found: Score) -> list[str]:
+    """Speaker and domain, where they say something."""
+    return [
+        column
+        for column in ("domain", "speaker")
+        if (column == "speaker" or column in found.columns) and 1 < len(found.breakdown(column)) < min(len(found.raw), MAX_SHOWN)
+    ]
+
+
+def _breakdown(found: Score, column: str) -> str:
+    """A table of one column's values; raw and normalised figures below each other."""
+    tables = {name: found.breakdown(column, errors) for name, errors in found.variants.items()}
+    rows = [_header(column)]
+    for value in tables["raw"]:
+        for name, parts in tables.items():
+            rows.append(summary_row(value if name == "raw" else f"  {name}", parts[value]))
+    return align_columns(rows)
+
+
+def _header(first: str) -> list[str]:
+    return [first, "items", "length", "WER %", "CER %", "S", "D", "I", "items wrong %"]
+
+
+def _confusions(result: Score, name: str, errors: Errors, top: int) -> list[str]:
+    counts = confusions(errors, result.costs)
+    rows = {"substitution": [[f"{a} -> {b}", str(n)] for (a, b), n in most(counts.substitutions, top)]}
+    rows["deletion"] = [[word, str(n)] for word, n in most(counts.deletions, top)]
+    rows["insertion"] = [[word, str(n)] for word, n in most(counts.insertions, top)]
+    return [f"most frequent, {name}:", *(align_columns([[kind, "times"], *found]) for kind, found in rows.items() if found)]
+
+
+def _worst(found: Score, name: str, errors: Errors, worst: int) -> list[str]:
+    ranked = sorted(errors.items, key=lambda item: (-item.errors, item.id))[:worst]
+    return [f"most errors, {name}:", *(_aligned(found, item) for item in ranked if item.errors)]
+
+
+def _aligned(found: Score, item: ItemErrors) -> str:
+    counts = f"{item.errors} of {item.length}: {item.substitutions} S, {item.deletions} D, {item.insertions} I"
+    return f"{item.id} ({counts})\n{three_lines(item_steps(item, found.costs))}"
+
+
+def _listed(title: str, lines: Sequence[str]) -> list[str]:
+    """A counted list, cut where it gets long."""
+    if not lines:
+        return []
+    shown = [f"  {line}" for line in lines[:MAX_SHOWN]]
+    more = [f"  ... and {len(lines) - MAX_SHOWN} more"] if len(lines) > MAX_SHOWN else []
+    return ["\n".join([f"{title} ({len(lines)}):", *shown, *more])]

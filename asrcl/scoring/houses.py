@@ -1,0 +1,242 @@
+"""Error counts in the habits of other houses, so that scripts and eyes which know those files find what they look for.
+
+    sclite_summary      sclite -o sum: one row per speaker, in percent
+    sclite_alignments   sclite -o pra: REF / HYP / Eval per utterance
+    icefall_errors      errs-*.txt: rate, alignments, confusions, statistics per word
+    icefall_transcripts recogs-*.txt: reference and hypothesis as lists
+    speechbrain_errors  wer_*.txt: rate, then every alignment
+
+Each takes counts that hold their texts and gives the whole file as text; `write_houses` writes them all.
+Layouts were learned from files that the tools wrote (sclite 2.4.10, SpeechBrain 1.1.2) and from icefall's documented example.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+from asrcl.exceptions import InputError
+from asrcl.files import write_text
+from asrcl.scoring.align import Costs, Step
+from asrcl.scoring.confusions import confusions, item_steps
+from asrcl.scoring.errors import Errors, percent
+from asrcl.scoring.formats import AnyPath
+from asrcl.scoring.transcripts import write_trn
+
+_HEADER: Final = ("SPKR", "# Snt", "# Wrd", "Corr", "Sub", "Del", "Ins", "Err", "S.Err")
+_NOTES: Final = (
+    "* No reference words for this speaker: counts of words instead of percentages.",
+    "+ Speakers without reference words are left out.",
+)
+_RULE: Final = "=" * 80
+_EMPTY: Final = "<eps>"
+_ICEFALL_EMPTY: Final = "*"
+
+
+def write_houses(errors: Errors, folder: AnyPath, name: str, costs: Costs = "unit") -> list[str]:
+    """Write ref.trn, hyp.trn, hyp.trn.sys, hyp.trn.pra, errs-NAME.txt, recogs-NAME.txt and wer_NAME.txt into a folder.
+
+    Returns what could not be written, a line each: ids or texts that a .trn cannot hold.
+    """
+    home, left_out = Path(folder), []
+    for side in ("reference", "hypothesis"):
+        try:
+            write_trn(home / f"{side[:3]}.trn", {item.id: getattr(item, side) for item in errors.items})
+        except InputError as error:
+            left_out.append(str(error))
+    write_text(home / "hyp.trn.sys", sclite_summary(errors, "hyp.trn"))
+    write_text(home / "hyp.trn.pra", sclite_alignments(errors, costs))
+    write_text(home / f"errs-{name}.txt", icefall_errors(errors, costs))
+    write_text(home / f"recogs-{name}.txt", icefall_transcripts(errors))
+    write_text(home / f"wer_{name}.txt", speechbrain_errors(errors, costs))
+    return left_out
+
+
+def sclite_summary(errors: Errors, title: str) -> str:
+    """Percentages per speaker with sum, mean, standard deviation (n - 1) and median over speakers.
+
+    A speaker without reference words has counts, marked "*", and is left out of the last three rows, marked "+".
+    """
+    groups = errors.by_group()
+    rows = [_sclite_row(name, part) for name, part in groups.items()]
+    whole = [_sclite_row("Sum/Avg", errors)]
+    return _sclite_table(title, [rows, whole, _spread_rows(list(groups.values()))])
+
+
+def sclite_alignments(errors: Errors, costs: Costs = "unit") -> str:
+    """Every utterance in three lines, words that are wrong in capitals, grouped by speaker."""
+    lines = []
+    for group, part in errors.by_group().items():
+        lines.append(f"Speaker sentences: {group}   #utts: {len(part)}\n")
+        for item in part.items:
+            steps = item_steps(item, costs)
+            lines.append(f"id: ({item.id})")
+            correct = item.length - item.substitutions - item.deletions
+            lines.append(f"Scores: (#C #S #D #I) {correct} {item.substitutions} {item.deletions} {item.insertions}")
+            lines.append(three_lines(steps) + "\n")
+    return "\n".join(lines)
+
+
+def three_lines(steps: Sequence[Step]) -> str:
+    """An alignment as REF, HYP and Eval lines; wrong words in capitals, missing ones as stars."""
+    columns = [_column(*step) for step in steps]
+    rows = zip(*columns, strict=True) if columns else iter([(), (), ()])
+    return "\n".join(
+        f"{name + ':':<6}{' '.join(cells)}".rstrip() for name, cells in zip(("REF", "HYP", "Eval"), rows, strict=True)
+    )
+
+
+def icefall_errors(errors: Errors, costs: Costs = "unit") -> str:
+    """The file errs-*.txt."""
+    counts = confusions(errors, costs)
+    correct = errors.length - errors.substitutions - errors.deletions
+    rate = percent(errors.total, errors.length) if errors.length else 0.0
+    lines = [
+        f"%WER = {rate:.2f}",
+        f"Errors: {errors.insertions} insertions, {errors.deletions} deletions, {errors.substitutions} substitutions, "
+        f"over {errors.length} reference words ({correct} correct)",
+        "Search below for sections starting with PER-UTT DETAILS:, SUBSTITUTIONS:, DELETIONS:, INSERTIONS:, PER-WORD STATS:",
+        "",
+        "PER-UTT DETAILS: corr or (ref->hyp)  ",
+        *(f"{item.id}:\t{_arrows(item_steps(item, costs))}" for item in errors.items),
+        *("", "SUBSTITUTIONS: count ref -> hyp"),
+        *(f"{count}   {word} -> {other}" for (word, other), count in _descending(counts.substitutions)),
+        *("", "DELETIONS: count ref", *_counted(counts.deletions)),
+        *("", "INSERTIONS: count hyp", *_counted(counts.insertions)),
+        *("", "PER-WORD STATS: word  corr tot_errs count_in_ref count_in_hyp"),
+    ]
+    table = counts.words().items()
+    words = sorted(((wrong, word, right, said, heard) for word, (right, wrong, said, heard) in table), reverse=True)
+    lines += [f"{word}   {right} {wrong} {said} {heard}" for wrong, word, right, said, heard in words]
+    return "\n".join(lines) + "\n"
+
+
+def icefall_transcripts(errors: Errors) -> str:
+    """The file recogs-*.txt."""
+    return "".join(
+        f"{item.id}:\tref={item.reference.split()}\n{item.id}:\thyp={item.hypothesis.split()}\n\n" for item in errors.items
+    )
+
+
+def speechbrain_errors(errors: Errors, costs: Costs = "unit") -> str:
+    """The file wer_*.txt."""
+    wrong = sum(item.errors > 0 for item in errors.items)
+    example: list[Step] = [("I", "", "and"), ("S", "reference", "hypothesis"), ("C", "on", "on"), ("C", "the", "the")]
+    example += [("S", "first", "third"), ("D", "line", "")]
+    lines = [
+        f"%WER {_kaldi_counts(errors.rate, errors.total, errors.length, errors)}",
+        f"%SER {percent(wrong, len(errors)):.2f} [ {wrong} / {len(errors)} ]",
+        f"Scored {len(errors)} sentences, 0 not present in hyp.",
+        *(_RULE, "ALIGNMENTS", "", "Format:", "<utterance-id>, WER DETAILS", _semicolons(example)),
+    ]
+    for item in errors.items:
+        rate = percent(item.errors, item.length)
+        lines += [_RULE, f"{item.id}, %WER {_kaldi_counts(rate, item.errors, item.length, item)}"]
+        lines.append(_semicolons(item_steps(item, costs)))
+    return "\n".join(lines) + "\n"
+
+
+def _kaldi_counts(rate: float, wrong: int, length: int, counts: object) -> str:
+    kinds = ", ".join(f"{getattr(counts, name)} {name[:3]}" for name in ("insertions", "deletions", "substitutions"))
+    return f"{rate:.2f} [ {wrong} / {length}, {kinds} ]"
+
+
+def _semicolons(steps: Sequence[Step]) -> str:
+    """Three lines of cells, each centred in its column: reference, operation, hypothesis."""
+    columns = []
+    for operation, word, other in steps:
+        cells = (word or _EMPTY, "=" if operation == "C" else operation, other or _EMPTY)
+        columns.append([cell.center(max(map(len, cells))) for cell in cells])
+    return "\n".join(" ; ".join(row) for row in zip(*columns, strict=True)) if columns else "\n\n"
+
+
+def _arrows(steps: Sequence[Step]) -> str:
+    """Correct words as they are, runs of errors together as (reference words->hypothesis words)."""
+    parts: list[str] = []
+    said: list[str] = []
+    heard: list[str] = []
+    for operation, word, other in [*steps, ("C", "", "")]:
+        if operation != "C":
+            said += [word] if word else []
+            heard += [other] if other else []
+            continue
+        if said or heard:
+            parts.append(f"({' '.join(said) or _ICEFALL_EMPTY}->{' '.join(heard) or _ICEFALL_EMPTY})")
+            said, heard = [], []
+        parts += [word] if word else []
+    return " ".join(parts)
+
+
+def _descending(counts: Counter[tuple[str, str]]) -> list[tuple[tuple[str, str], int]]:
+    return [(key, count) for count, key in sorted(((count, key) for key, count in counts.items()), reverse=True)]
+
+
+def _counted(counts: Counter[str]) -> list[str]:
+    return [f"{count}   {word}" for count, word in sorted(((count, word) for word, count in counts.items()), reverse=True)]
+
+
+def _column(operation: str, word: str, other: str) -> tuple[str, str, str]:
+    if operation == "C":
+        return word.ljust(len(other)), other.ljust(len(word)), " " * len(word)
+    width = max(len(word), len(other))
+    said, heard = (text.upper().ljust(width) if text else "*" * width for text in (word, other))
+    return said, heard, operation.ljust(width)
+
+
+def _sclite_row(name: str, part: Errors) -> list[str]:
+    cells = [name, str(len(part)), str(part.length)]
+    numbers = (part.length - part.substitutions - part.deletions, part.substitutions, part.deletions, part.insertions, part.total)
+    if part.length:
+        cells += [f"{percent(number, part.length):.1f}" for number in numbers]
+    else:
+        cells += [f"{number}*" for number in numbers]
+    return [*cells, f"{part.item_rate:.1f}"]
+
+
+def _spread_rows(parts: list[Errors]) -> list[list[str]]:
+    """Mean, standard deviation and median over speakers; rates over speakers with reference words."""
+    spoken = [part for part in parts if part.length]
+    mark = "+" if len(spoken) < len(parts) else ""
+    rates: list[list[float]] = [
+        [percent(part.length - part.substitutions - part.deletions, part.length) for part in spoken],
+        *([percent(getattr(part, name), part.length) for part in spoken] for name in ("substitutions", "deletions")),
+        *([percent(getattr(part, name), part.length) for part in spoken] for name in ("insertions", "total")),
+    ]
+    whole = [[float(len(part)) for part in parts], [float(part.length) for part in parts]]
+    wrong = [part.item_rate for part in parts]
+    rows = []
+    for name, function in (("Mean", statistics.fmean), ("S.D.", _deviation), ("Median", statistics.median)):
+        cells = [f"{function(values):.1f}" for values in whole]
+        cells += [f"{function(values):.1f}{mark}" if values else f"-{mark}" for values in rates]
+        rows.append([name, *cells, f"{function(wrong):.1f}" if wrong else ""])
+    return rows
+
+
+def _deviation(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return statistics.stdev(numbers) if len(numbers) > 1 else 0.0
+
+
+def _sclite_table(title: str, sections: list[list[list[str]]]) -> str:
+    """Boxes in sclite's manner: a rule between speakers, a double rule before the sums."""
+    rows = [list(_HEADER), *(row for section in sections for row in section)]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(_HEADER))]
+    lines = [_sclite_line(row, widths) for row in rows]
+    inner, speakers = len(lines[0]) - 2, len(sections[0])
+    thin = "|" + "+".join("-" * len(part) for part in lines[0].strip("|").split("|")) + "|"
+    thick = f"|{'=' * inner}|"
+    drawn = [f",{'-' * inner}.", f"|{title[:inner].center(inner)}|", f"|{'-' * inner}|", lines[0]]
+    for line in lines[1 : 1 + speakers]:
+        drawn += [thin, line]
+    drawn += [thick, lines[1 + speakers], thick, *lines[2 + speakers :], f"`{'-' * inner}'"]
+    body = "\n".join(drawn)
+    notes = [note for note in _NOTES if note[0] in "".join(line for line in lines)]
+    return "\n".join(["SYSTEM SUMMARY PERCENTAGES by SPEAKER".center(inner + 2).rstrip(), "", body, *notes]) + "\n"
+
+
+def _sclite_line(row: Sequence[str], widths: Sequence[int]) -> str:
+    cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+    return f"| {cells[0]} | {'  '.join(cells[1:3])} | {'  '.join(cells[3:])} |"

@@ -1,0 +1,184 @@
+"""What runs may tell beside their counts: losses, update norms, layers, curvature, sweeps (docs/results.md).
+
+All of it is optional, and a section of the report is there when a run carries it. What is there but cannot be read is
+refused with the run, the stage and the key.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from asrcl.exceptions import InputError
+from asrcl.files import read_json
+from asrcl.scoring.results import RunResult
+
+RATES = ("old", "new", "average")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer in one stage.
+
+    Attributes:
+        name: of the layer or parameter.
+        update: norm of the fine-tuning update.
+        merged: norm of what was kept of it; None where unknown.
+        increase: loss increase on old domains that the curvature predicts for the fine-tuned weights; None where unknown.
+        merged_increase: likewise for the merged weights.
+    """
+
+    name: str
+    update: float
+    merged: float | None = None
+    increase: float | None = None
+    merged_increase: float | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """One curvature block, as in the card of a curvature file; `spectrum` is largest first, empty where not kept."""
+
+    name: str
+    kind: str
+    weights: int
+    share: float
+    mean: float
+    largest: float
+    effective_rank: float
+    spectrum: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Settings of one method tried on dev data.
+
+    Attributes:
+        method: its id.
+        seeds: of the runs.
+        knobs: names of the settings.
+        rows: per setting the knobs and `old`, `new`, `average`: dev error rates in percent.
+    """
+
+    method: str
+    seeds: list[int]
+    knobs: list[str]
+    rows: list[dict[str, Any]]
+
+
+def training(run: RunResult, stage: int) -> dict[str, list[float]]:
+    """Loss per epoch under "train_loss" and "dev_loss"; empty where not kept."""
+    epochs = _list(run, stage, "training")
+    names = ("train_loss", "dev_loss")
+    found = {name: [_number(run, stage, f"training[{n}].{name}", e.get(name)) for n, e in enumerate(epochs)] for name in names}
+    return {name: values for name, values in found.items() if any(not math.isnan(value) for value in values)}
+
+
+def norms(run: RunResult, stage: int) -> tuple[float, float]:
+    """Norm of the fine-tuning update and of the merged one, over all weights; nan where not kept."""
+    record = _record(run, stage)
+    first, second = (_number(run, stage, key, record.get(key)) for key in ("update_norm", "merged_update_norm"))
+    return first, second
+
+
+def layers(run: RunResult, stage: int) -> list[Layer]:
+    """Per layer, in the run's order; empty where not kept."""
+    found = []
+    for index, entry in enumerate(_list(run, stage, "layers")):
+        where = f"layers[{index}]"
+        update = _number(run, stage, f"{where}.update_norm", entry.get("update_norm"))
+        if not isinstance(entry.get("name"), str) or math.isnan(update):
+            raise _unreadable(run, stage, where, "needs a name and an update_norm")
+        keys = ("merged_update_norm", "predicted_increase", "merged_predicted_increase")
+        values = [_number(run, stage, f"{where}.{key}", entry.get(key)) for key in keys]
+        found.append(Layer(entry["name"], update, *(None if math.isnan(value) else value for value in values)))
+    return found
+
+
+def blocks(run: RunResult, stage: int) -> list[Block]:
+    """Of the curvature that was estimated in a stage, largest share first; empty where not kept."""
+    record = _record(run, stage)
+    card = record.get("curvature") or {}
+    entries = card.get("blocks", []) if isinstance(card, Mapping) else None
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        raise _unreadable(run, stage, "curvature", "needs `blocks`, a list of objects")
+    return sorted((_block(run, stage, n, entry) for n, entry in enumerate(entries)), key=lambda block: -block.share)
+
+
+def sweeps(runs: Sequence[RunResult], folders: Sequence[str | os.PathLike[str]]) -> dict[str, list[Sweep]]:
+    """Per scenario, the sweeps that runs carry in `validation.sweep` and those in `tuning/*.json` of their output folder.
+
+    The output folder of a scenario is the one that holds <method>/<seed>/results.json, or one of `folders`.
+    """
+    found: dict[str, list[Sweep]] = {}
+    for run in runs:
+        if "sweep" in run.validation:
+            where = f"{run.folder}: validation.sweep"
+            found.setdefault(run.scenario, []).append(_sweep(run.validation["sweep"], run.method, where))
+    homes = {run.folder.parent.parent: run.scenario for run in runs if run.folder is not None}
+    only = {run.scenario for run in runs}
+    if len(only) == 1:
+        homes = {Path(folder): next(iter(only)) for folder in folders if Path(folder).is_dir()} | homes
+    for path, scenario in {p.resolve(): name for home, name in homes.items() for p in sorted(home.glob("tuning/*.json"))}.items():
+        found.setdefault(scenario, []).append(_sweep(read_json(path), path.stem, str(path)))
+    return found
+
+
+def _sweep(content: Any, method: str, where: str) -> Sweep:
+    rows = content.get("rows") if isinstance(content, Mapping) else None
+    if not isinstance(rows, list) or not rows or not all(_is_setting(row) for row in rows):
+        raise InputError(f"{where}: needs `rows`, each with numbers `old` and `new`; run asrcl tune again")
+    knobs = [name for name in rows[0] if name not in RATES]
+    seeds = [seed for seed in content.get("seeds", []) if isinstance(seed, int)]
+    return Sweep(str(content.get("method", method)), seeds, knobs, rows)
+
+
+def _is_setting(row: Any) -> bool:
+    return isinstance(row, Mapping) and all(isinstance(row.get(name), int | float) for name in ("old", "new"))
+
+
+def _block(run: RunResult, stage: int, index: int, entry: Mapping[str, Any]) -> Block:
+    where = f"curvature.blocks[{index}]"
+    names = ("weights", "share", "mean", "largest", "effective_rank")
+    values = {name: _number(run, stage, f"{where}.{name}", entry.get(name)) for name in names}
+    if not isinstance(entry.get("name"), str) or any(math.isnan(value) for value in values.values()):
+        raise _unreadable(run, stage, where, f"needs name, {', '.join(names)}")
+    spectrum = entry.get("spectrum") or []
+    if not isinstance(spectrum, list):
+        raise _unreadable(run, stage, f"{where}.spectrum", "must be a list of eigenvalues")
+    numbers = [_number(run, stage, f"{where}.spectrum[{n}]", value) for n, value in enumerate(spectrum)]
+    weights = int(values.pop("weights"))
+    return Block(entry["name"], str(entry.get("kind", "")), weights, **values, spectrum=numbers)
+
+
+def _record(run: RunResult, stage: int) -> Mapping[str, Any]:
+    """What the run says of a stage; empty if nothing."""
+    record = run.stages[stage] if stage < len(run.stages) else {}
+    if not isinstance(record, Mapping):
+        raise _unreadable(run, stage, "", "must be an object")
+    return record
+
+
+def _list(run: RunResult, stage: int, key: str) -> list[Mapping[str, Any]]:
+    entries = _record(run, stage).get(key) or []
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        raise _unreadable(run, stage, key, "must be a list of objects")
+    return entries
+
+
+def _number(run: RunResult, stage: int, key: str, value: Any) -> float:
+    """A number; nan for None."""
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _unreadable(run, stage, key, f"is {value!r}, expected a number")
+    return float(value)
+
+
+def _unreadable(run: RunResult, stage: int, key: str, reason: str) -> InputError:
+    place = f"{run.folder}/results.json: stages[{stage}].{key}".removesuffix(".")
+    return InputError(f"{place} {reason}; see docs/results.md, or run it again")

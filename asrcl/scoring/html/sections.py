@@ -1,0 +1,254 @@
+"""The sections of one scenario: from its summary and the records of its runs to tables and charts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from asrcl.scoring.html import charts, records
+from asrcl.scoring.html.charts import Line, Point
+from asrcl.scoring.html.svg import Look, looks
+from asrcl.scoring.intervals import stage_intervals
+from asrcl.scoring.metrics import Matrix, old_and_new, stage_averages
+from asrcl.scoring.significance import Interval
+from asrcl.scoring.summary import REFERENCES, MethodSummary, ScenarioSummary
+from asrcl.scoring.table import Cell, Table
+from asrcl.scoring.tables import number
+
+MAX_LAYERS: Final = 40
+MAX_BLOCKS: Final = 24
+_ADAPTED: Final = "mean over stages"
+
+
+class Scenario:
+    """Everything the page says of one scenario; each method is one section, and computed once.
+
+    Args:
+        summary: the numbers.
+        sweeps: knobs tried on dev data.
+    """
+
+    def __init__(self, summary: ScenarioSummary, sweeps: Sequence[records.Sweep]) -> None:
+        self.summary, self.sweeps = summary, sweeps
+        others = [sweep.method for sweep in sweeps]
+        self.looks: dict[str, Look] = looks(list(dict.fromkeys([*(m.method for m in summary.methods), *others])))
+        self.labels = {method.method: method.label for method in summary.methods}
+
+    def runs(self, method: str) -> list[Any]:
+        """The runs of a method, by seed."""
+        return sorted((run for run in self.summary.runs if run.method == method), key=lambda run: run.seed)
+
+    def stages(self) -> dict[str, Any]:
+        """WER per stage: chart and table."""
+        lines, rows = [], []
+        for method in self.summary.methods:
+            curve, bands = _mean([stage_averages(matrix) for matrix in method.matrices]), self._bands(method)
+            low, high = ([math.nan if band is None else getattr(band, end) for band in bands] for end in ("low", "high"))
+            lines.append(Line(method.method, method.label, curve.tolist(), low, high))
+            rows.append([Cell(method.label), *(_with_limits(*entry) for entry in zip(curve, low, high, strict=True))])
+        name = f"mean {self.summary.rate_name} over the domains seen so far (%)"
+        header = ["Method", *(f"{n} {domain}" for n, domain in enumerate(self.summary.domains, 1))]
+        chart = charts.stage_lines(lines, self.looks, self.summary.domains, name)
+        return {"chart": chart, "table": Table(header, rows, [line.method for line in lines])}
+
+    def pareto(self) -> list[dict[str, Any]]:
+        """Old against new domains: after the last stage, and as a mean over all adaptations; nothing for one domain."""
+        if len(self.summary.domains) < 2:
+            return []
+        views: list[tuple[str, Callable[[Matrix], Matrix]]] = [("after the last stage", old_and_new)]
+        if len(self.summary.domains) > 2:
+            views.append((_ADAPTED, _over_stages))
+        return [self._plane(name, view) for name, view in views]
+
+    def heat_maps(self) -> dict[str, Any]:
+        """R of every method as coloured cells on one scale."""
+        values = np.concatenate([method.matrix.ravel() for method in self.summary.methods])
+        finite = values[np.isfinite(values)]
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+        maps = []
+        for method in self.summary.methods:
+            enough = len(method.seeds) > 1
+            spread = np.std(method.matrices, axis=0, ddof=1) if enough else np.full_like(method.matrix, np.nan)
+            cells = charts.heat_cells(method.matrix, spread, low, high)
+            maps.append({"method": method.method, "label": method.label, "cells": cells})
+        steps = [charts.heat_colour(share)[0] for share in np.linspace(0, 1, 6)]
+        return {"maps": maps, "low": number(low), "high": number(high), "steps": steps}
+
+    def sweep_views(self) -> list[dict[str, Any]]:
+        """Knobs tried on dev data, per method: the plane of old and new rates, and the numbers."""
+        return [self._sweep_view(sweep) for sweep in self.sweeps]
+
+    def training(self) -> list[dict[str, Any]]:
+        """Loss per epoch, a chart per stage: dev loss strong, training loss thin; means over seeds."""
+        views = []
+        for stage, domain in enumerate(self.summary.domains):
+            lines = [line for method in self.summary.methods for line in self._losses(method, stage)]
+            if lines:
+                chart = charts.curves(lines, self.looks, "epoch", "loss")
+                views.append({"name": f"stage {stage + 1}: {domain}", "chart": chart})
+        return views
+
+    def update_norms(self) -> Table | None:
+        """Norm of all weights' updates, before and after merging, per method and stage; means over seeds."""
+        header = ["Method", *(f"{n} {domain}" for n, domain in enumerate(self.summary.domains, 1))]
+        rows, keys = [], []
+        for method in self.summary.methods:
+            runs = self.runs(method.method)
+            found = [_mean([np.array(records.norms(run, stage)) for run in runs]) for stage in range(len(header) - 1)]
+            if any(not np.isnan(pair).all() for pair in found):
+                rows.append([Cell(method.label), *(_before_after(*pair) for pair in found)])
+                keys.append(method.method)
+        return Table(header, rows, keys) if rows else None
+
+    def layers(self) -> list[dict[str, Any]]:
+        """Per method, for its last stage that kept layers (first seed): update norms and predicted loss increase."""
+        views = []
+        for method in self.summary.methods:
+            found = self._last(method, records.layers)
+            if found:
+                stage, entries = found
+                views.append(self._layer_view(method, stage, entries))
+        return views
+
+    def curvature(self) -> list[dict[str, Any]]:
+        """Per method, for its last stage that kept a curvature card (first seed): the blocks and their spectra."""
+        views = []
+        for method in self.summary.methods:
+            found = self._last(method, records.blocks)
+            if found:
+                stage, blocks = found
+                views.append(self._curvature_view(method, stage, blocks))
+        return views
+
+    def _bands(self, method: MethodSummary) -> list[Interval | None]:
+        bands = stage_intervals(self.runs(method.method))
+        return [band if band is not None and not math.isnan(band.low) else None for band in bands]
+
+    def _plane(self, name: str, view: Callable[[Matrix], Matrix]) -> dict[str, Any]:
+        points, rows = [], []
+        for method in self.summary.methods:
+            seeds = [view(matrix) for matrix in method.matrices]
+            old, new = _mean(seeds).tolist()
+            pairs = [(float(x), float(y)) for x, y in seeds if np.isfinite([x, y]).all()]
+            shown = pairs if len(pairs) > 1 else []
+            points.append(Point(method.method, method.label, old, new, shown, method.method not in REFERENCES))
+            rows.append([Cell(method.label), Cell(number(old), old), Cell(number(new), new)])
+        rate = self.summary.rate_name
+        chart = charts.old_against_new(points, self.looks, f"mean {rate} on old domains (%)", f"{rate} on the newest domain (%)")
+        table = Table(["Method", "old (%)", "new (%)"], rows, [point.method for point in points])
+        return {"name": name, "chart": chart, "table": table}
+
+    def _sweep_view(self, sweep: records.Sweep) -> dict[str, Any]:
+        points = [
+            Point(sweep.method, ", ".join(f"{knob} {row.get(knob)}" for knob in sweep.knobs), row["old"], row["new"])
+            for row in sweep.rows
+        ]
+        header = [*sweep.knobs, "old (%)", "new (%)", "mean (%)"]
+        rows = [
+            [*(_setting(row.get(knob)) for knob in sweep.knobs)]
+            + [Cell(number(value), value) for value in (row["old"], row["new"], (row["old"] + row["new"]) / 2)]
+            for row in sweep.rows
+        ]
+        old, new = (f"dev {self.summary.rate_name} on the {age} domain (%)" for age in ("old", "new"))
+        chart = charts.old_against_new(points, self.looks, old, new)
+        seeds = f", seeds {', '.join(map(str, sweep.seeds))}" if sweep.seeds else ""
+        name = f"{self.labels.get(sweep.method, sweep.method)}{seeds}"
+        return {"name": name, "method": sweep.method, "chart": chart, "table": Table(header, rows)}
+
+    def _losses(self, method: MethodSummary, stage: int) -> list[Line]:
+        found = [records.training(run, stage) for run in self.runs(method.method)]
+        lines = []
+        for key, words in (("dev_loss", "dev loss"), ("train_loss", "training loss")):
+            curves = [np.array(entry[key]) for entry in found if key in entry]
+            if curves:
+                longest = max(map(len, curves))
+                padded = [np.pad(curve, (0, longest - len(curve)), constant_values=np.nan) for curve in curves]
+                lines.append(Line(method.method, f"{method.label}, {words}", _mean(padded).tolist()))
+        return lines
+
+    def _last(self, method: MethodSummary, read: Callable[[Any, int], list[Any]]) -> tuple[int, list[Any]] | None:
+        """The last stage of the first seed for which `read` finds something."""
+        for run in self.runs(method.method):
+            for stage in reversed(range(len(self.summary.domains))):
+                found = read(run, stage)
+                if found:
+                    return stage, found
+        return None
+
+    def _layer_view(self, method: MethodSummary, stage: int, entries: list[records.Layer]) -> dict[str, Any]:
+        shown = sorted(entries, key=lambda layer: -layer.update)[:MAX_LAYERS]
+        keep = [layer for layer in entries if layer in shown]
+        pictures = [_bars([(x.name, x.update, x.merged) for x in keep], "update norm", "L2")]
+        if any(layer.increase is not None for layer in keep):
+            rows = [(x.name, math.nan if x.increase is None else x.increase, x.merged_increase) for x in keep]
+            pictures.append(_bars(rows, "predicted loss increase", "loss"))
+        note = _some(len(keep), len(entries), "layers with the largest updates")
+        return {"method": method.method, "name": self._place(method, stage), "note": note, "charts": pictures}
+
+    def _curvature_view(self, method: MethodSummary, stage: int, blocks: list[records.Block]) -> dict[str, Any]:
+        top = blocks[:MAX_BLOCKS]
+        rows = [(block.name, min(block.mean, block.largest), block.mean, block.largest) for block in top if block.largest > 0]
+        pictures = [charts.ranges(rows, "eigenvalues per block: mean (dot) to largest")] if rows else []
+        lines = [(block.name, block.spectrum) for block in top if any(value > 0 for value in block.spectrum)]
+        if lines:
+            pictures.append(charts.spectra(lines, "rank over the number of eigenvalues", "eigenvalue"))
+        header = ["Block", "kind", "weights", "share of trace", "effective rank"]
+        table = Table(header, [_block_row(block) for block in top])
+        note = _some(len(top), len(blocks), "blocks with the largest share of the trace")
+        name = self._place(method, stage)
+        return {"method": method.method, "name": name, "note": note, "charts": pictures, "table": table}
+
+    def _place(self, method: MethodSummary, stage: int) -> str:
+        return f"{method.label}, stage {stage + 1} ({self.summary.domains[stage]})"
+
+
+def _over_stages(matrix: Matrix) -> Matrix:
+    """Old and new rates, mean over the stages from the second on; nan if one is missing."""
+    return np.asarray(np.mean([old_and_new(matrix, stage) for stage in range(1, len(matrix))], axis=0))
+
+
+def _mean(arrays: Sequence[Matrix]) -> Matrix:
+    """Mean over the first axis of what is known; nan where nothing is."""
+    stacked = np.stack(arrays)
+    known = ~np.isnan(stacked)
+    count = known.sum(axis=0)
+    total = np.where(known, stacked, 0.0).sum(axis=0)
+    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan))
+
+
+def _with_limits(value: float, low: float, high: float) -> Cell:
+    limits = "" if math.isnan(low) else f" ({low:.2f}–{high:.2f})"
+    return Cell(number(float(value)) + limits, float(value))
+
+
+def _before_after(before: float, after: float) -> Cell:
+    if math.isnan(before) and math.isnan(after):
+        return Cell("–")
+    return Cell(f"{before:.3g} → {after:.3g}", float(before))
+
+
+def _bars(rows: Sequence[tuple[str, float, float | None]], name: str, unit: str) -> str:
+    second = "after merging" if any(row[2] is not None for row in rows) else ""
+    return charts.bars(rows, name, second, unit)
+
+
+def _block_row(block: records.Block) -> list[Cell]:
+    return [
+        Cell(block.name),
+        Cell(block.kind),
+        Cell(str(block.weights), block.weights),
+        Cell(f"{100 * block.share:.2f} %", block.share),
+        Cell(f"{block.effective_rank:.1f}", block.effective_rank),
+    ]
+
+
+def _some(shown: int, total: int, what: str) -> str:
+    return f"the {shown} of {total} {what}" if shown < total else f"all {total} {what.split()[0]}"
+
+
+def _setting(value: Any) -> Cell:
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return Cell(f"{value:g}" if plain else str(value), float(value) if plain else math.nan)

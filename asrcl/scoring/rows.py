@@ -1,0 +1,248 @@
+"""Runs as data: one row per run and domain (or per run, stage and domain), to filter, to join with settings, to write.
+
+Columns of every row; rates are in percent, differences in points, and empty (None) means not measured:
+
+    scenario, method, seed, unit       which run
+    domain, position, length           which test set, its place in the order from 1, and its reference length
+    first                              rate of the first model
+    learned                            rate right after the domain was learned
+    final                              rate after the last stage (for `separate`, of the domain's own model)
+    errors                             errors behind `final`
+    forgotten                          final − lowest rate since the domain was learned
+    cer                                `final` in characters
+    avg, bwt, fwt, forgetting          of the whole run, the same in all its rows
+    seconds                            of training, curvature and decoding, from the costs.json beside the results
+    git, path                          source commit, and where results.json lies
+
+With `every_stage`: `stage` and `rate` in place of first, learned, final, errors, forgotten and cer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from asrcl.exceptions import InputError
+from asrcl.files import atomic_path, read_json, write_text
+from asrcl.scoring import metrics
+from asrcl.scoring.origin import flatten
+from asrcl.scoring.results import FILE_NAME, RunResult
+from asrcl.scoring.table import comma_separated
+
+Row = dict[str, Any]
+FORMATS: Final = (".csv", ".jsonl", ".parquet")
+_CONDITION: Final = re.compile(r"([\w.]+)\s*(<=|>=|!=|=|<|>)\s*(.*)")
+_COMPARE: Final[dict[str, Callable[[float, float], bool]]] = {
+    "<": lambda a, b: a < b,
+    "<=": lambda a, b: a <= b,
+    ">": lambda a, b: a > b,
+    ">=": lambda a, b: a >= b,
+}
+
+
+def result_rows(runs: Iterable[RunResult], *, every_stage: bool = False, settings: Sequence[str] = ()) -> list[Row]:
+    """The rows of all runs.
+
+    Args:
+        runs: in the order wanted.
+        every_stage: one row per stage too.
+        settings: dotted names of the configuration to join as columns, such as "train.adapt.epochs"; None where absent.
+    """
+    rows: list[Row] = []
+    for run in runs:
+        found = dict(flatten(run.config))
+        joined = {name: found.get(name) for name in settings}
+        rows.extend({**row, **joined} for row in (_stage_rows(run) if every_stage else _domain_rows(run)))
+    return rows
+
+
+def keep_rows(rows: Iterable[Row], conditions: Sequence[str]) -> list[Row]:
+    """The rows that meet all conditions.
+
+    Args:
+        rows: of `result_rows`.
+        conditions: "method=ihr", "method=ihr,ft" (any of them), "method!=joint", "final<20"; a column on the left.
+
+    Raises:
+        InputError: not a condition, an unknown column, or a comparison of what is no number.
+    """
+    rows = list(rows)
+    for text in conditions:
+        test = _condition(text, rows)
+        rows = [row for row in rows if test(row)]
+    return rows
+
+
+def sort_rows(rows: Sequence[Row], column: str) -> list[Row]:
+    """By a column, empty entries last; "-avg" sorts downwards.
+
+    Raises:
+        InputError: an unknown column.
+    """
+    name, down = column.removeprefix("-"), column.startswith("-")
+    _require_column(name, rows)
+    known = [row for row in rows if row[name] is not None]
+    numbers = all(isinstance(row[name], int | float) for row in known)
+    ranked = sorted(known, key=lambda row: row[name] if numbers else str(row[name]), reverse=down)
+    return [*ranked, *(row for row in rows if row[name] is None)]
+
+
+def pick_columns(rows: Sequence[Row], columns: Sequence[str]) -> list[Row]:
+    """Only these columns, in this order; all of them when none is named.
+
+    Raises:
+        InputError: an unknown column.
+    """
+    for name in columns:
+        _require_column(name, rows)
+    return [{name: row[name] for name in columns} for row in rows] if columns else list(rows)
+
+
+def write_rows(rows: Sequence[Row], path: str | os.PathLike[str]) -> Path:
+    """Write .csv, .jsonl or .parquet, by the ending of the path.
+
+    Raises:
+        InputError: another ending, or pyarrow is needed and absent.
+    """
+    target = Path(path)
+    writers = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
+    if target.suffix not in writers:
+        raise InputError(f"{path}: rows are written as {', '.join(FORMATS)}; choose one of these endings")
+    writers[target.suffix](rows, target)
+    return target
+
+
+def _domain_rows(run: RunResult) -> list[Row]:
+    rates, characters = run.completed(), run.completed(run.character_rates())
+    whole = _whole_run(run)
+    rows = []
+    for j, domain in enumerate(run.domains):
+        since = [rate for rate in rates[j:, j].tolist() if not math.isnan(rate)]
+        final = float(rates[-1, j])
+        rows.append(
+            {
+                **_identity(run, j, domain),
+                "first": _known(rates[0, j]),
+                "learned": _known(rates[j, j]),
+                "final": _known(final),
+                "errors": run.errors[run.final_stage(j)][j],
+                "forgotten": _known(final - min(since)) if since else None,
+                "cer": _known(characters[-1, j]),
+                **whole,
+            }
+        )
+    return rows
+
+
+def _stage_rows(run: RunResult) -> list[Row]:
+    whole = _whole_run(run)
+    return [
+        {**_identity(run, j, domain), "stage": i + 1, "rate": _known(rate), "errors": run.errors[i][j], **whole}
+        for i, row in enumerate(run.rates())
+        for j, (domain, rate) in enumerate(zip(run.domains, row, strict=True))
+    ]
+
+
+def _identity(run: RunResult, index: int, domain: str) -> Row:
+    names = {"scenario": run.scenario, "method": run.method, "seed": run.seed, "unit": run.unit}
+    return {**names, "domain": domain, "position": index + 1, "length": run.lengths[index]}
+
+
+def _whole_run(run: RunResult) -> Row:
+    rates = run.completed()
+    found = {"avg": metrics.avg, "bwt": metrics.bwt, "fwt": metrics.fwt, "forgetting": metrics.forgetting}
+    return {
+        **{name: _known(metric(rates)) for name, metric in found.items()},
+        "seconds": run_seconds(run),
+        "git": str(run.environment.get("git", "")),
+        "path": str((run.folder or Path()) / FILE_NAME),
+    }
+
+
+def run_seconds(run: RunResult) -> float | None:
+    """Everything in the run's costs.json whose name ends in `_seconds`, added up; None without such a file."""
+    path = (run.folder or Path()) / "costs.json"
+    if run.folder is None or not path.is_file():
+        return None
+    costs = read_json(path)
+    stages = [stage for stage in costs if isinstance(stage, Mapping)] if isinstance(costs, list) else []
+    found = [value for stage in stages for name, value in stage.items() if name.endswith("_seconds")]
+    return float(sum(value for value in found if isinstance(value, int | float))) if found else None
+
+
+def _condition(text: str, rows: Sequence[Row]) -> Callable[[Row], bool]:
+    match = _CONDITION.fullmatch(text.strip())
+    if not match:
+        raise InputError(f"condition {text!r}: write column=value, column!=value or column<number, e.g. method=ihr,ft")
+    name, sign, wanted = match.groups()
+    _require_column(name, rows)
+    if sign in ("=", "!="):
+        values = {value.strip() for value in wanted.split(",")}
+        return lambda row: (_text(row[name]) in values) == (sign == "=")
+    limit = _as_number(wanted, text)
+    compare = _COMPARE[sign]
+    return lambda row: row[name] is not None and compare(_as_number(row[name], text), limit)
+
+
+def _require_column(name: str, rows: Sequence[Row]) -> None:
+    if rows and name not in rows[0]:
+        raise InputError(f"no column {name!r}; there are: {', '.join(rows[0])} (join settings with --setting)")
+
+
+def _as_number(value: Any, where: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"condition {where!r}: {value!r} is not a number; use = or != for names") from error
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _plain(value: Any) -> Any:
+    """Lists and mappings of the configuration as JSON text, so that a cell is a scalar."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+
+
+def _write_csv(rows: Sequence[Row], path: Path) -> None:
+    header = list(rows[0]) if rows else []
+    write_text(path, comma_separated(header, ([_plain(value) for value in row.values()] for row in rows)))
+
+
+def _write_jsonl(rows: Sequence[Row], path: Path) -> None:
+    def strict(value: Any) -> Any:
+        return str(value) if isinstance(value, float) and math.isinf(value) else value
+
+    lines = (json.dumps({name: strict(value) for name, value in row.items()}, ensure_ascii=False) for row in rows)
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def _write_parquet(rows: Sequence[Row], path: Path) -> None:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise InputError(
+            f"{path}: parquet needs pyarrow, which is not installed; pip install pyarrow, or choose .csv"
+        ) from error
+    columns = list(rows[0]) if rows else []
+    table = pyarrow.table({name: _column([_plain(row[name]) for row in rows]) for name in columns})
+    with atomic_path(path) as temporary:
+        pyarrow.parquet.write_table(table, temporary)
+
+
+def _column(values: list[Any]) -> list[Any]:
+    """Values of one type: numbers as they are, anything mixed as text."""
+    kinds = {type(value) for value in values if value is not None}
+    mixed = len(kinds) > 1 and not kinds <= {int, float}
+    return [None if value is None else str(value) for value in values] if mixed else values

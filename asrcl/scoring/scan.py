@@ -1,0 +1,147 @@
+"""Finding runs on disk, and saying of every results file that cannot be used which one it is and why.
+
+Nothing is dropped silently: `Scan.require` refuses with the whole list, or hands out the usable runs because the user
+said so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+from asrcl.exceptions import InputError
+from asrcl.scoring.results import FILE_NAME, OtherVersionError, RunResult
+
+OTHER_VERSION: Final = "other version"
+DAMAGED: Final = "damaged"
+DUPLICATE: Final = "duplicate"
+OTHER_TESTS: Final = "other test sets"
+MAX_NAMED: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A results file that is not used.
+
+    Attributes:
+        path: the file.
+        kind: "other version", "damaged", "duplicate" or "other test sets".
+        reason: one line.
+    """
+
+    path: Path
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What lies below some folders.
+
+    Attributes:
+        runs: those that can be used, by path.
+        problems: the rest, by path.
+    """
+
+    runs: list[RunResult]
+    problems: list[Problem] = field(default_factory=list)
+
+    def count(self) -> str:
+        """For example "3 results files not used: 2 damaged, 1 duplicate"; empty if there are none."""
+        if not self.problems:
+            return ""
+        kinds = Counter(problem.kind for problem in self.problems)
+        noun = "results file" if len(self.problems) == 1 else "results files"
+        return f"{len(self.problems)} {noun} not used: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}"
+
+    def lines(self) -> list[str]:
+        """The count, then one line per file, the first 20 of them."""
+        named = [f"{problem.kind}: {problem.reason}" for problem in self.problems[:MAX_NAMED]]
+        more = len(self.problems) - len(named)
+        return [self.count(), *named, *([f"and {more} more"] if more else [])] if self.problems else []
+
+    def require(self, skip: bool = False) -> list[RunResult]:
+        """The usable runs.
+
+        Args:
+            skip: hand them out although some files are not usable.
+
+        Raises:
+            InputError: some files are not usable and `skip` is off (all are named), or no run is left.
+        """
+        if self.problems and not skip:
+            count, *rest = self.lines()
+            raise InputError(f"{count} ({'; '.join(rest)}). Mend or remove them, or leave them out with --skip-bad")
+        if not self.runs:
+            raise InputError(f"no usable {FILE_NAME} below the given folders; run a recipe (asrcl decode) first")
+        return self.runs
+
+
+def scan_results(folders: Iterable[str | os.PathLike[str]]) -> Scan:
+    """Load every results.json below the folders (or the files themselves), by path.
+
+    Of several files with the same scenario, method and seed the first by path is used; a file found by two of the
+    folders counts once.
+
+    Raises:
+        InputError: a folder does not exist.
+    """
+    runs: dict[str, RunResult] = {}
+    problems: list[Problem] = []
+    for path in _files(folders):
+        try:
+            run = RunResult.load(path)
+        except OtherVersionError as error:
+            problems.append(Problem(path, OTHER_VERSION, str(error)))
+        except InputError as error:
+            problems.append(Problem(path, DAMAGED, str(error)))
+        else:
+            if run.name in runs:
+                reason = f"{path}: {run.name} is also in {runs[run.name].folder}"
+                problems.append(Problem(path, DUPLICATE, reason))
+            else:
+                runs[run.name] = run
+    return Scan(list(runs.values()), problems)
+
+
+def with_same_tests(scan: Scan) -> Scan:
+    """Move runs whose test sets are not those of their scenario's first run to the problems.
+
+    Reports compare methods, so all runs of a scenario must have been measured on the same domains in the same order.
+    """
+    first: dict[str, RunResult] = {}
+    runs, problems = [], []
+    for run in scan.runs:
+        leader = first.setdefault(run.scenario, run)
+        name = different_tests(run, leader)
+        if name is None:
+            runs.append(run)
+        else:
+            path = (run.folder or Path()) / FILE_NAME
+            reason = f"{path}: {name} of {run.name} differ from those of {leader.name}"
+            problems.append(Problem(path, OTHER_TESTS, reason))
+    return replace(scan, runs=runs, problems=[*scan.problems, *problems])
+
+
+def different_tests(run: RunResult, other: RunResult) -> str | None:
+    """The first of "domains", "unit", "lengths" in which two runs differ; None if they have the same test sets."""
+    names: Sequence[str] = ("domains", "unit", "lengths")
+    return next((name for name in names if getattr(run, name) != getattr(other, name)), None)
+
+
+def _files(folders: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    found: dict[Path, Path] = {}
+    for name in folders:
+        folder = Path(name)
+        if folder.is_file():
+            found.setdefault(folder.resolve(), folder)
+        elif folder.is_dir():
+            for path in sorted(folder.rglob(FILE_NAME)):
+                found.setdefault(path.resolve(), path)
+        else:
+            raise InputError(f"{folder}: no such folder; give the folder that holds the runs")
+    return list(found.values())

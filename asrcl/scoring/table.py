@@ -1,0 +1,134 @@
+"""A table as cells, and its three writings: Markdown, LaTeX (booktabs) and CSV. No arithmetic."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+NONE: Final = "–"
+_LATEX: Final = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "–": "--",
+    "−": "$-$",
+    "→": r"$\rightarrow$",
+    "<": r"$<$",
+    ">": r"$>$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "Σ": r"$\Sigma$",
+    "·": r"$\cdot$",
+    "|": r"\textbar{}",
+    "\n": " ",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What is printed, and the value behind it.
+
+    Attributes:
+        text: as printed.
+        value: by which columns are sorted and the best is found; nan where there is none.
+        best: whether it is the best of its column.
+    """
+
+    text: str
+    value: float = math.nan
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Header and rows; the first column names the row.
+
+    Attributes:
+        header: names of the columns.
+        rows: as many cells each.
+        keys: what each row is about (a method's id), as many as rows; empty if there is nothing to say.
+    """
+
+    header: list[str]
+    rows: list[list[Cell]]
+    keys: list[str] = field(default_factory=list)
+
+    def texts(self) -> list[list[str]]:
+        """The rows as printed, without emphasis."""
+        return [[cell.text for cell in row] for row in self.rows]
+
+    def numeric(self) -> list[bool]:
+        """Which columns hold numbers, dashes and "reference" only (they are set to the right); never the first."""
+        return [
+            bool(column) and all(re.match(r"[*<+−–\d-]|reference", row[column].text) for row in self.rows)
+            for column in range(len(self.header))
+        ]
+
+
+def plain(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table of texts alone."""
+    return Table(list(header), [[Cell(text) for text in row] for row in rows])
+
+
+def markdown(table: Table) -> str:
+    """A Markdown table: first column left, the others right if they hold numbers, the best in bold."""
+    rule = ["---:" if right else "---" for right in table.numeric()]
+    rows = [[f"**{cell.text}**" if cell.best else cell.text for cell in row] for row in table.rows]
+    cells = [[re.sub(r"\s*\n\s*", " ", cell).replace("|", "\\|") for cell in line] for line in [table.header, rule, *rows]]
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+
+
+def latex(table: Table, caption: str = "", label: str = "") -> str:
+    r"""A `tabular` with booktabs rules inside a `table`; needs `\usepackage{booktabs}` and an UTF-8 engine.
+
+    Args:
+        table: what to write.
+        caption: above the table.
+        label: for `\ref`.
+    """
+    columns = "".join("r" if right else "l" for right in table.numeric())
+    lines = [r"\begin{table}", r"\centering"]
+    lines += [rf"\caption{{{escape_latex(caption)}}}"] if caption else []
+    lines += [rf"\label{{{label}}}"] if label else []
+    lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    lines += [" & ".join(map(escape_latex, table.header)) + r" \\", r"\midrule"]
+    lines += [" & ".join(map(_latex_cell, row)) + r" \\" for row in table.rows]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+def escape_latex(text: str) -> str:
+    """Text in which nothing is a command: special characters escaped, signs in mathematics."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def comma_separated(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Text of a CSV file (RFC 4180 quoting, line feeds); numbers with all their digits, nan and None as empty cells."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([_csv_value(value) for value in row] for row in rows)
+    return stream.getvalue()
+
+
+def _csv_value(value: Any) -> Any:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return repr(float(value)) if isinstance(value, float) else value
+
+
+def _latex_cell(cell: Cell) -> str:
+    text = re.sub(r"^-(?=[\d.])", "−", cell.text)
+    return rf"\textbf{{{escape_latex(text)}}}" if cell.best else escape_latex(text)

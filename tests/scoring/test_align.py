@@ -1,0 +1,90 @@
+"""Alignments against jiwer, against sclite's own (tests/scoring/data, made by make_sctk_vectors.py) and against brute force."""
+
+from pathlib import Path
+
+import jiwer
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asrcl.exceptions import InputError
+from asrcl.scoring import count_errors, score_files
+from asrcl.scoring.align import align_words, count_characters, count_words
+from asrcl.scoring.confusions import item_steps
+
+DATA = Path(__file__).parent / "data"
+PRICES = {"unit": {"C": 0, "S": 1, "D": 1, "I": 1}, "sclite": {"C": 0, "S": 4, "D": 3, "I": 3}}
+words = st.lists(st.sampled_from(["a", "b", "ccc", "dé", "北", "e̶"]), max_size=9)
+# What jiwer sees as words: no white space but single spaces. Hypothesis finds odd letters, marks and emoji.
+texts = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zs", "Zl", "Zp"]) | st.just(" "), max_size=24)
+
+
+@settings(max_examples=150, deadline=None)
+@given(words, words)
+def test_unit_alignments_are_those_of_jiwer(said: list[str], heard: list[str]) -> None:
+    found = align_words(said, heard)
+    chunks = jiwer.process_words(" ".join(said), " ".join(heard)).alignments[0]
+    kinds = {"equal": "C", "substitute": "S", "delete": "D", "insert": "I"}
+    expected = []
+    for chunk in chunks:
+        size = max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
+        for k in range(size):
+            left = said[chunk.ref_start_idx + k] if chunk.type != "insert" else ""
+            right = heard[chunk.hyp_start_idx + k] if chunk.type != "delete" else ""
+            expected.append((kinds[chunk.type], left, right))
+    assert found == expected
+
+
+@settings(max_examples=150, deadline=None)
+@given(texts, texts)
+def test_counts_are_those_of_jiwer_on_any_text(reference: str, hypothesis: str) -> None:
+    said, heard = " ".join(reference.split()), " ".join(hypothesis.split())
+    item = count_errors({"u": reference}, {"u": hypothesis}).items[0]
+    found, spelled = jiwer.process_words(said, heard), jiwer.process_characters(said, heard)
+    assert (item.substitutions, item.deletions, item.insertions) == (found.substitutions, found.deletions, found.insertions)
+    assert item.length == found.hits + found.substitutions + found.deletions
+    assert item.character_errors == spelled.substitutions + spelled.deletions + spelled.insertions
+    assert count_words(said, heard) == (item.substitutions, item.deletions, item.insertions, item.length)
+    assert count_characters(said, heard) == item.character_errors
+
+
+def cheapest(said: list[str], heard: list[str], price: dict[str, int]) -> int:
+    row = [price["I"] * j for j in range(len(heard) + 1)]
+    for word in said:
+        previous, row[0] = row[0], row[0] + price["D"]
+        for j, other in enumerate(heard, start=1):
+            pair = previous + price["C" if word == other else "S"]
+            previous, row[j] = row[j], min(pair, row[j] + price["D"], row[j - 1] + price["I"])
+    return row[-1]
+
+
+@pytest.mark.parametrize("costs", ["unit", "sclite"])
+@settings(max_examples=80, deadline=None)
+@given(said=words, heard=words)
+def test_alignments_are_cheapest_and_spell_both_sides(costs, said: list[str], heard: list[str]) -> None:
+    steps = align_words(said, heard, costs)
+    assert [word for _, word, _ in steps if word] == said and [other for _, _, other in steps if other] == heard
+    assert sum(PRICES[costs][kind] for kind, _, _ in steps) == cheapest(said, heard, PRICES[costs])
+    assert all((kind == "C") == (word == other) for kind, word, other in steps)
+    kinds = [kind for kind, _, _ in steps]
+    assert count_words(" ".join(said), " ".join(heard), costs)[:3] == tuple(map(kinds.count, "SDI"))
+
+
+@pytest.mark.parametrize("system", ["a", "b", "c"])
+def test_sclite_alignments_are_those_that_sclite_wrote(system: str) -> None:
+    errors = score_files(DATA / "ref.trn", DATA / f"{system}.trn", "sclite")
+    lines = [line.split() for line in (DATA / "steps.txt").read_text().splitlines()]
+    expected = {line[1]: "".join(line[2:]) for line in lines if line[0] == system}
+    assert {item.id: "".join(step[0] for step in item_steps(item, "sclite")) for item in errors.items} == expected
+    assert len(expected) == 140
+
+
+def test_sclite_costs_prefer_a_hit_to_few_gaps() -> None:
+    # Five substitutions cost 20; three deletions, three insertions and two hits cost 18: one error more.
+    assert count_words("a a a b b", "b b c c a") == (5, 0, 0, 5)
+    assert count_words("a a a b b", "b b c c a", "sclite") == (0, 3, 3, 5)
+
+
+def test_unknown_costs_are_refused() -> None:
+    with pytest.raises(InputError, match="unknown alignment costs 'nist'; choose unit"):
+        count_errors({"a": "b"}, {"a": "b"}, costs="nist")

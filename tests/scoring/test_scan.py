@@ -1,0 +1,82 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from asrcl.exceptions import InputError
+from asrcl.scoring.scan import different_tests, scan_results, with_same_tests
+
+
+@pytest.fixture
+def exp(tmp_path: Path, fake_run) -> Path:
+    """Three good runs; then one of another version, one cut short, one copied, one with other test sets."""
+    for seed in (0, 1, 2):
+        fake_run(tmp_path, "ft", seed, keep_items=False)
+    good = tmp_path / "accents/ft/0/results.json"
+    content = json.loads(good.read_text())
+    for name, text in (
+        ("a-old", json.dumps(content | {"format": "asrcl-results/0"})),
+        ("b-cut", good.read_text()[:200]),
+        ("c-odd", json.dumps(content | {"seed": 7, "errors": [[1]]})),
+        ("d-other", json.dumps(content | {"seed": 9, "lengths": [1, 2, 3, 4, 5]})),
+    ):
+        (tmp_path / "bad" / name).mkdir(parents=True)
+        (tmp_path / "bad" / name / "results.json").write_text(text)
+    shutil.copytree(tmp_path / "accents/ft/1", tmp_path / "copy")
+    return tmp_path
+
+
+def test_every_file_is_used_or_named_with_its_reason(exp: Path) -> None:
+    scan = with_same_tests(scan_results([exp]))
+    assert [run.seed for run in scan.runs] == [0, 1, 2]
+    found = {str(problem.path.relative_to(exp)): problem for problem in scan.problems}
+    assert {name: problem.kind for name, problem in found.items()} == {
+        "bad/a-old/results.json": "other version",
+        "bad/b-cut/results.json": "damaged",
+        "bad/c-odd/results.json": "damaged",
+        "copy/results.json": "duplicate",
+        "bad/d-other/results.json": "other test sets",
+    }
+    assert all(name in problem.reason for name, problem in found.items() if problem.kind != "other test sets")
+    assert "accents/ft/1 is also in" in found["copy/results.json"].reason
+    assert "lengths of accents/ft/9 differ from those of accents/ft/0" in found["bad/d-other/results.json"].reason
+    assert scan.count() == "5 results files not used: 1 other version, 2 damaged, 1 duplicate, 1 other test sets"
+
+
+def test_they_are_refused_unless_skipped(exp: Path) -> None:
+    scan = scan_results([exp])
+    with pytest.raises(InputError, match="4 results files not used") as caught:
+        scan.require()
+    assert all(name in str(caught.value) for name in ("a-old", "b-cut", "c-odd", "copy", "--skip-bad"))
+    assert sorted(run.seed for run in scan.require(skip=True)) == [0, 1, 2, 9]
+    assert len(scan.lines()) == 5
+
+
+def test_long_lists_are_cut_with_their_count(tmp_path: Path) -> None:
+    for index in range(25):
+        (tmp_path / f"{index:02d}").mkdir()
+        (tmp_path / f"{index:02d}" / "results.json").write_text("{}")
+    lines = scan_results([tmp_path]).lines()
+    assert lines[0] == "25 results files not used: 25 other version" and len(lines) == 22 and lines[-1] == "and 5 more"
+
+
+def test_a_file_found_twice_counts_once(exp: Path) -> None:
+    one = exp / "accents/ft/0"
+    scan = scan_results([one, one / "results.json", exp / "accents"])
+    assert len(scan.runs) == 3 and not scan.problems and scan.count() == "" and scan.lines() == []
+
+
+def test_nothing_and_nowhere_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no usable results\.json"):
+        scan_results([tmp_path]).require()
+    with pytest.raises(InputError, match="none: no such folder"):
+        scan_results([tmp_path / "none"])
+
+
+def test_which_part_of_the_tests_differs(tmp_path: Path, fake_run) -> None:
+    run = fake_run(tmp_path, "ft", 0, keep_items=False)
+    other = fake_run(tmp_path, "ihr", 0, keep_items=False)
+    assert different_tests(run, other) is None
+    other.unit = "character"
+    assert different_tests(run, other) == "unit"

@@ -1,0 +1,138 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from asrcl.exceptions import InputError
+from asrcl.scoring import Errors, count_errors
+from asrcl.scoring.score import Options, normalise_errors, score
+
+FULL, SHORT = "Turn it OFF, please", "turn it off"
+ROWS = [
+    {
+        "id": f"s{k % 3}-{k}",
+        "text": FULL,
+        "pred_text": SHORT if k % 2 else FULL,
+        "room": "ab"[k % 2],
+        "duration": k / 10,
+        "domain": "home" if k < 10 else "car",
+    }
+    for k in range(20)
+]
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def test_raw_and_normalised_figures_are_both_kept(manifest: Path) -> None:
+    found = score(manifest, options=Options(normaliser="basic"))
+    assert list(found.variants) == ["raw", "basic"]
+    # Raw: three of four words wrong in every second row (case, comma); normalised: "please" is missing there.
+    assert (found.raw.total, found.raw.length) == (30, 80)
+    assert found.normalised is not None and (found.normalised.total, found.normalised.deletions) == (10, 10)
+    assert found.raw == score(manifest).raw and score(manifest).normalised is None
+    assert found.raw.items[1].reference == "Turn it OFF, please" and found.normalised.items[1].reference == "turn it off please"
+
+
+def test_breakdown_by_speaker_domain_and_any_column(manifest: Path) -> None:
+    found = score(manifest, options=Options(columns=["room", "duration"]))
+    assert {name: (len(part), part.total) for name, part in found.breakdown("room").items()} == {"a": (10, 0), "b": (10, 30)}
+    assert list(found.breakdown("domain")) == ["car", "home"] and list(found.breakdown("speaker")) == ["s0", "s1", "s2"]
+    quartiles = found.breakdown("duration")
+    assert list(quartiles) == ["q1: 0 to 0.4", "q2: 0.4 to 0.9", "q3: 0.9 to 1.4", "q4: 1.4 to 1.9"]
+    assert [len(part) for part in quartiles.values()] == [5, 5, 5, 5]
+    for column in ("speaker", "domain", "room", "duration"):
+        parts = found.breakdown(column).values()
+        assert sum(part.total for part in parts) == found.raw.total and sum(len(part) for part in parts) == 20
+    with pytest.raises(InputError, match="no column 'city'; there are speaker, room, duration, domain"):
+        found.breakdown("city")
+    with pytest.raises(InputError, match="no utterance has the column 'city'"):
+        score(manifest, options=Options(columns=["city"]))
+
+
+def test_a_table_of_metadata_adds_columns_and_gaps_are_shown(manifest: Path, tmp_path: Path) -> None:
+    table = tmp_path / "meta.csv"
+    table.write_text("id,age,room\n" + "".join(f"{row['id']},{30 + k % 2},z\n" for k, row in enumerate(ROWS[:15])))
+    found = score(manifest, options=Options(columns=["age", "room"], meta=table))
+    assert {name: len(part) for name, part in found.breakdown("age").items()} == {"30": 8, "31": 7, "-": 5}
+    assert {name: len(part) for name, part in found.breakdown("room").items()} == {"a": 2, "b": 3, "z": 15}
+    assert set(found.files) == {str(manifest), str(table)}
+    table.write_text("id,age\nother,3\n")
+    with pytest.raises(InputError, match=r"none of its ids is in the reference \(1 \(other\)\)"):
+        score(manifest, options=Options(columns=["age"], meta=table))
+
+
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "message"),
+    [
+        ("a (x)\nb (y)\n", "a (x)\n", r"hyp.trn against .*ref.trn: references without a hypothesis: 1 \(y\).*add --skip"),
+        ("a (x)\n", "a (x)\nb (y)\n", r"hypotheses without a reference: 1 \(y\)"),
+        ("a (x)\na (x)\n", "a (x)\n", r"ref.trn: line 2: id x is already on line 1"),
+        ("", "a (x)\n", r"ref.trn: no utterances, it is empty"),
+        ("a (x)\n", "\n", r"hyp.trn: no utterances, it is empty"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_file_and_name(tmp_path: Path, reference, hypothesis, message: str) -> None:
+    (tmp_path / "ref.trn").write_text(reference)
+    (tmp_path / "hyp.trn").write_text(hypothesis)
+    with pytest.raises(InputError, match=message):
+        score(tmp_path / "ref.trn", tmp_path / "hyp.trn")
+
+
+def test_skipping_leaves_out_lists_and_counts(tmp_path: Path) -> None:
+    (tmp_path / "ref.trn").write_bytes(b"a (x)\nb (y)\nb (y)\nna\xefve (w)\nc (z)\n")
+    (tmp_path / "hyp.trn").write_text("a (x)\nb (y)\nq (v)\n")
+    found = score(tmp_path / "ref.trn", tmp_path / "hyp.trn", Options(skip=True))
+    assert found.raw.ids == ["x", "y"] and found.raw.total == 0
+    assert [line.split(".trn", 1)[1][:18] for line in found.skipped[:2]] == [": line 3: id y is ", ": line 4: not UTF-"]
+    assert found.skipped[2].endswith("references without a hypothesis: 1 (z)") and len(found.skipped) == 4
+    (tmp_path / "hyp.trn").write_text("q (v)\n")
+    with pytest.raises(InputError, match="no id is in both"):
+        score(tmp_path / "ref.trn", tmp_path / "hyp.trn", Options(skip=True))
+    (tmp_path / "hyp.trn").write_text("no id\n")
+    with pytest.raises(InputError, match=r"none of its lines can be used \(.*line 1: expected 'text"):
+        score(tmp_path / "ref.trn", tmp_path / "hyp.trn", Options(skip=True))
+
+
+def test_one_file_needs_both_texts(tmp_path: Path, manifest: Path) -> None:
+    (tmp_path / "ref.trn").write_text("a (x)\n")
+    with pytest.raises(InputError, match="one text per line; give the hypothesis file too"):
+        score(tmp_path / "ref.trn")
+    manifest.write_text('{"id": "a", "text": "x", "pred_text": 3}\n{"id": "b", "text": "y", "pred_text": "y"}\n[]\n')
+    found = score(manifest, options=Options(skip=True))
+    assert found.raw.ids == ["b"] and len(found.skipped) == 3  # the broken line once, the bad prediction, the lone reference
+
+
+def test_references_that_a_normaliser_empties_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "ref.trn").write_text("... (x)\nyes (y)\n(z)\n")
+    (tmp_path / "hyp.trn").write_text("uh (x)\nyes (y)\n(z)\n")
+    found = score(tmp_path / "ref.trn", tmp_path / "hyp.trn", Options(normaliser="basic"))
+    assert found.emptied == 1 and found.normalised is not None
+    assert (found.raw.rate, found.normalised.rate) == (50.0, 100.0)
+
+
+def test_saved_scores_hold_every_figure(manifest: Path, tmp_path: Path) -> None:
+    found = score(manifest, options=Options(normaliser="basic", columns=["room"], costs="sclite"))
+    found.save(tmp_path / "out")
+    stored = json.loads((tmp_path / "out" / "score.json").read_text())
+    assert stored["format"] == "asrcl-score/1" and stored["costs"] == "sclite"
+    assert stored["normaliser"]["name"] == "basic" and stored["files"].keys() == {str(manifest)}
+    whole = [row for row in stored["rows"] if row["column"] == "all"]
+    assert [(row["text"], row["substitutions"] + row["deletions"]) for row in whole] == [("raw", 30), ("basic", 10)]
+    lines = (tmp_path / "out" / "score.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(stored["rows"]) == 1 + 2 * (1 + 3 + 2 + 2)
+    assert Errors.load(tmp_path / "out" / "errors.jsonl") == found.raw
+    assert Errors.load(tmp_path / "out" / "basic" / "errors.jsonl") == found.normalised
+    (tmp_path / "silent.jsonl").write_text('{"id": "a", "text": "", "pred_text": "x"}\n')
+    assert score(tmp_path / "silent.jsonl").as_json(score(tmp_path / "silent.jsonl").rows())["rows"][0]["rate"] is None
+
+
+def test_normalising_counts_keeps_groups() -> None:
+    from asrcl.scoring.normalise import normaliser
+
+    errors = normalise_errors(count_errors({"a": "X y."}, {"a": "x Y"}, {"a": "s"}), normaliser("basic"))
+    assert (errors.total, errors.items[0].group) == (0, "s")
