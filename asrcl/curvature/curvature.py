@@ -19,6 +19,7 @@ from asrcl.curvature.compress import Choice, Tail, compress_blocks
 from asrcl.curvature.kron import DampingKind
 from asrcl.curvature.lazy import outlines_of
 from asrcl.curvature.parameters import hash_parameters
+from asrcl.curvature.solver_bases import decompose_blocks
 from asrcl.exceptions import InputError
 
 _WRITTEN_BY_ESTIMATE = ("fisher", "structure", "items", "batches", "model_hash", "versions", "options", "losses", "converged")
@@ -287,6 +288,13 @@ class Curvature:
         """
         choice = Choice(keep, rank, dtype, tail, budget)
         return Curvature(*compress_blocks(self.blocks, self.metadata, choice))
+
+    def decompose(self) -> Curvature:
+        """The same curvature with its dense factors as eigenbases, twice as large in a file.
+
+        `asrcl.curvature.solver.Sweep` then tries dampings without decomposing anything.
+        """
+        return Curvature(decompose_blocks(self.blocks), self.metadata)
 
     def save(self, path: str | os.PathLike[str], *, max_shard_bytes: int = storage.MAX_SHARD_BYTES) -> Path:
         """Write `curvature.safetensors` atomically; the format is docs/curvature_format.md.

@@ -211,3 +211,14 @@ def test_check_names_what_does_not_fit(mixed):
                 mixed.check(state)
     with pytest.raises(InputError, match="w"):
         mixed.quadratic({"w": torch.ones(2, 4)})
+
+
+def test_decomposed_curvature_is_the_same_one(tmp_path):
+    block = kron_block(4, 3, positions=9)
+    curvature = Curvature({BlockKey("w", 0, 4): block, BlockKey("b", 0, 4): DiagonalBlock(torch.ones(4), 3)})
+    delta = {"w": torch.randn(4, 3, dtype=torch.float64), "b": torch.ones(4)}
+    curvature.decompose().save(tmp_path / "c.safetensors")
+    stored = Curvature.load(tmp_path / "c.safetensors")
+    torch.testing.assert_close(stored.quadratic(delta), curvature.quadratic(delta), rtol=1e-5, atol=0)
+    for name, tensor in curvature.solve(delta, 0.1).items():
+        torch.testing.assert_close(stored.solve(delta, 0.1)[name], tensor, rtol=1e-4, atol=1e-6)
