@@ -114,3 +114,40 @@ def test_singular_and_empty_sums_are_refused():
         kron.solve_sum([(torch.zeros(2, 2), torch.eye(2))], torch.ones(2, 2))
     with pytest.raises(InputError, match="at least one"):
         kron.solve_sum([], torch.ones(2, 2))
+
+
+def spread_pair(seed, size, decay):
+    """Symmetric factors with eigenvalues from 1 down to 10^-decay."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.logspace(0, -decay, size, dtype=torch.float64)
+    bases = [torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))[0] for _ in range(2)]
+    return tuple((basis * values) @ basis.T for basis in bases)
+
+
+def plain_conjugate_gradients(pairs, delta, steps=100, tolerance=1e-6):
+    """What the released merge does for sums: single precision, no preconditioner, a fixed number of steps, no check."""
+    pairs = [(G.float(), A.float()) for G, A in pairs]
+    solution, residual = torch.zeros_like(delta, dtype=torch.float32), delta.float()
+    direction, energy = residual.clone(), residual.square().sum()
+    for _ in range(steps):
+        image = sum(G @ direction @ A for G, A in pairs)
+        step = energy / (direction * image).sum()
+        solution, residual = solution + step * direction, residual - step * image
+        previous, energy = energy, residual.square().sum()
+        if energy.sqrt() < tolerance:
+            break
+        direction = residual + energy / previous * direction
+    return solution.double()
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_sums_are_solved_where_a_hundred_plain_steps_are_not_enough(count):
+    pairs = [spread_pair(seed, 48, 4) for seed in range(count)]
+    damped = [tuple(M + 1e-3 * M.trace() / 48 * torch.eye(48, dtype=torch.float64) for M in pair) for pair in pairs]
+    delta = torch.randn(48, 48, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    dense = sum(torch.kron(G, A) for G, A in damped)
+    truth = torch.linalg.solve(dense, delta.flatten()).reshape(48, 48)
+    found, residual = kron.solve_sum(pairs, delta, 1e-3)
+    assert residual < 1e-8 and (found - truth).norm() < 1e-6 * truth.norm()
+    plain = plain_conjugate_gradients(damped, delta)
+    assert (plain - truth).norm() > 0.1 * truth.norm()
