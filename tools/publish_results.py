@@ -67,7 +67,8 @@ def publish(folder: Path, recipe: Path) -> None:
     text = f"{main_table((folder / 'RESULTS.md').read_text(encoding='utf-8'))}\n\n{machine(folder)}"
     for document in (REPOSITORY / "README.md", recipe / "README.md"):
         refresh(document, folder.name, text)
-        refresh(document, "tuning", tuning_tables(folder))
+        if tables := tuning_tables(folder):
+            refresh(document, "tuning", tables)
 
 
 if __name__ == "__main__":
