@@ -154,11 +154,14 @@ def plot(rows: Sequence[SweepRow], path: str | Path) -> None:
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.subplots()
     front = pareto(rows)
-    axes.scatter(*_points([row for row in scored if row not in front]), s=22, color="#999999", label="beaten")
+    if beaten := [row for row in scored if row not in front]:
+        axes.scatter(*_points(beaten), s=22, color="#999999", label="beaten")
     axes.plot(*_points(front), "o-", color="#0072B2", lw=1.2, ms=5, label="Pareto front")
-    for row in front:
-        place = row.scores["old"], row.scores["new"]
-        axes.annotate(_text(row.setting), place, xytext=(5, 4), textcoords="offset points", fontsize=7)
+    middle = sum(axes.get_xlim()) / 2
+    for place, text in {(row.scores["old"], row.scores["new"]): _text(row.setting) for row in reversed(front)}.items():
+        left = place[0] < middle  # labels point inwards, one for settings that end in the same place
+        side: Any = "left" if left else "right"
+        axes.annotate(text, place, xytext=(5 if left else -5, 5), textcoords="offset points", fontsize=7, ha=side)
     axes.set(xlabel="error on the old domain", ylabel="error on the new domain")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
