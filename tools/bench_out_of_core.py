@@ -1,7 +1,7 @@
 """Peak memory and time of merging a checkpoint that is larger than the memory one wants to spend.
 
-    python tools/bench_out_of_core.py --folder /tmp/big                   # Whisper-large shapes, 1.5 B parameters, half precision
-    python tools/bench_out_of_core.py --folder /tmp/small --layers 2      # to try it
+    python tools/bench_out_of_core.py --folder big                   # Whisper-large shapes, 1.5 B parameters, half precision
+    python tools/bench_out_of_core.py --folder small --layers 2      # to try it
 
 Random weights are written to disk once (9.3 GB with the merged model; delete the folder afterwards), with a curvature of some
 encoder layers. Every merge runs in a process of its own; its peak resident set includes Python and torch, which is printed as

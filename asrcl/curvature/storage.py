@@ -125,7 +125,7 @@ def _check_header(path: Path, header: Header) -> None:
     if found == f"{FORMAT}-shard":
         raise InputError(f"{path}: one shard of a curvature; open the {shards.INDEX} beside it")
     if found != FORMAT:
-        raise InputError(f"{path}: a safetensors file, but no curvature (no format={FORMAT} in it)")
+        raise InputError(f"{path}: a safetensors file, but no curvature (no format={FORMAT} in it); make one: asrcl curvature")
     version = header.get("version")
     if version != VERSION:
         raise InputError(f"{path}: curvature format version {version}, this asrcl reads {VERSION}; estimate the curvature again")
