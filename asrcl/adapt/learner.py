@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from asrcl.adapt.cache import Cache
+from asrcl.adapt.diagnostics import RECORD_VERSION, curvature_record, layer_records, update_norm
 from asrcl.adapt.protocols import Batch, Domain, StateDict, Task
 from asrcl.adapt.scenario import Scenario
 from asrcl.adapt.training import TrainConfig, Trainer
 from asrcl.adapt.weights import fingerprint, load_state, save_state
 from asrcl.curvature import Curvature, estimate
+from asrcl.exceptions import InputError
 from asrcl.files import read_json, write_json
 from asrcl.methods import Method
 from asrcl.scoring import Errors
@@ -61,6 +63,8 @@ class DomainLearner:
         device: "cpu" or "cuda".
         stage: number of the current domain, from 1.
         stages: how many domains this run takes, None for all.
+        diagnostics: what `record` says of layers and curvature: "none" nothing, "used" what the method's own curvature tells,
+            "all" also for methods that need none, at the cost of an estimate per domain.
         record: what the current stage did, for the result file.
         costs: seconds and memory of the current stage, kept apart because no two runs agree on them.
     """
@@ -73,8 +77,14 @@ class DomainLearner:
     device: str = "cpu"
     stage: int = 1
     stages: int | None = None
+    diagnostics: Literal["none", "used", "all"] = "used"
     record: dict[str, Any] = field(default_factory=dict)
     costs: dict[str, Any] = field(default_factory=dict)
+    _curvatures: dict[str, Path] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.diagnostics not in ("none", "used", "all"):
+            raise InputError(f"diagnostics={self.diagnostics}: choose none, used or all")
 
     @property
     def last(self) -> bool:
@@ -114,8 +124,10 @@ class DomainLearner:
         self.record["training"] = [{"train_loss": e["train_loss"], "dev_loss": e["dev_loss"]} for e in history]
         return load_state(entry / "model.safetensors")
 
-    def estimate_curvature(self, state: StateDict, domain: Domain, structure: Literal["kron", "diagonal"]) -> Curvature:
-        """Curvature of the task's loss at `state` on the training data of `domain`."""
+    def estimate_curvature(
+        self, state: StateDict, domain: Domain, structure: Literal["kron", "diagonal"], cost: str = "curvature"
+    ) -> Curvature:
+        """Curvature of the task's loss at `state` on the training data of `domain`; its time goes to `<cost>_seconds`."""
         key = {
             "model": fingerprint(state),
             "data": domain.fingerprint("train"),
@@ -124,8 +136,43 @@ class DomainLearner:
             "curvature": asdict(self.curvature),
             **self._model_key(),
         }
-        entry = self._timed("curvature", key, lambda folder: self._estimate(state, domain, structure, folder))
+        entry = self._timed("curvature", key, lambda folder: self._estimate(state, domain, structure, folder), cost)
+        self._curvatures[key["model"]] = entry
         return Curvature.load(entry / "curvature.safetensors")
+
+    def curvature_at(self, state: StateDict) -> Curvature | None:
+        """The curvature that was estimated last in this run at exactly these weights."""
+        entry = self._curvatures.get(fingerprint(state))
+        return Curvature.load(entry / "curvature.safetensors") if entry else None
+
+    def diagnose(self, old: StateDict, new: StateDict, merged: StateDict) -> None:
+        """Record what a stage did to the weights: before it, after fine-tuning, at its end."""
+        self.record["update_norm"], self.record["merged_update_norm"] = update_norm(old, new), update_norm(old, merged)
+        if self.diagnostics != "none":
+            curvature = self.curvature_at(old)
+            self.record["layers"] = layer_records(old, new, merged, curvature)
+            if curvature is not None:
+                self.record["predicted_on"] = curvature.metadata.get("domain")
+
+    def describe_curvature(self, state: StateDict, domain: Domain, continues: bool) -> None:
+        """Record the curvature at the end of a stage, for the next one.
+
+        Args:
+            state: weights at the end of the stage.
+            domain: that was learned in it.
+            continues: whether the next stage starts from these weights; with diagnostics "all" they get a curvature.
+        """
+        if self.diagnostics == "all" and continues and not self.last:
+            self.estimate_curvature(state, domain, "kron", cost="diagnostics")
+        entry = self._curvatures.get(fingerprint(state))
+        if self.diagnostics != "none" and entry is not None:
+            self.record["curvature"] = read_json(self._card_of(entry) / "card.json")
+
+    def _card_of(self, entry: Path) -> Path:
+        def make(folder: Path) -> None:
+            write_json(folder / "card.json", curvature_record(Curvature.load(entry / "curvature.safetensors")))
+
+        return self._timed("card", {"curvature": entry.name, "version": RECORD_VERSION}, make, "diagnostics")
 
     def _estimate(self, state: StateDict, domain: Domain, structure: Literal["kron", "diagonal"], folder: Path) -> None:
         model, task, partial = self.model_with(state), self.scenario.task, folder / "partial.safetensors"
@@ -151,8 +198,8 @@ class DomainLearner:
     def _model_key(self) -> dict[str, Any]:
         return {"model_config": self.scenario.model_config} if self.scenario.model_config else {}
 
-    def _timed(self, kind: str, key: dict[str, Any], make: Callable[[Path], None]) -> Path:
-        """A cache entry; what it took to make is added to the costs, also when it was made earlier."""
+    def _timed(self, kind: str, key: dict[str, Any], make: Callable[[Path], None], cost: str = "") -> Path:
+        """A cache entry; what it took to make is added to the costs (`<cost or kind>_seconds`), also when it was made earlier."""
 
         def make_timed(folder: Path) -> None:
             started = time.perf_counter()
@@ -162,10 +209,10 @@ class DomainLearner:
             )
 
         entry = self.cache.entry(kind, key, make_timed)
-        cost = read_json(entry / "cost.json")
-        name = f"{kind}_seconds"
-        self.costs[name] = self.costs.get(name, 0.0) + cost["seconds"]
-        self.costs["peak_memory_bytes"] = max(self.costs.get("peak_memory_bytes", 0), cost["peak_memory_bytes"])
+        spent = read_json(entry / "cost.json")
+        name = f"{cost or kind}_seconds"
+        self.costs[name] = self.costs.get(name, 0.0) + spent["seconds"]
+        self.costs["peak_memory_bytes"] = max(self.costs.get("peak_memory_bytes", 0), spent["peak_memory_bytes"])
         return entry
 
 

@@ -97,6 +97,7 @@ def _next_models(learner: DomainLearner, method: Method, previous: list[StateDic
     domain = scenario.domains[number - 1]
     if number == 1:
         state = method.end_domain(learner, domain, None, scenario.initial)
+        learner.describe_curvature(state, domain, _goes_on(method))
         return [state] * len(scenario.domains)
     if not method.trains or (method.last_only and not learner.last):
         return previous
@@ -104,18 +105,17 @@ def _next_models(learner: DomainLearner, method: Method, previous: list[StateDic
     method.start_domain(learner, domain)
     data = UnionDomain(scenario.domains[:number]) if method.data == "all" else domain
     new = learner.fine_tune(old, data, method)
-    learner.record["update_norm"] = _update_norm(old, new)
     state = method.end_domain(learner, domain, old, new)
-    learner.record["merged_update_norm"] = _update_norm(old, state)
+    learner.diagnose(old, new, state)
+    learner.describe_curvature(state, domain, _goes_on(method))
     if method.own_model_per_domain:
         return [*previous[: number - 1], state, *previous[number:]]
     return [state] * len(scenario.domains)
 
 
-def _update_norm(old: StateDict, new: StateDict) -> float:
-    """Frobenius norm of the difference of all floating tensors."""
-    squares = [(new[name] - value).double().square().sum() for name, value in old.items() if value.is_floating_point()]
-    return float(sum(squares) ** 0.5)
+def _goes_on(method: Method) -> bool:
+    """Whether every stage starts from the weights of the one before."""
+    return method.trains and method.starts_from == "previous"
 
 
 def write_results(learner: DomainLearner, method: str, history: list[Stage], folder: Path, command: str) -> RunResult:

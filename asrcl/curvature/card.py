@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -67,6 +67,7 @@ class BlockCard:
         condition: None for a block of zeros.
         effective_rank: 0 for a block of zeros.
         damping: by factor.
+        spectrum: eigenvalues at equal steps of rank, largest first; empty if not asked for.
     """
 
     name: str
@@ -80,6 +81,7 @@ class BlockCard:
     condition: float | None
     effective_rank: float
     damping: list[Damped]
+    spectrum: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -129,13 +131,16 @@ class Card:
         return asdict(self) | {"ratio": self.ratio}
 
 
-def card(curvature: Curvature, *, file_bytes: int | None = None, damping: float = DAMPING) -> Card:
+def card(
+    curvature: Curvature, *, file_bytes: int | None = None, damping: float = DAMPING, spectrum_points: int = 0
+) -> Card:
     """Collect a card; reads every block once.
 
     Args:
         curvature: what to describe.
         file_bytes: its size on disk; otherwise the size it would have as one file.
         damping: relative, for the effect of damping.
+        spectrum_points: how many eigenvalues of each block to keep at most, four digits of each.
 
     Raises:
         InputError: the damping is negative, or a block is damaged.
@@ -144,7 +149,8 @@ def card(curvature: Curvature, *, file_bytes: int | None = None, damping: float 
     rows = [row for row in curvature.report() if row.kind != "none"]
     spectra = _Spectra()
     blocks = [
-        _block(row, *spectra.of(outlines[key], curvature.blocks[key]), damping) for row, key in zip(rows, outlines, strict=True)
+        _block(row, *spectra.of(outlines[key], curvature.blocks[key]), damping, spectrum_points)
+        for row, key in zip(rows, outlines, strict=True)
     ]
     trace = sum(block["trace"] for block in blocks)
     cards = [BlockCard(**block, share=block["trace"] / trace if trace else 0.0) for block in blocks]
@@ -175,7 +181,9 @@ def _kinds(outlines: Mapping[BlockKey, Block]) -> dict[str, KindCount]:
     }
 
 
-def _block(row: ReportRow, kind_spectra: dict[str, Tensor], eigenvalues: Tensor, damping: float) -> dict[str, Any]:
+def _block(
+    row: ReportRow, kind_spectra: dict[str, Tensor], eigenvalues: Tensor, damping: float, points: int
+) -> dict[str, Any]:
     """The fields of a `BlockCard` but its share, from the spectra of its factors (or "F") and all its eigenvalues."""
     trace, squares = float(eigenvalues.sum()), float(eigenvalues.square().sum())
     return {
@@ -189,7 +197,14 @@ def _block(row: ReportRow, kind_spectra: dict[str, Tensor], eigenvalues: Tensor,
         "condition": _condition(kind_spectra),
         "effective_rank": trace * trace / squares if squares else 0.0,
         "damping": [_damped(of, values, damping) for of, values in kind_spectra.items()],
+        "spectrum": _sampled(eigenvalues, points) if points else [],
     }
+
+
+def _sampled(eigenvalues: Tensor, points: int) -> list[float]:
+    """At most so many of the eigenvalues, at equal steps of rank from the largest to the smallest."""
+    ranks = torch.linspace(0, len(eigenvalues) - 1, min(points, len(eigenvalues)), dtype=torch.float64).round().long()
+    return [float(f"{value:.4g}") for value in eigenvalues.sort(descending=True).values[ranks].tolist()]
 
 
 def _damped(of: str, values: Tensor, damping: float) -> Damped:

@@ -105,7 +105,7 @@ def initial_path(config: Config, seed: int) -> Path:
     return config.home / "initial" / str(seed) / "model.safetensors"
 
 
-def _learner(config: Config, scenario: Scenario, seed: int) -> DomainLearner:
+def _learner(config: Config, scenario: Scenario, seed: int, **options: Any) -> DomainLearner:
     return DomainLearner(
         scenario,
         Cache(config.home / "cache"),
@@ -113,6 +113,7 @@ def _learner(config: Config, scenario: Scenario, seed: int) -> DomainLearner:
         config.settings(CurvatureConfig, "curvature"),
         seed,
         config.device,
+        **options,
     )
 
 
@@ -138,7 +139,7 @@ def adapt(config: Config, method: str, seed: int, command: str = "", decode: boo
     Raises:
         InputError: unknown method, or an earlier stage has not run.
     """
-    learner = _learner(config, build_scenario(config, seed), seed)
+    learner = _learner(config, build_scenario(config, seed), seed, diagnostics=config.tree["diagnostics"])
     name, options = _method_options(config, method)
     folder = config.home / method / str(seed)
     if decode:
@@ -238,7 +239,7 @@ def tune_method(config: Config, method: str, choices: dict[str, list[Any]], seed
 def _tune_seed(
     config: Config, name: str, options: dict[str, Any], choices: dict[str, list[Any]], seed: int
 ) -> list[dict[str, Any]]:
-    return tune(_learner(config, build_scenario(config, seed), seed), name, options, choices)
+    return tune(_learner(config, build_scenario(config, seed), seed, diagnostics="none"), name, options, choices)
 
 
 def _mean_tables(tables: Sequence[list[dict[str, Any]]], knobs: Sequence[str]) -> list[dict[str, Any]]:
