@@ -19,6 +19,9 @@ from asrcl.scoring.metrics import Matrix, pareto_front
 HEAT: Final = ("#fffbdc", "#c9e6c2", "#7cc4c0", "#3f93bd", "#2b5a9e", "#1b2a6b")
 GREY: Final = "#eeeeee"
 MAX_STAGE_LETTERS: Final = 64
+NAME_LETTERS: Final = 27
+ROUNDING: Final = 1e-9
+"""Eigenvalues below this share of the largest are rounding, and are not drawn."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +115,12 @@ def bars(rows: Sequence[tuple[str, float, float | None]], first: str, second: st
     """Horizontal bars with names: (name, value, second value as a tick or None); for layers."""
     names = 170.0
     top = max([abs(v) for row in rows for v in row[1:] if v is not None and math.isfinite(v)] or [1.0]) or 1.0
-    step, scale = 17, Scale(0.0, top, names + 6, 410)
+    step, scale, shown = 17, Scale(0.0, top, names + 6, 410), short_paths([row[0] for row in rows], NAME_LETTERS)
     parts = [text(0, 12, f"bar: {first}" + (f"; mark: {second}" if second else "") + f" ({unit})", class_="name")]
     for index, (name, value, other) in enumerate(rows):
         y = 22 + step * index
         words = f"{name}: {first} {value:.4g}" + (f", {second} {other:.4g}" if other is not None else "")
-        parts.append(text(names, y + 11, shorten(name, 27, front=True), class_="tick", text_anchor="end"))
+        parts.append(text(names, y + 11, shown[index], class_="tick", text_anchor="end"))
         width = max(scale(abs(value)) - scale(0.0), 0.5) if math.isfinite(value) else 0.5
         parts.append(tag("rect", title(words), x=scale(0.0), y=y + 1, width=width, height=step - 6, class_="bar"))
         if other is not None and math.isfinite(other):
@@ -130,7 +133,7 @@ def bars(rows: Sequence[tuple[str, float, float | None]], first: str, second: st
 
 def ranges(rows: Sequence[tuple[str, float, float, float]], y_label: str) -> str:
     """Lowest to highest on a logarithmic axis, with the mean: (name, low, mean, high); for spectra of blocks."""
-    names, step = 170.0, 17
+    names, step, shown = 170.0, 17, short_paths([row[0] for row in rows], NAME_LETTERS)
     scale = Scale(*log_span([v for row in rows for v in row[1:]]), names + 8, 410, True)
     bottom = 24 + step * len(rows)
     parts = [text(0, 12, y_label, class_="name")]
@@ -140,7 +143,7 @@ def ranges(rows: Sequence[tuple[str, float, float, float]], y_label: str) -> str
         parts.append(text(at, bottom + 13, label(value), class_="tick", text_anchor="middle"))
     for index, (name, low, mean, high) in enumerate(rows):
         y = 32 + step * index
-        parts.append(text(names, y + 4, shorten(name, 27, front=True), class_="tick", text_anchor="end"))
+        parts.append(text(names, y + 4, shown[index], class_="tick", text_anchor="end"))
         ends = [scale(max(v, scale.low)) for v in (low, mean, high)]
         words = title(f"{name}: {low:.3g} to {high:.3g}, mean {mean:.3g}")
         line = tag("line", x1=ends[0], x2=ends[2], y1=y, y2=y, class_="range")
@@ -151,11 +154,12 @@ def ranges(rows: Sequence[tuple[str, float, float, float]], y_label: str) -> str
 
 def spectra(lines: Sequence[tuple[str, Sequence[float]]], x_label: str, y_label: str) -> str:
     """Eigenvalues by falling size over their rank as a share, on a logarithmic axis; one line per block."""
-    chart = plot((0.0, 1.0), log_span([v for _, values in lines for v in values]), log_y=True)
+    floor = ROUNDING * max((v for _, values in lines for v in values), default=0.0)
+    chart = plot((0.0, 1.0), log_span([v for _, values in lines for v in values if v > floor]), log_y=True)
     parts = [chart.axes(x_label, y_label)]
     for name, values in lines:
         last = max(len(values) - 1, 1)
-        points = [(chart.x(i / last), chart.y(v) if v > 0 else math.nan) for i, v in enumerate(values)]
+        points = [(chart.x(i / last), chart.y(v) if v > floor else math.nan) for i, v in enumerate(values)]
         parts.append(tag("g", title(name) + polyline(points, class_="spectrum")))
     return chart.draw("".join(parts), f"{y_label} of {len(lines)} blocks")
 
@@ -191,12 +195,29 @@ def contrast(first: str, second: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def shorten(words: str, limit: int, front: bool = False) -> str:
-    """At most `limit` characters; what is cut off, at the end or at the front, leaves an ellipsis."""
-    limit = max(limit, 4)
-    if len(words) <= limit:
-        return words
-    return f"…{words[1 - limit :]}" if front else f"{words[: limit - 1]}…"
+def short_paths(paths: Sequence[str], limit: int) -> list[str]:
+    """Dotted names in at most `limit` characters, with the parts that tell layers apart.
+
+    Leading parts that all have in common go first; then the name of the list before the first index ("layers.3"); then the middle.
+    """
+    split = [path.split(".") for path in paths]
+    common = 0
+    while len(paths) > 1 and all(len(parts) > common + 1 and parts[common] == split[0][common] for parts in split):
+        common += 1
+    return [_short_path(parts[common:], limit) for parts in split]
+
+
+def _short_path(parts: Sequence[str], limit: int) -> str:
+    whole = ".".join(parts)
+    if len(whole) <= limit:
+        return whole
+    index = next((n for n, part in enumerate(parts) if part.isdigit()), 0)
+    if index > 1:
+        whole = ".".join([*parts[: index - 1], *parts[index:]])
+    if len(whole) <= limit:
+        return whole
+    head = limit * 2 // 5
+    return f"{whole[:head]}…{whole[head + 1 - limit :]}"
 
 
 def _heat_cell(value: float, deviation: float, low: float, high: float) -> dict[str, str]:

@@ -158,6 +158,7 @@ def _scenario(view: Scenario, index: int, budget: int) -> dict[str, Any]:
         "sweeps": [_drawn(sweep) for sweep in view.sweep_views()],
         "training": [_drawn(entry) for entry in view.training()],
         "norms": view.update_norms(),
+        "predictions": view.predictions(),
         "layers": [_drawn(entry) for entry in view.layers()],
         "curvature": [_drawn(entry) for entry in view.curvature()],
         "examples": decode_examples(summary, budget),

@@ -93,15 +93,11 @@ class Scenario:
 
     def update_norms(self) -> Table | None:
         """Norm of all weights' updates, before and after merging, per method and stage; means over seeds."""
-        header = ["Method", *(f"{n} {domain}" for n, domain in enumerate(self.summary.domains, 1))]
-        rows, keys = [], []
-        for method in self.summary.methods:
-            runs = self.runs(method.method)
-            found = [_mean([np.array(records.norms(run, stage)) for run in runs]) for stage in range(len(header) - 1)]
-            if any(not np.isnan(pair).all() for pair in found):
-                rows.append([Cell(method.label), *(_before_after(*pair) for pair in found)])
-                keys.append(method.method)
-        return Table(header, rows, keys) if rows else None
+        return self._before_and_after(records.norms)
+
+    def predictions(self) -> Table | None:
+        """Loss increase that curvature predicts, before and after merging, per method and stage; means over seeds."""
+        return self._before_and_after(_predicted)
 
     def layers(self) -> list[dict[str, Any]]:
         """Per method, for its last stage that kept layers (first seed): update norms and predicted loss increase."""
@@ -122,6 +118,17 @@ class Scenario:
                 stage, blocks = found
                 views.append(self._curvature_view(method, stage, blocks))
         return views
+
+    def _before_and_after(self, read: Callable[[Any, int], tuple[float, float]]) -> Table | None:
+        header = ["Method", *(f"{n} {domain}" for n, domain in enumerate(self.summary.domains, 1))]
+        rows, keys = [], []
+        for method in self.summary.methods:
+            runs = self.runs(method.method)
+            found = [_mean([np.array(read(run, stage)) for run in runs]) for stage in range(len(header) - 1)]
+            if any(not np.isnan(pair).all() for pair in found):
+                rows.append([Cell(method.label), *(_before_after(*pair) for pair in found)])
+                keys.append(method.method)
+        return Table(header, rows, keys) if rows else None
 
     def _bands(self, method: MethodSummary) -> list[Interval | None]:
         bands = stage_intervals(self.runs(method.method))
@@ -222,6 +229,14 @@ def _mean(arrays: Sequence[Matrix]) -> Matrix:
 def _with_limits(value: float, low: float, high: float) -> Cell:
     limits = "" if math.isnan(low) else f" ({low:.2f}–{high:.2f})"
     return Cell(number(float(value)) + limits, float(value))
+
+
+def _predicted(run: Any, stage: int) -> tuple[float, float]:
+    """Sum over the layers of the predicted increase, before and after merging; nan where nothing is predicted."""
+    layers = records.layers(run, stage)
+    before = [layer.increase for layer in layers if layer.increase is not None]
+    after = [layer.merged_increase for layer in layers if layer.merged_increase is not None]
+    return math.fsum(before) if before else math.nan, math.fsum(after) if after else math.nan
 
 
 def _before_after(before: float, after: float) -> Cell:

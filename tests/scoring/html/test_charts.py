@@ -62,7 +62,7 @@ def test_charts_of_nothing_known_are_still_charts() -> None:
 def test_bars_name_their_layers_and_both_numbers() -> None:
     node = parsed(charts.bars([("a.very.long.name.of.a.layer.in.a.model.weight", 2.0, 1.0)], "norm", "merged", "L2"))
     assert [title.text for title in node.iter("title")] == ["a.very.long.name.of.a.layer.in.a.model.weight: norm 2, merged 1"]
-    assert any((text.text or "").startswith("…") for text in node.iter("text"))
+    assert any("…" in (text.text or "") for text in node.iter("text"))
     assert sum(line.attrib.get("class") == "second" for line in node.iter("line")) == 1
 
 
@@ -90,7 +90,27 @@ def test_colours_of_known_contrast() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "front", "expected"), [("short", False, "short"), ("abcdefgh", False, "abcd…"), ("abcdefgh", True, "…efgh")]
+    ("paths", "expected"),
+    [
+        (["a.b.w", "a.b.v"], ["w", "v"]),
+        (["a.w", "a.w.x"], ["w", "w.x"]),
+        (["only.one"], ["only.one"]),
+        (["net.encoder.layers.10.w", "net.head"], ["encoder.layers.10.w", "head"]),
+        (["net.encoder.layers.10.block.ffn.3", "net.head"], ["encoder.10.block.ffn.3", "head"]),
+        (["encoder.layers.0.convolution_module.after_conv.2", "x"], ["encoder.….after_conv.2", "x"]),
+    ],
 )
-def test_shortening(words: str, front: bool, expected: str) -> None:
-    assert charts.shorten(words, 5, front) == expected
+def test_paths_are_shortened_where_they_agree(paths: list[str], expected: list[str]) -> None:
+    assert charts.short_paths(paths, 22) == expected
+
+
+def test_short_paths_fit_and_stay_apart() -> None:
+    paths = [f"model.{side}.layers.{n}.self_attention_block.projection.{part}" for side in ("encoder", "decoder")
+             for n in range(12) for part in ("query", "key", "value")]  # fmt: skip
+    found = charts.short_paths(paths, charts.NAME_LETTERS)
+    assert len(set(found)) == len(paths) and max(map(len, found)) <= charts.NAME_LETTERS
+
+
+def test_rounding_is_left_out_of_spectra() -> None:
+    chart = charts.spectra([("a", [1.0, 1e-3, 1e-14]), ("b", [1e-12, 1e-13])], "rank", "eigenvalue")
+    assert ">0.001<" in chart and ">1e-" not in chart and chart.count('class="spectrum"') == 1
