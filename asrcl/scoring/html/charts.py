@@ -19,7 +19,8 @@ from asrcl.scoring.metrics import Matrix, pareto_front
 HEAT: Final = ("#fffbdc", "#c9e6c2", "#7cc4c0", "#3f93bd", "#2b5a9e", "#1b2a6b")
 GREY: Final = "#eeeeee"
 MAX_STAGE_LETTERS: Final = 64
-NAME_LETTERS: Final = 27
+NAME_LETTERS: Final = 26
+NAME_WIDTH: Final = 190.0
 ROUNDING: Final = 1e-9
 """Eigenvalues below this share of the largest are rounding, and are not drawn."""
 
@@ -113,7 +114,7 @@ def old_against_new(points: Sequence[Point], looks: Mapping[str, Look], x_label:
 
 def bars(rows: Sequence[tuple[str, float, float | None]], first: str, second: str, unit: str) -> str:
     """Horizontal bars with names: (name, value, second value as a tick or None); for layers."""
-    names = 170.0
+    names = NAME_WIDTH
     top = max([abs(v) for row in rows for v in row[1:] if v is not None and math.isfinite(v)] or [1.0]) or 1.0
     step, scale, shown = 17, Scale(0.0, top, names + 6, 410), short_paths([row[0] for row in rows], NAME_LETTERS)
     parts = [text(0, 12, f"bar: {first}" + (f"; mark: {second}" if second else "") + f" ({unit})", class_="name")]
@@ -133,7 +134,7 @@ def bars(rows: Sequence[tuple[str, float, float | None]], first: str, second: st
 
 def ranges(rows: Sequence[tuple[str, float, float, float]], y_label: str) -> str:
     """Lowest to highest on a logarithmic axis, with the mean: (name, low, mean, high); for spectra of blocks."""
-    names, step, shown = 170.0, 17, short_paths([row[0] for row in rows], NAME_LETTERS)
+    names, step, shown = NAME_WIDTH, 17, short_paths([row[0] for row in rows], NAME_LETTERS)
     scale = Scale(*log_span([v for row in rows for v in row[1:]]), names + 8, 410, True)
     bottom = 24 + step * len(rows)
     parts = [text(0, 12, y_label, class_="name")]
@@ -198,22 +199,23 @@ def contrast(first: str, second: str) -> float:
 def short_paths(paths: Sequence[str], limit: int) -> list[str]:
     """Dotted names in at most `limit` characters, with the parts that tell layers apart.
 
-    Leading parts that all have in common go first; then the name of the list before the first index ("layers.3"); then the middle.
+    Of names that are longer, the leading parts go that these have in common, and a last part "weight"; then the name of the list
+    before the first index ("layers.3"); then the middle.
     """
-    split = [path.split(".") for path in paths]
+    long = [path.split(".") for path in paths if len(path) > limit]
     common = 0
-    while len(paths) > 1 and all(len(parts) > common + 1 and parts[common] == split[0][common] for parts in split):
+    while len(long) > 1 and all(len(parts) > common + 1 and parts[common] == long[0][common] for parts in long):
         common += 1
-    return [_short_path(parts[common:], limit) for parts in split]
+    return [path if len(path) <= limit else _short_path(path.split(".")[common:], limit) for path in paths]
 
 
 def _short_path(parts: Sequence[str], limit: int) -> str:
-    whole = ".".join(parts)
+    whole = ".".join(parts).removesuffix(".weight")
     if len(whole) <= limit:
         return whole
     index = next((n for n, part in enumerate(parts) if part.isdigit()), 0)
     if index > 1:
-        whole = ".".join([*parts[: index - 1], *parts[index:]])
+        whole = ".".join([*parts[: index - 1], *parts[index:]]).removesuffix(".weight")
     if len(whole) <= limit:
         return whole
     head = limit * 2 // 5
