@@ -5,6 +5,7 @@ from asrcl.adapt.learner import CurvatureConfig, DomainLearner, estimate_on_doma
 from asrcl.adapt.loop import Stage, adapt_domains, run_method, run_stages, write_decode
 from asrcl.adapt.protocols import Batch, Domain, StateDict, Task
 from asrcl.adapt.scenario import Scenario, UnionDomain
+from asrcl.adapt.tracking import Tracking, TrackingConfig
 from asrcl.adapt.training import TrainConfig, Trainer
 from asrcl.adapt.tuning import grid, tune
 from asrcl.adapt.weights import average_states, fingerprint, load_state, save_state, state_of
@@ -32,6 +33,9 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     # training
     "TrainConfig",
     "Trainer",
+    # dashboards
+    "Tracking",
+    "TrackingConfig",
     # curvature
     "Curvature",
     "estimate_on_domain",

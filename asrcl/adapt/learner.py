@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from asrcl.adapt.cache import Cache
 from asrcl.adapt.diagnostics import RECORD_VERSION, curvature_record, layer_records, update_norm
 from asrcl.adapt.protocols import Batch, Domain, StateDict, Task
 from asrcl.adapt.scenario import Scenario
+from asrcl.adapt.tracking import TrackedRun, Tracking, TrackingConfig
 from asrcl.adapt.training import TrainConfig, Trainer
 from asrcl.adapt.weights import fingerprint, load_state, save_state
 from asrcl.curvature import Curvature, estimate
@@ -65,6 +67,7 @@ class DomainLearner:
         stages: how many domains this run takes, None for all.
         diagnostics: what `record` says of layers and curvature: "none" nothing, "used" what the method's own curvature tells,
             "all" also for methods that need none, at the cost of an estimate per domain.
+        tracking: dashboards for curves; None for TensorBoard's files beside the cache.
         record: what the current stage did, for the result file.
         costs: seconds and memory of the current stage, kept apart because no two runs agree on them.
     """
@@ -78,6 +81,7 @@ class DomainLearner:
     stage: int = 1
     stages: int | None = None
     diagnostics: Literal["none", "used", "all"] = "used"
+    tracking: Tracking | None = None
     record: dict[str, Any] = field(default_factory=dict)
     costs: dict[str, Any] = field(default_factory=dict)
     _curvatures: dict[str, Path] = field(default_factory=dict, repr=False)
@@ -85,6 +89,7 @@ class DomainLearner:
     def __post_init__(self) -> None:
         if self.diagnostics not in ("none", "used", "all"):
             raise InputError(f"diagnostics={self.diagnostics}: choose none, used or all")
+        self.tracking = self.tracking or Tracking(TrackingConfig(), self.cache.root.parent)
 
     @property
     def last(self) -> bool:
@@ -111,8 +116,9 @@ class DomainLearner:
 
         def make(folder: Path) -> None:
             trainer = Trainer(
-                self.model_with(parent), self.scenario.task, domain, self.train, method, self.seed, folder
-            )
+                self.model_with(parent), self.scenario.task, domain, self.train, method, self.seed, folder,
+                self._track(domain, method, folder),
+            )  # fmt: skip
             save_state(trainer.fit(), folder / "model.safetensors")
             write_json(folder / "training.json", asdict(trainer.progress))
             # Progress first: a run killed in between must not look for epochs that are gone.
@@ -123,6 +129,13 @@ class DomainLearner:
         history = read_json(entry / "training.json")["history"]
         self.record["training"] = [{"train_loss": e["train_loss"], "dev_loss": e["dev_loss"]} for e in history]
         return load_state(entry / "model.safetensors")
+
+    def _track(self, domain: Domain, method: Method, folder: Path) -> Callable[[int], TrackedRun]:
+        """Starts the curves of one fine-tune, under the name of the method that needs it first."""
+        assert self.tracking is not None
+        name = f"{method.name or 'initial'}/{self.seed}/stage{self.stage}-{domain.name}"
+        settings = {"domain": domain.name, "seed": self.seed, **asdict(self.train)}
+        return partial(self.tracking.training, name, folder, settings)
 
     def estimate_curvature(
         self, state: StateDict, domain: Domain, structure: Literal["kron", "diagonal"], cost: str = "curvature"
@@ -271,7 +284,13 @@ def _peak_memory() -> int:
 
 
 def train_initial(
-    scenario: Scenario, train: TrainConfig, cache: Cache, seed: int, path: Path, device: str = "cpu"
+    scenario: Scenario,
+    train: TrainConfig,
+    cache: Cache,
+    seed: int,
+    path: Path,
+    device: str = "cpu",
+    tracking: Tracking | None = None,
 ) -> StateDict:
     """Train the initial model on the first domain from fresh weights and write it to `path`.
 
@@ -279,7 +298,7 @@ def train_initial(
     """
     torch.manual_seed(seed)
     fresh = {name: value.clone() for name, value in scenario.build_model().state_dict().items()}
-    learner = DomainLearner(scenario, cache, train, CurvatureConfig(), seed, device)
+    learner = DomainLearner(scenario, cache, train, CurvatureConfig(), seed, device, tracking=tracking)
     state = learner.fine_tune(fresh, scenario.domains[0], Method())
     save_state(state, path)
     write_json(path.with_suffix(".json"), {"seed": seed, "train": asdict(train), **learner.record, **learner.costs})

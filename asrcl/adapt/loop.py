@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from asrcl.adapt.distributed import Processes
 from asrcl.adapt.environment import environment
 from asrcl.adapt.learner import DomainLearner
 from asrcl.adapt.protocols import StateDict
@@ -148,6 +149,8 @@ def write_results(learner: DomainLearner, method: str, history: list[Stage], fol
     )
     write_json(folder / "costs.json", [stage.costs for stage in history])
     result.save(folder / "results.json")
+    if learner.tracking is not None and Processes().rank == 0:
+        learner.tracking.result(result, folder)
     return result
 
 

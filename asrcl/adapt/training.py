@@ -11,10 +11,10 @@ import logging
 import math
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch import nn
 from asrcl.adapt.distributed import Processes
 from asrcl.adapt.protocols import Batch, Domain, StateDict, Task
 from asrcl.adapt.resume import load_progress, save_progress
+from asrcl.adapt.tracking import TrackedRun
 from asrcl.adapt.weights import average_states, load_state, save_state, state_of
 from asrcl.exceptions import InputError
 from asrcl.methods import Method
@@ -130,6 +131,7 @@ class Trainer:
         method: its penalty and gradient hooks are applied.
         seed: of all randomness.
         folder: where progress is kept; a later call with the same arguments goes on from there.
+        track: starts a run on dashboards, given the number of epochs that are done; the first process alone calls it.
     """
 
     def __init__(
@@ -141,9 +143,10 @@ class Trainer:
         method: Method,
         seed: int,
         folder: Path,
+        track: Callable[[int], TrackedRun] | None = None,
     ) -> None:
         self.model, self.task, self.domain, self.config, self.method = model, task, domain, config, method
-        self.seed, self.folder = seed, folder
+        self.seed, self.folder, self.track = seed, folder, track
         self.processes = Processes()
         self.device = next(model.parameters()).device
         self.optimizer = _optimizer(model, config)
@@ -160,20 +163,28 @@ class Trainer:
             if not self.domain.size(split):
                 raise InputError(f"{self.domain.name}: no {split} items; training needs both a train and a dev split")
         self._resume()
-        writer = self._tensorboard()
+        run = self.track(self.progress.epoch) if self.track and not self.processes.rank else None
+        try:
+            self._train(run)
+        except BaseException:
+            if run:
+                run.close(failed=True)
+            raise
+        if run:
+            run.close()
+        states = [load_state(self._epoch_file(epoch)) for epoch in self.progress.best(self.config.average_best)]
+        self.processes.barrier()  # the caller may now remove the files
+        return average_states(states)
+
+    def _train(self, run: TrackedRun | None) -> None:
         while self.progress.epoch < self.config.epochs:
             started = time.perf_counter()
             train_loss = self._train_epoch()
             record = {"train_loss": train_loss, "dev_loss": self._dev_loss(), "seconds": time.perf_counter() - started}
             self.progress.epoch += 1
             self.progress.history.append(record)
-            self._log(record, writer)
+            self._log(record, run)
             self._save()
-        if writer:
-            writer.close()
-        states = [load_state(self._epoch_file(epoch)) for epoch in self.progress.best(self.config.average_best)]
-        self.processes.barrier()  # the caller may now remove the files
-        return average_states(states)
 
     def _epoch_file(self, epoch: int) -> Path:
         return self.folder / f"epoch{epoch:03d}.safetensors"
@@ -259,16 +270,7 @@ class Trainer:
         label = f"{self.domain.name} epoch {self.progress.epoch + 1}/{self.config.epochs}"
         return tqdm(batches, desc=label, leave=False, disable=True if self.processes.rank else None, unit="batch")
 
-    def _tensorboard(self) -> Any:
-        if self.processes.rank:
-            return None
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return None
-        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.progress.epoch + 1)
-
-    def _log(self, record: dict[str, float], writer: Any) -> None:
+    def _log(self, record: dict[str, float], run: TrackedRun | None) -> None:
         if self.processes.rank:
             return
         epoch = self.progress.epoch
@@ -281,6 +283,5 @@ class Trainer:
             record["dev_loss"],
             record["seconds"],
         )
-        if writer:
-            for name, value in record.items():
-                writer.add_scalar(f"{self.domain.name}/{name}", value, epoch)
+        if run:
+            run.log(record, epoch)

@@ -24,6 +24,8 @@ from asrcl.adapt import (
     Domain,
     DomainLearner,
     Scenario,
+    Tracking,
+    TrackingConfig,
     TrainConfig,
     adapt_domains,
     build_method,
@@ -113,15 +115,26 @@ def _learner(config: Config, scenario: Scenario, seed: int, **options: Any) -> D
         config.settings(CurvatureConfig, "curvature"),
         seed,
         config.device,
+        tracking=tracking(config),
         **options,
     )
+
+
+def tracking(config: Config) -> Tracking:
+    """The dashboards that a configuration names.
+
+    Raises:
+        InputError: one that is not known or not installed.
+    """
+    return Tracking(config.settings(TrackingConfig, "tracking"), config.home)
 
 
 def train(config: Config, seed: int) -> None:
     """Train the initial model of one seed on the first domain."""
     scenario, path = build_scenario(config), initial_path(config, seed)
     settings = config.settings(TrainConfig, "train", "initial")
-    state = train_initial(scenario, settings, Cache(config.home / "cache"), seed, path, config.device)
+    cache = Cache(config.home / "cache")
+    state = train_initial(scenario, settings, cache, seed, path, config.device, tracking(config))
     count = sum(value.numel() for value in state.values())
     logger.info("initial model of seed %d: %.2f M parameters, %s", seed, count / 1e6, path)
 
@@ -217,6 +230,7 @@ def adapt_all(
         InputError: as `adapt`; methods and their options are checked before any work begins.
     """
     import_plugins(config)
+    tracking(config)
     for method in methods:
         name, options = _method_options(config, method)
         build_method(name, **options)

@@ -1,0 +1,132 @@
+"""The dashboards behind `asrcl.adapt.tracking`: each a function that starts a run, or goes on with an earlier one.
+
+All take the configuration, the folder of the experiment's scenario, a name such as "train/ihr/1/stage2-ENG", settings by dotted
+name, the identity of an earlier run or None, and how many steps that one has finished; they return the run and its identity.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from asrcl.adapt.tracking import TrackedRun, TrackingConfig
+
+BATCH: Final = 100  # parameters in one call to MLflow
+MAX_LETTERS: Final = 6000  # in one of them
+
+
+@dataclass
+class _TensorBoard:
+    writer: Any
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def close(self, attachment: Path | None = None, failed: bool = False) -> None:
+        self.writer.close()
+
+
+def start_tensorboard(
+    config: TrackingConfig, home: Path, name: str, settings: Mapping[str, Any], identity: str | None, finished: int
+) -> tuple[TrackedRun, str]:
+    """Event files in `<home>/tensorboard/<name>`; those of an earlier run of this name go, unless it is resumed."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    folder = home / "tensorboard" / name
+    if not finished:
+        shutil.rmtree(folder, ignore_errors=True)
+    return _TensorBoard(SummaryWriter(str(folder), purge_step=finished + 1)), name
+
+
+@dataclass
+class _MLflow:
+    client: Any
+    run: str
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self.client.log_batch(self.run, metrics=[Metric(name, value, now, step) for name, value in values.items()])
+
+    def close(self, attachment: Path | None = None, failed: bool = False) -> None:
+        if attachment is not None:
+            self.client.log_artifact(self.run, str(attachment))
+        self.client.set_terminated(self.run, "FAILED" if failed else "FINISHED")
+
+
+def start_mlflow(
+    config: TrackingConfig, home: Path, name: str, settings: Mapping[str, Any], identity: str | None, finished: int
+) -> tuple[TrackedRun, str]:
+    """A run of the MLflow experiment `config.project`."""
+    from mlflow import MlflowClient
+    from mlflow.entities import Param
+
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    own = (home / "mlflow").resolve()
+    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        own.mkdir(parents=True, exist_ok=True)
+    client = MlflowClient(tracking_uri=uri or f"sqlite:///{own / 'mlflow.db'}")
+    if identity is not None:
+        client.update_run(identity, status="RUNNING")
+        return _MLflow(client, identity), identity
+    experiment = client.get_experiment_by_name(config.project)
+    place = None if uri else (own / "artifacts").as_uri()
+    number = experiment.experiment_id if experiment else client.create_experiment(config.project, artifact_location=place)
+    run = client.create_run(number, run_name=f"{home.name}/{name}", tags={"scenario": home.name}).info.run_id
+    parameters = [Param(key, str(value)[:MAX_LETTERS]) for key, value in settings.items()]
+    for first in range(0, len(parameters), BATCH):
+        client.log_batch(run, params=parameters[first : first + BATCH])
+    return _MLflow(client, run), run
+
+
+@dataclass
+class _Wandb:
+    run: Any
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self.run.log(dict(values), step=step)
+
+    def close(self, attachment: Path | None = None, failed: bool = False) -> None:
+        if attachment is not None:
+            import wandb
+
+            artifact = wandb.Artifact(self.run.name.replace("/", "-"), type="results")
+            artifact.add_file(str(attachment))
+            self.run.log_artifact(artifact)
+        self.run.finish(exit_code=int(failed))
+
+
+def start_wandb(
+    config: TrackingConfig, home: Path, name: str, settings: Mapping[str, Any], identity: str | None, finished: int
+) -> tuple[TrackedRun, str]:
+    """A run of the Weights & Biases project `config.project`; its local files go to `<home>/wandb`."""
+    import wandb
+
+    home.mkdir(parents=True, exist_ok=True)
+    identity = identity or uuid.uuid4().hex[:12]
+    run = wandb.init(
+        project=config.project,
+        name=f"{home.name}/{name}",
+        group=home.name,
+        id=identity,
+        resume="allow",
+        dir=str(home),
+        config=dict(settings),
+        mode=config.mode,
+        settings=wandb.Settings(silent=True),
+        reinit="create_new",
+    )
+    return _Wandb(run), identity
