@@ -201,6 +201,8 @@ def _load(source: str, reference: AnyPath | None, options: Options, skipped: lis
     name, _, path = source.rpartition("=")
     if name and Path(source).exists():
         name, path = "", source  # a file whose own name has an equals sign
+    if not Path(path).exists():
+        raise InputError(f"{path}: no such file or folder; a system is a hypothesis file, errors.jsonl, or the folder of a run")
     if Path(path).is_dir() or Path(path).name == FILE_NAME:
         return _load_run(name, Path(path), options)
     if _is_stored(path):

@@ -68,11 +68,11 @@ def draw_heatmaps(summary: ScenarioSummary, path: str | os.PathLike[str]) -> Non
 def draw_stages(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
     """Mean error rate over the domains seen so far against the stage: a line per method.
 
-    Bands reach from the lowest to the highest seed. A method measured after the last stage alone (joint
-    training) is a single point.
+    Bands are 95 % intervals that resample speakers, jointly over domains and seeds. A method measured after the last stage
+    alone (joint training) is a single point.
 
     Raises:
-        InputError: matplotlib is not installed, or the file cannot be written.
+        InputError: matplotlib is not installed, the file cannot be written, or a file of items is missing.
     """
     figure = _figure(7.6, 4.4)
     axes = figure.subplots()
@@ -82,15 +82,15 @@ def draw_stages(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
         style = _style(method.method, adapted)
         curves = np.stack([stage_averages(matrix) for matrix in method.matrices])
         axes.plot(stages, curves.mean(axis=0), label=method.label, **style)
-        if len(curves) > 1:
-            axes.fill_between(
-                stages, curves.min(axis=0), curves.max(axis=0), color=style["color"], alpha=0.12, linewidth=0
-            )
+        limits = [(band.low, band.high) if band else (math.nan, math.nan) for band in summary.bands[method.method]]
+        low, high = np.array(limits).T
+        axes.fill_between(stages, low, high, color=style["color"], alpha=0.12, linewidth=0)
     _label_stages(axes, summary.domains)
     axes.set_xlabel("stage, and the domain learned in it")
     axes.set_ylabel(f"mean {summary.rate_name} over domains seen so far (%)")
     seeds = max(len(method.seeds) for method in summary.methods)
-    axes.set_title(summary.scenario + (f" (mean and range of {seeds} seeds)" if seeds > 1 else ""))
+    notes = [f"mean of {seeds} seeds"] * (seeds > 1) + ["bands: CI95 over speakers"] * any(map(any, summary.bands.values()))
+    axes.set_title(summary.scenario + (f" ({'; '.join(notes)})" if notes else ""))
     axes.grid(axis="y", color="#dddddd", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
     _legend_by_last_value(axes)

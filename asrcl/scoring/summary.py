@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from asrcl.exceptions import InputError
 from asrcl.scoring import metrics
 from asrcl.scoring.errors import Errors
-from asrcl.scoring.intervals import average_interval, difference_interval
+from asrcl.scoring.intervals import average_interval, difference_interval, stage_intervals
 from asrcl.scoring.metrics import Matrix
 from asrcl.scoring.results import RunResult
 from asrcl.scoring.significance import (
@@ -109,6 +110,18 @@ class ScenarioSummary:
     runs: list[RunResult] = field(repr=False)
     reference: str = "ihr"
     items: Items = field(repr=False, default_factory=dict)
+
+    def runs_of(self, method: str) -> list[RunResult]:
+        """The runs of a method, by seed."""
+        return sorted((run for run in self.runs if run.method == method), key=lambda run: run.seed)
+
+    @cached_property
+    def bands(self) -> dict[str, list[Interval | None]]:
+        """Per method and stage the interval of the mean rate over the domains seen so far; None where it is not known.
+
+        Made when first asked for: it reads the items of all stages.
+        """
+        return {method.method: stage_intervals(self.runs_of(method.method)) for method in self.methods}
 
     @property
     def rate_name(self) -> str:

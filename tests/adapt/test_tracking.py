@@ -49,7 +49,8 @@ def client(home):
 
 def mlflow_runs(home):
     found = client(home)
-    return {r.info.run_name.partition("/")[2]: r for r in found.search_runs([found.get_experiment_by_name("asrcl").experiment_id])}
+    experiment = found.get_experiment_by_name("asrcl").experiment_id
+    return {run.info.run_name.partition("/")[2]: run for run in found.search_runs([experiment])}
 
 
 @pytest.fixture(scope="module")

@@ -130,7 +130,7 @@ def test_what_cannot_be_compared_is_refused(systems: list[System]) -> None:
     other = System("z", Errors([ItemErrors("q", "s", 0, 0, 0, 1)]))
     with pytest.raises(InputError, match="a against z: items in only one of two sets"):
         compare([systems[0], other])
-    with pytest.raises(InputError, match=r"none\.trn: cannot read it"):
+    with pytest.raises(InputError, match=r"none\.trn: no such file or folder"):
         load_systems(["none.trn"], REFERENCE)
 
 

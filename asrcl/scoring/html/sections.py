@@ -11,7 +11,6 @@ import numpy as np
 from asrcl.scoring.html import charts, records
 from asrcl.scoring.html.charts import Line, Point
 from asrcl.scoring.html.svg import Look, looks
-from asrcl.scoring.intervals import stage_intervals
 from asrcl.scoring.metrics import Matrix, old_and_new, stage_averages
 from asrcl.scoring.significance import Interval
 from asrcl.scoring.summary import REFERENCES, MethodSummary, ScenarioSummary
@@ -36,10 +35,6 @@ class Scenario:
         others = [sweep.method for sweep in sweeps]
         self.looks: dict[str, Look] = looks(list(dict.fromkeys([*(m.method for m in summary.methods), *others])))
         self.labels = {method.method: method.label for method in summary.methods}
-
-    def runs(self, method: str) -> list[Any]:
-        """The runs of a method, by seed."""
-        return sorted((run for run in self.summary.runs if run.method == method), key=lambda run: run.seed)
 
     def stages(self) -> dict[str, Any]:
         """WER per stage: chart and table."""
@@ -123,7 +118,7 @@ class Scenario:
         header = ["Method", *(f"{n} {domain}" for n, domain in enumerate(self.summary.domains, 1))]
         rows, keys = [], []
         for method in self.summary.methods:
-            runs = self.runs(method.method)
+            runs = self.summary.runs_of(method.method)
             found = [_mean([np.array(read(run, stage)) for run in runs]) for stage in range(len(header) - 1)]
             if any(not np.isnan(pair).all() for pair in found):
                 rows.append([Cell(method.label), *(_before_after(*pair) for pair in found)])
@@ -131,7 +126,7 @@ class Scenario:
         return Table(header, rows, keys) if rows else None
 
     def _bands(self, method: MethodSummary) -> list[Interval | None]:
-        bands = stage_intervals(self.runs(method.method))
+        bands = self.summary.bands[method.method]
         return [band if band is not None and not math.isnan(band.low) else None for band in bands]
 
     def _plane(self, name: str, view: Callable[[Matrix], Matrix]) -> dict[str, Any]:
@@ -166,7 +161,7 @@ class Scenario:
         return {"name": name, "method": sweep.method, "chart": chart, "table": Table(header, rows)}
 
     def _losses(self, method: MethodSummary, stage: int) -> list[Line]:
-        found = [records.training(run, stage) for run in self.runs(method.method)]
+        found = [records.training(run, stage) for run in self.summary.runs_of(method.method)]
         lines = []
         for key, words in (("dev_loss", "dev loss"), ("train_loss", "training loss")):
             curves = [np.array(entry[key]) for entry in found if key in entry]
@@ -178,7 +173,7 @@ class Scenario:
 
     def _last(self, method: MethodSummary, read: Callable[[Any, int], list[Any]]) -> tuple[int, list[Any]] | None:
         """The last stage of the first seed for which `read` finds something."""
-        for run in self.runs(method.method):
+        for run in self.summary.runs_of(method.method):
             for stage in reversed(range(len(self.summary.domains))):
                 found = read(run, stage)
                 if found:
