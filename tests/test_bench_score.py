@@ -9,9 +9,9 @@ import pytest
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
 
-@pytest.mark.parametrize("suffix", ["trn", "jsonl"])
-def test_the_benchmark_keeps_its_budget_on_a_few_utterances(suffix: str) -> None:
-    command = [sys.executable, str(TOOLS / "bench_score.py"), "--utterances=1000", f"--suffix={suffix}"]
+@pytest.mark.parametrize("options", [["--suffix=trn", "--out"], ["--suffix=jsonl", "--normaliser=basic"]])
+def test_the_benchmark_keeps_its_budget_on_a_few_utterances(options: list[str]) -> None:
+    command = [sys.executable, str(TOOLS / "bench_score.py"), "--utterances=1000", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "1000 utterances" in done.stdout and "ratio" in done.stdout

@@ -2,6 +2,8 @@
 
     .venv/bin/python tools/bench_score.py                          # 1,000,000 utterances of 5 to 25 words, 10 % wrong words
     .venv/bin/python tools/bench_score.py --utterances 20000 --suffix jsonl
+    .venv/bin/python tools/bench_score.py --out                    # writes every house's files too
+    .venv/bin/python tools/bench_score.py --normaliser whisper-english
 
 Prints seconds and peak memory of the whole command (read both files, count words and characters, table per speaker) in a process
 of its own, and what `jiwer.process_words` alone takes per utterance, extrapolated from 20,000. Fails if the budget is exceeded:
@@ -48,12 +50,14 @@ def as_line(key: str, text: str, suffix: str) -> str:
     return f"{text} ({key})\n" if suffix == "trn" else f"{key} {text}\n"
 
 
-def measure(reference: Path, hypothesis: Path) -> None:
+def measure(reference: Path, hypothesis: Path, normaliser: str, out: bool) -> None:
     """In a process of its own: score, print the table, then seconds and GiB on the last line."""
     started = time.perf_counter()
     from asrcl.scoring.cli_score import score_command
+    from asrcl.scoring.score import Options
 
-    text = score_command(reference, hypothesis, by=["speaker"])
+    folder = reference.parent / "out" if out else None
+    text = score_command(reference, hypothesis, Options(normaliser), by=["speaker"], out=folder)
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print("\n".join(text.splitlines()[:7]))
@@ -76,26 +80,34 @@ def jiwer_seconds(reference: Path, hypothesis: Path, suffix: str) -> float:
     return (time.perf_counter() - started) / len(small[0])
 
 
+def _options(options: argparse.Namespace) -> str:
+    chosen = [f"--normaliser {options.normaliser}"] * (options.normaliser != "none") + ["--out"] * options.out
+    return f" ({' '.join(chosen)})" if chosen else ""
+
+
 def main() -> int:
     """Write the corpus, run both, print the ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--utterances", type=int, default=BUDGET_UTTERANCES)
     parser.add_argument("--suffix", choices=["trn", "txt", "jsonl"], default="trn")
     parser.add_argument("--wrong", type=float, default=0.1, help="share of wrong words")
+    parser.add_argument("--normaliser", default="none", help="as of asrcl score")
+    parser.add_argument("--out", action="store_true", help="also write the files of all houses")
     parser.add_argument("--measure", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        measure(*options.measure)
+        measure(*options.measure, options.normaliser, options.out)
         return 0
     with tempfile.TemporaryDirectory() as folder:
         paths = write_corpus(Path(folder), options.utterances, options.suffix, options.wrong)
-        command = [sys.executable, __file__, "--measure", *map(str, paths)]
+        command = [sys.executable, __file__, "--measure", *map(str, paths), f"--normaliser={options.normaliser}"]
+        command += ["--out"] * options.out
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
         each = jiwer_seconds(*paths, options.suffix)
     seconds, peak = json.loads(output[-1])
     print("\n".join(output[:-1]))
     alone = each * options.utterances
-    print(f"\n{options.utterances} utterances (.{options.suffix}): {seconds:.1f} s, {peak:.2f} GiB peak, all of `asrcl score`")
+    print(f"\n{options.utterances} utterances (.{options.suffix}): {seconds:.1f} s, {peak:.2f} GiB peak, all of `asrcl score`{_options(options)}")
     print(f"jiwer.process_words once per utterance, words only: {alone:.1f} s; ratio {alone / seconds:.2f}")
     limit = BUDGET_SECONDS * max(options.utterances / BUDGET_UTTERANCES, 0.05)
     return 0 if seconds < limit and peak < BUDGET_GIB else 1
