@@ -211,15 +211,16 @@ def compare(
     reference: Annotated[Path | None, typer.Option("--reference", "-r", help="of hypothesis files")] = None,
     test: Annotated[list[str] | None, typer.Option(help="wilcoxon, mapsswe, bootstrap, sign, mcnemar; default all")] = None,
     by: Annotated[Literal["item", "speaker"], typer.Option(help="what wilcoxon and sign compare")] = "item",
+    meta: Annotated[Path | None, typer.Option(help="table with the speaker of every item (utt2spk, .csv, .tsv, .jsonl)")] = None,
     normaliser: Normaliser = "none",
     costs: Costs = "unit",
     skip: Skip = False,
     output: Annotated[str, typer.Option(help="text, json, csv or latex")] = "text",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="file for the output, beside being printed")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="also a file; .csv, .json, .tex: in that format")] = None,
     plot: Annotated[Path | None, typer.Option(help="matrix of differences with stars (.png, .pdf, .svg)")] = None,
     stars: Annotated[str, typer.Option(help="the test whose stars stand in the plot and in LaTeX")] = "",
-    draws: Annotated[int, typer.Option(help="bootstrap resamples", min=1)] = 2000,
-    seed: Annotated[int, typer.Option(help="of the bootstrap")] = 0,
+    draws: Annotated[int, typer.Option(help="bootstrap resamples", min=100, max=1_000_000)] = 2000,
+    seed: Annotated[int, typer.Option(help="of the bootstrap", min=0)] = 0,
     id_key: IdKey = None,
     ref_key: RefKey = None,
     hyp_key: HypKey = None,
@@ -228,7 +229,7 @@ def compare(
     from asrcl.scoring.cli_score import compare_command
     from asrcl.scoring.score import Options
 
-    options = Options(normaliser, costs, skip=skip, id_key=id_key, reference_key=ref_key, hypothesis_key=hyp_key)
+    options = Options(normaliser, costs, meta=meta, skip=skip, id_key=id_key, reference_key=ref_key, hypothesis_key=hyp_key)
     views: dict[str, Any] = {"output": output, "out": out, "plot": plot, "stars_of": stars}
     typer.echo(compare_command(systems, reference, options, tests=test or (), by=by, draws=draws, seed=seed, **views), nl=False)
 

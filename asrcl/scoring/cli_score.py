@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from asrcl.exceptions import InputError
 from asrcl.files import write_text
@@ -19,6 +20,7 @@ from asrcl.scoring.transcripts import align_columns, summary_row
 
 FORMATS: Final = ("text", "json", "csv")
 COMPARE_FORMATS: Final = (*FORMATS, "latex")
+ENDINGS: Final = {".csv": "csv", ".json": "json", ".tex": "latex"}
 MAX_SHOWN: Final = 40
 
 
@@ -91,7 +93,7 @@ def compare_command(
         tests: names; all by default.
         by: "item" or "speaker": what wilcoxon and sign compare.
         output: "text", "json", "csv" or "latex".
-        out: file for the output, beside being printed.
+        out: file beside what is printed; where `output` is "text", the endings .csv, .json and .tex say the file's format.
         plot: file for the matrix plot (.png, .pdf, .svg).
         stars_of: the test whose stars stand in the plot and in LaTeX; the first by default.
         draws: bootstrap resamples.
@@ -117,11 +119,12 @@ def compare_command(
     starred = stars_of or chosen[0]
     if plot:
         view.draw_matrix(found, starred, plot)
-    writers = {"json": dump_json, "csv": view.as_csv, "text": view.as_text}
-    text = view.as_latex(found, starred) if output == "latex" else writers[output](found)
+    writers: dict[str, Callable[[Any], str]] = {"json": dump_json, "csv": view.as_csv, "text": view.as_text}
+    writers["latex"] = partial(view.as_latex, test=starred)
     if out:
-        write_text(out, text)
-    return text
+        kind = ENDINGS.get(out.suffix.lower(), output) if output == "text" else output
+        write_text(out, writers[kind](found))
+    return writers[output](found)
 
 
 def _require(output: str, known: Sequence[str]) -> None:

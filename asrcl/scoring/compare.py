@@ -19,7 +19,7 @@ from typing import Any, Final
 from asrcl.exceptions import InputError
 from asrcl.scoring.align import Costs
 from asrcl.scoring.errors import FORMAT as ERRORS_FORMAT
-from asrcl.scoring.errors import Errors, name_some
+from asrcl.scoring.errors import Errors, ItemErrors, name_some
 from asrcl.scoring.formats import AnyPath
 from asrcl.scoring.normalise import normaliser
 from asrcl.scoring.paired import (
@@ -48,11 +48,13 @@ class System:
         name: in tables.
         errors: counts per item; summed over seeds if several files bear the name.
         files: where they come from.
+        seeds: how many were summed.
     """
 
     name: str
     errors: Errors
     files: Sequence[str] = ()
+    seeds: int = 1
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,11 @@ def compare(
         seed: of the random generator; the same seed gives the same numbers.
 
     Raises:
-        InputError: fewer than two systems, names that repeat, an unknown test, or systems with different items.
+        InputError: fewer than two systems, names that repeat, an unknown test, systems with different numbers of seeds, with
+            different items or with different references.
     """
     _check(systems, tests)
+    _check_alike(systems)
     pairs = []
     for a, b in combinations(systems, 2):
         try:
@@ -143,7 +147,8 @@ def load_systems(
 
     A source is a path, or NAME=path. The path leads to a hypothesis file (`reference` is needed), to stored counts per item
     (errors.jsonl), or to a results.json or its folder, of which the last stage's items of all domains count. Sources of one
-    given name, and runs of one method, are seeds of one system: their counts are added item by item.
+    given name, and runs of one method, are seeds of one system: their counts are added item by item, and every system needs as
+    many of them.
 
     Args:
         sources: in the order of tables.
@@ -151,11 +156,12 @@ def load_systems(
         options: how hypothesis files are scored; with `skip`, items that one system lacks are left out for all.
 
     Raises:
-        InputError: a file cannot be read, names collide, or systems have different items.
+        InputError: a file cannot be read, names collide, or systems have different items or references.
     """
     options = options or Options()
     skipped: list[str] = []
     loaded = [_load(source, reference, options, skipped) for source in sources]
+    _check_references([(part.path, part.errors) for part in loaded])
     systems = [_with_seeds(name, parts) for name, parts in _grouped(loaded).items()]
     return _same_items(systems, options.skip, skipped), skipped
 
@@ -169,6 +175,31 @@ def _check(systems: Sequence[System], tests: Sequence[str]) -> None:
     unknown = sorted(set(tests) - set(TESTS))
     if unknown:
         raise InputError(f"unknown tests: {', '.join(unknown)}; choose among {', '.join(TESTS)}")
+
+
+def _check_alike(systems: Sequence[System]) -> None:
+    """Tests of counts per item need as many seeds and the same references on all sides."""
+    seeds = {system.name: system.seeds for system in systems}
+    if len(set(seeds.values())) > 1:
+        listed = ", ".join(f"{name} has {count}" for name, count in seeds.items())
+        raise InputError(f"the systems have different numbers of seeds ({listed}); give as many files of each")
+    _check_references([(system.name, system.errors) for system in systems])
+
+
+def _check_references(sides: Sequence[tuple[str, Errors]]) -> None:
+    """Every item must have the same reference (where texts are kept) and the same length on all sides."""
+    known: dict[str, tuple[str, ItemErrors]] = {}
+    for name, errors in sides:
+        other = ""
+        apart = []
+        for item in errors.items:
+            first_name, first = known.setdefault(item.id, (name, item))
+            texts = item.reference and first.reference
+            if first.length != item.length or (texts and first.reference != item.reference):
+                other = first_name
+                apart.append(item.id)
+        if apart:
+            raise InputError(f"{other} and {name} have different references for {name_some(apart)}; score both against one file")
 
 
 def _test_pair(a: System, b: System, tests: Sequence[str], by: str, costs: Costs, draws: int, seed: int) -> Pair:
@@ -198,9 +229,7 @@ class _Loaded:
 
 
 def _load(source: str, reference: AnyPath | None, options: Options, skipped: list[str]) -> _Loaded:
-    name, _, path = source.rpartition("=")
-    if name and Path(source).exists():
-        name, path = "", source  # a file whose own name has an equals sign
+    name, path = _named(source)
     if not Path(path).exists():
         raise InputError(f"{path}: no such file or folder; a system is a hypothesis file, errors.jsonl, or the folder of a run")
     if Path(path).is_dir() or Path(path).name == FILE_NAME:
@@ -213,6 +242,16 @@ def _load(source: str, reference: AnyPath | None, options: Options, skipped: lis
     found = score(reference, path, options)
     skipped.extend(line for line in found.skipped if line not in skipped)
     return _Loaded(name or _stem(path), bool(name), None, found.normalised or found.raw, path)
+
+
+def _named(source: str) -> tuple[str, str]:
+    """NAME=path, or a path; folders of Hydra have equals signs of their own."""
+    name, sign, path = source.partition("=")
+    if not sign or Path(source).exists() or "/" in name:
+        return "", source
+    if not name or not path:
+        raise InputError(f"{source!r}: write NAME=FILE, or FILE alone")
+    return name, path
 
 
 def _load_run(name: str, path: Path, options: Options) -> _Loaded:
@@ -263,7 +302,7 @@ def _grouped(loaded: list[_Loaded]) -> dict[str, list[_Loaded]]:
 
 def _with_seeds(name: str, parts: list[_Loaded]) -> System:
     errors = parts[0].errors if len(parts) == 1 else sum_seeds([part.errors for part in parts])
-    return System(name, errors, [part.path for part in parts])
+    return System(name, errors, [part.path for part in parts], len(parts))
 
 
 def _same_items(systems: list[System], skip: bool, skipped: list[str]) -> list[System]:

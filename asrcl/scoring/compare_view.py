@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,7 @@ from asrcl.scoring.table import Table, comma_separated, latex, plain
 from asrcl.scoring.transcripts import align_columns
 
 LEGEND: Final = "* p < 0.05, ** p < 0.01, *** p < 0.001 after Holm's correction over all pairs, within each test"
+MAX_NAME: Final = 28
 _KINDS: Final = ("png", "pdf", "svg")
 
 
@@ -24,13 +26,29 @@ def as_text(found: Comparison) -> str:
     """Systems, differences, and tests with effect sizes, in columns for the terminal."""
     first = found.systems[0].errors
     speakers = len({item.group for item in first.items})
-    head = f"{len(found.systems)} systems on the same {len(first)} items of {speakers} speakers; normaliser: {found.normaliser}"
-    parts = [head, _systems(found), _differences(found), _tests(found), LEGEND]
-    if any(math.isnan(pair.interval.low) for pair in found.pairs):
-        parts.append("no interval over speakers: fewer than two speakers")
+    whom = "1 speaker" if speakers == 1 else f"{speakers} speakers"
+    seeds = f" ({found.systems[0].seeds} seeds added)" if found.systems[0].seeds > 1 else ""
+    head = f"{len(found.systems)} systems on the same {len(first)} items of {whom}{seeds}; normaliser: {found.normaliser}"
+    parts = [head, _systems(found), _differences(found), _tests(found), LEGEND, *_remarks(found, speakers)]
     if found.skipped:
         parts.append("skipped:\n" + "\n".join(f"  {line}" for line in found.skipped))
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def _remarks(found: Comparison, speakers: int) -> list[str]:
+    """What a reader must know of the intervals over speakers."""
+    first = found.systems[0].errors
+    if speakers < 2:
+        return ["no interval over speakers: there is one alone"]
+    remarks = []
+    if any(math.isnan(pair.interval.low) for pair in found.pairs):
+        remarks.append("no interval where a rate is infinite: errors on references without a word")
+    if speakers == len(first):
+        remarks.append(
+            "every item counts as a speaker of its own (no two ids share what stands before the first hyphen), "
+            "so the intervals are over items: name the speakers with --meta FILE"
+        )
+    return remarks
 
 
 def as_csv(found: Comparison) -> str:
@@ -49,12 +67,13 @@ def matrix(found: Comparison, test: str) -> Table:
     """Systems by systems: the difference of the error rates, row minus column, with the stars of one test."""
     _require(found, test)
     names = [system.name for system in found.systems]
-    cells = {(pair.a, pair.b): (pair.interval.estimate, stars(pair.p_holm[test])) for pair in found.pairs}
-    cells |= {(b, a): (-value, mark) for (a, b), (value, mark) in cells.items()}
+    cells = {(name, name): "–" for name in names}
+    for pair in found.pairs:
+        mark = stars(pair.p_holm[test])
+        cells[pair.a, pair.b] = _signed(pair.interval.estimate) + mark
+        cells[pair.b, pair.a] = _signed(-pair.interval.estimate) + mark
     rows = [
-        [system.name, _number(system.errors.rate)]
-        + ["–" if system.name == other else "{:+.2f}{}".format(*cells[system.name, other]) for other in names]
-        for system in found.systems
+        [system.name, _number(system.errors.rate), *(cells[system.name, other] for other in names)] for system in found.systems
     ]
     return plain(["System", "rate %", *names], rows)
 
@@ -84,12 +103,13 @@ def draw_matrix(found: Comparison, test: str, path: AnyPath) -> None:
         for column, text in enumerate(cells[2:]):
             dark = abs(values[row, column]) > 0.6 * limit
             axes.text(column, row, text, ha="center", va="center", color="white" if dark else "black", fontsize=9)
-    names = [system.name for system in found.systems]
+    names = [shorten(system.name, MAX_NAME) for system in found.systems]
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
     axes.set_yticks(range(len(names)), names)
     axes.set_title(f"row − column, points of error rate\nstars: {test}, Holm", fontsize=9)
     figure.colorbar(image, ax=axes, shrink=0.8)
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the font's own box stands for it
         figure.savefig(temporary, format=kind)
 
 
@@ -115,7 +135,8 @@ def _differences(found: Comparison) -> str:
     rows = [["a - b", "points", "CI95 low", "CI95 high", "P(a better)", *(f"{test}" for test in found.tests)]]
     for pair in found.pairs:
         interval = pair.interval
-        cells = [f"{interval.estimate:+.2f}", f"{interval.low:+.2f}", f"{interval.high:+.2f}", f"{interval.p_better:.3f}"]
+        chance = "-" if math.isnan(interval.p_better) else f"{interval.p_better:.3f}"
+        cells = [*map(_signed, (interval.estimate, interval.low, interval.high)), chance]
         rows.append([_name(pair), *cells, *(stars(pair.p_holm[test]) or "-" for test in found.tests)])
     return align_columns(rows)
 
@@ -129,12 +150,21 @@ def _tests(found: Comparison) -> str:
     return align_columns(rows)
 
 
+def shorten(words: str, limit: int) -> str:
+    """At most `limit` characters; what is cut off leaves an ellipsis."""
+    return words if len(words) <= limit else f"{words[: limit - 1]}…"
+
+
 def _name(pair: Pair) -> str:
     return f"{pair.a} - {pair.b}"
 
 
 def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.2f}"
+    return "-" if math.isnan(value) else f"{value:z.2f}"
+
+
+def _signed(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:+z.2f}"
 
 
 def _p(value: float) -> str:

@@ -169,9 +169,9 @@ def paired_bootstrap(
     sets_b = [aligned(part_b, part_a) for part_a, part_b in zip(sets_a, sets_b, strict=True)]
     blocks = _blocks([sets_a, sets_b], by)
     rates, drawn = blocks.rates(), _resample(blocks, n, seed)
-    difference = drawn[:, 0] - drawn[:, 1]
-    better = float(np.mean((difference < -_TIED) + 0.5 * (np.abs(difference) <= _TIED)))
-    estimate = float(rates[0] - rates[1])
+    with np.errstate(invalid="ignore"):  # rates over empty references are infinite
+        difference, estimate = drawn[:, 0] - drawn[:, 1], float(rates[0] - rates[1])
+    better = _share_better(difference) if _resampled(blocks) else math.nan
     if interval == "percentile":
         return PairedInterval(estimate, *_limits(difference, blocks), blocks.count, better)
     if interval != "student":
@@ -181,6 +181,11 @@ def paired_bootstrap(
     reach = _student_error(difference, blocks.count) * float(stats.t.ppf(0.975, blocks.count - 1))
     value = bootstrap_p(estimate, difference, blocks.count)
     return PairedInterval(estimate, estimate - reach, estimate + reach, blocks.count, better, value)
+
+
+def _share_better(difference: Array) -> float:
+    """Share of resamples below zero; ties, and two infinite rates, count half."""
+    return float(np.mean((difference < -_TIED) + 0.5 * ~(np.abs(difference) > _TIED)))
 
 
 def bootstrap_p(estimate: float, difference: Array, blocks: int) -> float:
@@ -193,6 +198,8 @@ def bootstrap_p(estimate: float, difference: Array, blocks: int) -> float:
         difference: one per resample, [n].
         blocks: speakers that were resampled, at least 2.
     """
+    if not np.isfinite(difference).all():
+        return math.nan
     error = _student_error(difference, blocks)
     if error <= _TIED:
         return 1.0 if abs(estimate) <= _TIED else 2.0 ** (1 - blocks)
@@ -200,7 +207,9 @@ def bootstrap_p(estimate: float, difference: Array, blocks: int) -> float:
 
 
 def _student_error(difference: Array, blocks: int) -> float:
-    """Standard error of the difference."""
+    """Standard error of the difference; nan where a resample has no finite rate."""
+    if not np.isfinite(difference).all():
+        return math.nan
     return float(np.std(difference)) * math.sqrt(blocks / (blocks - 1))
 
 

@@ -31,6 +31,8 @@ _LATEX: Final = {
     "≤": r"$\leq$",
     "≥": r"$\geq$",
     "Σ": r"$\Sigma$",
+    "Δ": r"$\Delta$",
+    "∞": r"$\infty$",
     "·": r"$\cdot$",
     "|": r"\textbar{}",
     "\n": " ",
@@ -92,7 +94,9 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table, caption: str = "", label: str = "") -> str:
-    r"""A `tabular` with booktabs rules inside a `table`; needs `\usepackage{booktabs}` and an UTF-8 engine.
+    r"""A `tabular` with booktabs rules inside a `table`; a wide one shrinks to the line.
+
+    Its first line names the packages it needs. Names in scripts that pdfLaTeX does not know want XeLaTeX or LuaLaTeX.
 
     Args:
         table: what to write.
@@ -100,13 +104,14 @@ def latex(table: Table, caption: str = "", label: str = "") -> str:
         label: for `\ref`.
     """
     columns = "".join("r" if right else "l" for right in table.numeric())
-    lines = [r"\begin{table}", r"\centering"]
+    lines = [r"% \usepackage{booktabs,graphicx}", r"\begin{table}", r"\centering"]
     lines += [rf"\caption{{{escape_latex(caption)}}}"] if caption else []
     lines += [rf"\label{{{label}}}"] if label else []
+    lines += [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
     lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
     lines += [" & ".join(map(escape_latex, table.header)) + r" \\", r"\midrule"]
     lines += [" & ".join(map(_latex_cell, row)) + r" \\" for row in table.rows]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", r"\end{table}", ""])
 
 
 def escape_latex(text: str) -> str:

@@ -3,6 +3,8 @@ import io
 import json
 import math
 import re
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,10 +59,41 @@ def test_systems_are_named_by_file_folder_or_hand(tmp_path: Path) -> None:
 
 
 def test_files_of_one_given_name_are_seeds(systems: list[System]) -> None:
-    both = load_systems([f"x={SOURCES[0]}", f"x={SOURCES[1]}", SOURCES[2]], REFERENCE)[0]
-    assert [system.name for system in both] == ["x", "c"] and both[0].files == SOURCES[:2]
+    both = load_systems([f"x={SOURCES[0]}", f"x={SOURCES[1]}", f"y={SOURCES[2]}", f"y={SOURCES[0]}"], REFERENCE)[0]
+    assert [system.name for system in both] == ["x", "y"] and both[0].files == SOURCES[:2]
     assert both[0].errors == sum_seeds([systems[0].errors, systems[1].errors])
-    assert compare(both, ["mapsswe"], draws=50).pairs[0].tests["mapsswe"].unit == "items"
+    found = compare(both, ["mapsswe"], draws=50)
+    assert found.pairs[0].tests["mapsswe"].unit == "items" and "(2 seeds added)" in as_text(found)
+
+
+def test_different_numbers_of_seeds_are_refused() -> None:
+    """Counts of two seeds against those of one differ in every item, however alike the systems are."""
+    found = load_systems([f"x={SOURCES[0]}", f"x={SOURCES[1]}", f"y={SOURCES[2]}"], REFERENCE)[0]
+    with pytest.raises(InputError, match=r"different numbers of seeds \(x has 2, y has 1\); give as many files of each"):
+        compare(found, ["sign"], draws=50)
+
+
+def test_different_references_are_refused_whatever_the_test(tmp_path: Path, systems: list[System]) -> None:
+    items = systems[0].errors.items
+    fourth = items[3]
+    for name, changed in (("text", replace(fourth, reference=fourth.reference[::-1])), ("length", replace(fourth, length=99))):
+        other = Errors([changed if item.id == changed.id else item for item in items])
+        other.save(tmp_path / f"{name}.jsonl")
+        with pytest.raises(InputError, match=f"a and {name} have different references for 1 \\({items[3].id}\\)"):
+            compare([systems[0], System(name, other)], ["wilcoxon"], draws=50)
+        with pytest.raises(InputError, match="have different references"):  # before the texts are lost in the sum of seeds
+            load_systems([f"x={SOURCES[0]}", f"x={tmp_path / name}.jsonl"], REFERENCE)
+
+
+def test_names_and_paths_with_equal_signs(tmp_path: Path) -> None:
+    folder = tmp_path / "lr=1,tau=2"
+    folder.mkdir()
+    (folder / "a.trn").write_bytes((DATA / "a.trn").read_bytes())
+    paths = [f"mine={folder}/a.trn", f"{folder}/a.trn"]
+    assert [system.name for system in load_systems(paths, REFERENCE)[0]] == ["mine", "a"]
+    for wrong in ("mine=", "=a.trn"):
+        with pytest.raises(InputError, match="write NAME=FILE, or FILE alone"):
+            load_systems([wrong], REFERENCE)
 
 
 def test_stored_counts_and_results_files_are_systems(tmp_path: Path, fake_run, systems: list[System]) -> None:
@@ -73,7 +106,8 @@ def test_stored_counts_and_results_files_are_systems(tmp_path: Path, fake_run, s
     assert [system.name for system in found] == ["ihr", "ft"]
     seeds = [pool(final_items(run), run.domains) for run in runs[:2]]
     assert found[0].errors == sum_seeds(seeds)
-    assert compare(found, draws=200).pairs[0].interval.p_better > 0.5
+    alone = load_systems([folders[0], folders[2]])[0]
+    assert compare(alone, draws=200).pairs[0].interval.p_better > 0.5
     with pytest.raises(InputError, match="would be called ihr"):
         load_systems([folders[0], folders[0]])
     bare = fake_run(tmp_path / "bare", "ihr", 1, keep_items=False)
@@ -162,7 +196,7 @@ def test_one_speaker_has_no_interval_and_json_has_null() -> None:
     found = compare([System("x", sets[0]), System("y", sets[1])], draws=50)
     row = next(row for row in as_json(found)["tests"] if row["test"] == "bootstrap")
     assert row["p"] is None and row["ci95_low"] is None and row["p_holm"] is None
-    assert "no interval over speakers: fewer than two speakers" in as_text(found)
+    assert "no interval over speakers: there is one alone" in as_text(found)
 
 
 def test_the_command_writes_what_it_prints(tmp_path: Path) -> None:
@@ -202,3 +236,39 @@ def test_the_score_command_lists_what_it_skipped_and_cuts_long_lists(tmp_path: P
     assert "note (2):" in score_command(tmp_path / "odd.jsonl", out=tmp_path / "out")
     with pytest.raises(InputError, match=r"no results\.json below it"):
         score_command(tmp_path)
+
+
+def test_one_speaker_has_no_chance_and_infinite_rates_have_dashes() -> None:
+    """A resample of one block is that block; errors on empty references have no finite rate."""
+    alone = [Errors([ItemErrors(f"u{k}", "s", n + k, 0, 0, 10) for k in range(4)]) for n in (0, 1)]
+    found = compare([System("x", alone[0]), System("y", alone[1])], draws=50)
+    assert math.isnan(found.pairs[0].interval.p_better) and as_json(found)["tests"][0]["p_a_better"] is None
+    empty = [Errors([ItemErrors(f"{k}-u", str(k), 0, 0, n, 0) for k in range(4)]) for n in (1, 2)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = compare([System("x", empty[0]), System("y", empty[1])], draws=50)
+        text = as_text(found)
+    assert found.pairs[0].interval.p_better == 0.5 and "no interval where a rate is infinite" in text
+    assert "nan" not in text + as_latex(found, "sign")
+
+
+def test_items_without_speakers_are_told(systems: list[System]) -> None:
+    items = [replace(item, group=item.id) for item in systems[0].errors.items]
+    text = as_text(compare([System("x", Errors(items)), System("y", Errors(items))], ["sign"], draws=50))
+    assert "every item counts as a speaker of its own" in text and "--meta" in text and "-0.00" not in text
+    assert "every item counts" not in as_text(compare(systems, ["sign"], draws=50))
+
+
+def test_the_ending_of_the_file_says_its_format(tmp_path: Path) -> None:
+    for name, start in (("x.csv", "a,b,rate_a"), ("x.json", "{"), ("x.tex", "% \\usepackage"), ("x.txt", "3 systems")):
+        printed = compare_command(SOURCES, REFERENCE, tests=["sign"], out=tmp_path / name, draws=50)
+        assert printed.startswith("3 systems") and (tmp_path / name).read_text().startswith(start)
+    compare_command(SOURCES, REFERENCE, tests=["sign"], output="csv", out=tmp_path / "y.json", draws=50)
+    assert (tmp_path / "y.json").read_text().startswith("a,b,rate_a")
+
+
+def test_long_and_foreign_names_fit_the_picture(tmp_path: Path, systems: list[System]) -> None:
+    renamed = [replace(system, name=name) for system, name in zip(systems, ("x" * 90, "音声", "c"), strict=True)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_matrix(compare(renamed, ["sign"], draws=50), "sign", tmp_path / "x.png")

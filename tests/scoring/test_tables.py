@@ -36,6 +36,7 @@ def test_latex_is_escaped_and_balanced(summary: ScenarioSummary) -> None:
 
 def test_every_special_sign_has_a_latex_form() -> None:
     assert escape_latex("a\\b{c}_^~#$") == r"a\textbackslash{}b\{c\}\_\textasciicircum{}\textasciitilde{}\#\$"
+    assert escape_latex("ΔAVG ∞") == r"$\Delta$AVG $\infty$"
     assert escape_latex("1 ± 2 – 3 −4 < 5") == r"1 $\pm$ 2 -- 3 $-$4 $<$ 5"
     assert r"$-$1.50" in latex(Table(["a", "b"], [[Cell("x"), Cell("-1.50", -1.5)]]))
 
