@@ -12,7 +12,16 @@ from rich.console import Console
 from rich.table import Table
 
 from asrcl.exceptions import InputError
-from asrcl.scoring.rows import Row, keep_rows, pick_columns, result_rows, sort_rows, write_rows
+from asrcl.scoring.rows import (
+    Row,
+    keep_rows,
+    pick_columns,
+    require_columns,
+    result_rows,
+    sort_rows,
+    values_of_conditions,
+    write_rows,
+)
 from asrcl.scoring.scan import scan_results, with_same_tests
 from asrcl.scoring.summary import ScenarioSummary, summarise
 from asrcl.scoring.table import NONE
@@ -83,12 +92,20 @@ def make_report(
 
 
 def _untested(scenarios: Sequence[ScenarioSummary]) -> list[str]:
-    """Scenarios of several methods that lack the reference method."""
+    """Scenarios of several methods that lack the reference method, and those with runs that kept no counts per item."""
     lacking = [s for s in scenarios if len(s.methods) > 1 and s.reference not in {m.method for m in s.methods}]
-    return [
+    notices = [
         f"{s.scenario}: no run of {s.reference}, so no significance is tested; name a method with --reference-method"
         for s in lacking
     ]
+    for s in scenarios:
+        bare = [f"{method}/{seed}" for (method, seed), items in s.items.items() if items is None]
+        if bare:
+            more = f" and {len(bare) - 5} more" if len(bare) > 5 else ""
+            notices.append(
+                f"{s.scenario}: no counts per item of {', '.join(bare[:5])}{more}, so no interval and no test; decode them again"
+            )
+    return notices
 
 
 def list_results(
@@ -123,7 +140,9 @@ def list_results(
         InputError: files that cannot be used (all are named), no runs, an unknown column, or a bad condition.
     """
     scan = scan_results(folders)
-    rows = keep_rows(result_rows(scan.require(skip_bad), every_stage=every_stage, settings=settings), where)
+    everything = result_rows(scan.require(skip_bad), every_stage=every_stage, settings=settings)
+    require_columns([*columns, *([sort.removeprefix("-")] if sort else [])], everything)
+    rows = keep_rows(everything, where)
     rows = sort_rows(rows, sort) if sort else rows
     if not columns and out is None:
         columns = [*(SHORT_STAGES if every_stage else SHORT), *settings]
@@ -131,7 +150,7 @@ def list_results(
     if out is not None:
         say(f"{len(rows)} rows: {write_rows(rows, out)}")
     else:
-        say(rows_text(rows) if rows else "no row meets the conditions")
+        say(rows_text(rows) if rows else f"no row meets the conditions ({values_of_conditions(everything, where)})")
     for line in scan.lines():
         say(line)
     return rows

@@ -145,7 +145,7 @@ def _scale(matrices: list[Matrix]) -> tuple[float, float]:
     values = np.concatenate([matrix.ravel() for matrix in matrices])
     values = values[np.isfinite(values)]
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
-    return low, max(high, low + 1e-9)
+    return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 
 def _draw_matrix(axes: Axes, method: MethodSummary, low: float, high: float) -> Any:
@@ -156,7 +156,7 @@ def _draw_matrix(axes: Axes, method: MethodSummary, low: float, high: float) -> 
     image = axes.imshow(np.ma.masked_invalid(matrix), cmap=colours, vmin=low, vmax=high, aspect="equal")
     for (i, j), value in np.ndenumerate(matrix):
         if not np.isnan(value):
-            dark = (value - low) / (high - low) > 0.5
+            dark = math.isfinite(value) and (value - low) / (high - low) > 0.5
             colour = "white" if dark else "black"
             axes.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=7.5, color=colour)
     axes.set_title(method.label, fontsize=10)

@@ -29,6 +29,7 @@ from asrcl.scoring.tables import (
     main_table,
     matrices_csv,
     matrix_table,
+    metrics_csv,
     metrics_table,
     orders_table,
     significance_table,
@@ -81,12 +82,12 @@ def write_tables(scenarios: Sequence[ScenarioSummary], folder: str | os.PathLike
     """Write the tables of every scenario for papers and spreadsheets; returns their paths.
 
     `main.tex`, `tests.tex` (booktabs, the best in bold), `main.csv` (all digits), `matrices.csv` (one row per run,
-    stage and domain) and, over several orders of the domains, `orders.tex`.
+    stage and domain), `metrics.csv` (what the columns mean, with sources) and, over several orders of the domains, `orders.tex`.
     """
     target, files = Path(folder), {}
     for summary in scenarios:
         tail, name = _tail(summary, scenarios), f"{summary.scenario}: {summary.rate_name} (%) after the last stage"
-        files[f"main{tail}.tex"] = latex(main_table(summary), name, f"tab:main{tail}")
+        files[f"main{tail}.tex"] = latex(main_table(summary), name, f"tab:main{tail}", definitions(sources=True))
         tests = significance_table(summary)
         if tests:
             files[f"tests{tail}.tex"] = latex(tests, f"{summary.scenario}: significance", f"tab:tests{tail}")
@@ -94,7 +95,9 @@ def write_tables(scenarios: Sequence[ScenarioSummary], folder: str | os.PathLike
         files[f"matrices{tail}.csv"] = matrices_csv(summary)
     orders = summarise_orders(scenarios)
     if orders:
-        files["orders.tex"] = latex(orders_table(orders), "Sensitivity to the order of domains", "tab:orders")
+        caption, notes = "Sensitivity to the order of domains", definitions(("aopd", "mopd"), sources=True)
+        files["orders.tex"] = latex(orders_table(orders), caption, "tab:orders", notes)
+    files["metrics.csv"] = metrics_csv([*SHOWN, "accuracy", *(("aopd", "mopd") if orders else ())])
     for file, text in files.items():
         write_text(target / file, text)
     return [target / file for file in files]
@@ -152,7 +155,7 @@ def main_tables(scenarios: Sequence[ScenarioSummary]) -> str:
         for row in content.texts():
             table.add_row(*row)
         console.print(table)
-    console.print(*definitions(), "R[i,j]: rate on domain j after stage i. Sources: see RESULTS.md", sep="\n", markup=False)
+    console.print("R[i,j]: rate on domain j after stage i", *definitions(sources=True), sep="\n", markup=False)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 

@@ -24,6 +24,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,8 +36,9 @@ from asrcl.scoring.results import FILE_NAME, RunResult
 from asrcl.scoring.table import comma_separated
 
 Row = dict[str, Any]
+MAX_VALUES: Final = 8
 FORMATS: Final = (".csv", ".jsonl", ".parquet")
-_CONDITION: Final = re.compile(r"([\w.]+)\s*(<=|>=|!=|=|<|>)\s*(.*)")
+_CONDITION: Final = re.compile(r"([\w.]+)\s*(<=|>=|!=|=|<|>)\s*([^=~<>!].*|)")
 _COMPARE: Final[dict[str, Callable[[float, float], bool]]] = {
     "<": lambda a, b: a < b,
     "<=": lambda a, b: a <= b,
@@ -52,10 +54,19 @@ def result_rows(runs: Iterable[RunResult], *, every_stage: bool = False, setting
         runs: in the order wanted.
         every_stage: one row per stage too.
         settings: dotted names of the configuration to join as columns, such as "train.adapt.epochs"; None where absent.
+
+    Raises:
+        InputError: a setting that no run has.
     """
     rows: list[Row] = []
-    for run in runs:
-        found = dict(flatten(run.config))
+    configs = [(run, dict(flatten(run.config))) for run in runs]
+    known = {name for _, found in configs for name in found}
+    for name in settings:
+        if name not in known:
+            near = get_close_matches(name, known, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else "look at `config` in a results.json"
+            raise InputError(f"no run has the setting {name!r}; {hint}")
+    for run, found in configs:
         joined = {name: found.get(name) for name in settings}
         rows.extend({**row, **joined} for row in (_stage_rows(run) if every_stage else _domain_rows(run)))
     return rows
@@ -66,16 +77,15 @@ def keep_rows(rows: Iterable[Row], conditions: Sequence[str]) -> list[Row]:
 
     Args:
         rows: of `result_rows`.
-        conditions: "method=ihr", "method=ihr,ft" (any of them), "method!=joint", "final<20"; a column on the left.
+        conditions: "method=ihr", "method=ihr,ft" (any of them), "method!=joint", "final<20"; a column on the left. Decimals
+            are compared as far as they are written: "final=20.13" holds for 20.1342.
 
     Raises:
         InputError: not a condition, an unknown column, or a comparison of what is no number.
     """
     rows = list(rows)
-    for text in conditions:
-        test = _condition(text, rows)
-        rows = [row for row in rows if test(row)]
-    return rows
+    tests = [_condition(text, rows) for text in conditions]
+    return [row for row in rows if all(test(row) for test in tests)]
 
 
 def sort_rows(rows: Sequence[Row], column: str) -> list[Row]:
@@ -85,7 +95,7 @@ def sort_rows(rows: Sequence[Row], column: str) -> list[Row]:
         InputError: an unknown column.
     """
     name, down = column.removeprefix("-"), column.startswith("-")
-    _require_column(name, rows)
+    require_columns([name], rows)
     known = [row for row in rows if row[name] is not None]
     numbers = all(isinstance(row[name], int | float) for row in known)
     ranked = sorted(known, key=lambda row: row[name] if numbers else str(row[name]), reverse=down)
@@ -98,8 +108,7 @@ def pick_columns(rows: Sequence[Row], columns: Sequence[str]) -> list[Row]:
     Raises:
         InputError: an unknown column.
     """
-    for name in columns:
-        _require_column(name, rows)
+    require_columns(columns, rows)
     return [{name: row[name] for name in columns} for row in rows] if columns else list(rows)
 
 
@@ -180,18 +189,35 @@ def _condition(text: str, rows: Sequence[Row]) -> Callable[[Row], bool]:
     if not match:
         raise InputError(f"condition {text!r}: write column=value, column!=value or column<number, e.g. method=ihr,ft")
     name, sign, wanted = match.groups()
-    _require_column(name, rows)
+    require_columns([name], rows)
     if sign in ("=", "!="):
-        values = {value.strip() for value in wanted.split(",")}
-        return lambda row: (_text(row[name]) in values) == (sign == "=")
+        values = [value.strip() for value in wanted.split(",")]
+        return lambda row: any(_equal(row[name], value) for value in values) == (sign == "=")
     limit = _as_number(wanted, text)
     compare = _COMPARE[sign]
     return lambda row: row[name] is not None and compare(_as_number(row[name], text), limit)
 
 
-def _require_column(name: str, rows: Sequence[Row]) -> None:
-    if rows and name not in rows[0]:
-        raise InputError(f"no column {name!r}; there are: {', '.join(rows[0])} (join settings with --setting)")
+def require_columns(names: Sequence[str], rows: Sequence[Row]) -> None:
+    """Make sure that the rows, if there are any, have these columns.
+
+    Raises:
+        InputError: an unknown column; those that there are are listed.
+    """
+    for name in names:
+        if rows and name not in rows[0]:
+            raise InputError(f"no column {name!r}; there are: {', '.join(rows[0])} (join settings with --setting)")
+
+
+def values_of_conditions(rows: Sequence[Row], conditions: Sequence[str]) -> str:
+    """What the columns of some conditions hold, for a message: "method: ft, ihr; seed: 1, 2"."""
+    names = [match.group(1) for text in conditions if (match := _CONDITION.fullmatch(text.strip()))]
+    parts = []
+    for name in dict.fromkeys(names):
+        values = list(dict.fromkeys(f"{v:.2f}" if isinstance(v := row[name], float) else str(v) for row in rows))
+        more = f", and {len(values) - MAX_VALUES} more" if len(values) > MAX_VALUES else ""
+        parts.append(f"{name}: {', '.join(values[:MAX_VALUES])}{more}")
+    return "; ".join(parts)
 
 
 def _as_number(value: Any, where: str) -> float:
@@ -201,8 +227,17 @@ def _as_number(value: Any, where: str) -> float:
         raise InputError(f"condition {where!r}: {value!r} is not a number; use = or != for names") from error
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+def _equal(value: Any, wanted: str) -> bool:
+    """Whether a cell is what was typed; numbers to as many decimals as were typed."""
+    if value is None:
+        return wanted == ""
+    if isinstance(value, float):
+        decimals = len(wanted.partition(".")[2])
+        try:
+            return round(value, decimals) == float(wanted) if decimals else value == float(wanted)
+        except ValueError:
+            return False
+    return str(value) == wanted
 
 
 def _known(value: float) -> float | None:

@@ -15,11 +15,13 @@ from typing import Final
 
 from asrcl.exceptions import InputError
 from asrcl.scoring.results import FILE_NAME, OtherVersionError, RunResult
+from asrcl.scoring.rows import run_seconds
 
 OTHER_VERSION: Final = "other version"
 DAMAGED: Final = "damaged"
 DUPLICATE: Final = "duplicate"
 OTHER_TESTS: Final = "other test sets"
+INCOMPLETE: Final = "incomplete"
 MAX_NAMED: Final = 20
 
 
@@ -29,7 +31,7 @@ class Problem:
 
     Attributes:
         path: the file.
-        kind: "other version", "damaged", "duplicate" or "other test sets".
+        kind: "other version", "damaged", "incomplete" (files of items are missing), "duplicate" or "other test sets".
         reason: one line.
     """
 
@@ -95,17 +97,29 @@ def scan_results(folders: Iterable[str | os.PathLike[str]]) -> Scan:
     for path in _files(folders):
         try:
             run = RunResult.load(path)
+            run_seconds(run)  # costs.json can be read
         except OtherVersionError as error:
             problems.append(Problem(path, OTHER_VERSION, str(error)))
         except InputError as error:
             problems.append(Problem(path, DAMAGED, str(error)))
         else:
-            if run.name in runs:
+            if missing := _missing_items(run):
+                problems.append(Problem(path, INCOMPLETE, missing))
+            elif run.name in runs:
                 reason = f"{path}: {run.name} is also in {runs[run.name].folder}"
                 problems.append(Problem(path, DUPLICATE, reason))
             else:
                 runs[run.name] = run
     return Scan(list(runs.values()), problems)
+
+
+def _missing_items(run: RunResult) -> str:
+    """What to say of files that a run names and that are not there; empty if all are."""
+    names = [name for row in run.item_files for name in row if name is not None]
+    lost = [name for name in names if not ((run.folder or Path()) / name).is_file()]
+    if not lost:
+        return ""
+    return f"{(run.folder or Path()) / lost[0]}: missing, {len(lost)} of {len(names)} files of items; decode this run again"
 
 
 def with_same_tests(scan: Scan) -> Scan:

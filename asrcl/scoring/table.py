@@ -93,7 +93,7 @@ def markdown(table: Table) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
-def latex(table: Table, caption: str = "", label: str = "") -> str:
+def latex(table: Table, caption: str = "", label: str = "", notes: Sequence[str] = ()) -> str:
     r"""A `tabular` with booktabs rules inside a `table`; a wide one shrinks to the line.
 
     Its first line names the packages it needs. Names in scripts that pdfLaTeX does not know want XeLaTeX or LuaLaTeX.
@@ -102,9 +102,10 @@ def latex(table: Table, caption: str = "", label: str = "") -> str:
         table: what to write.
         caption: above the table.
         label: for `\ref`.
+        notes: comments at the head of the file, such as what the columns mean.
     """
     columns = "".join("r" if right else "l" for right in table.numeric())
-    lines = [r"% \usepackage{booktabs,graphicx}", r"\begin{table}", r"\centering"]
+    lines = [r"% \usepackage{booktabs,graphicx}", *(f"% {note}" for note in notes), r"\begin{table}", r"\centering"]
     lines += [rf"\caption{{{escape_latex(caption)}}}"] if caption else []
     lines += [rf"\label{{{label}}}"] if label else []
     lines += [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]

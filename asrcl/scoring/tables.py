@@ -81,13 +81,32 @@ def metrics_table(keys: Sequence[str], *, accuracies: bool = False) -> Table:
     return plain(header, rows)
 
 
-def definitions(keys: Sequence[str] = SHOWN) -> list[str]:
-    """One line per metric, to stand under its numbers: "BWT = formula (higher is better; reference models: none)"."""
+def definitions(keys: Sequence[str] = SHOWN, *, sources: bool = False) -> list[str]:
+    """One line per metric, to stand under its numbers: "BWT = formula (higher is better; needs ...)".
+
+    Args:
+        keys: of the metrics.
+        sources: say also where each definition comes from.
+    """
     lines = []
     for metric in (METRICS[key] for key in keys):
         needs = "" if metric.references == "none" else f"; needs {metric.references.replace('`', '')}"
-        lines.append(f"{metric.symbol} = {metric.formula} ({metric.better} is better{needs})")
+        source = f" [{metric.source}]" if sources else ""
+        lines.append(f"{metric.symbol} = {metric.formula} ({metric.better} is better{needs}){source}")
     return lines
+
+
+def metrics_csv(keys: Sequence[str]) -> str:
+    """What the columns of `main_csv` mean: key, symbol, formula, sign, unit, reference models, source."""
+    header = ["key", "symbol", "name", "formula", "better", "unit", "references", "source"]
+    found = [METRICS[key] for key in keys]
+    return comma_separated(
+        header,
+        (
+            [key, m.symbol, m.name, m.formula, m.better, m.unit, m.references.replace("`", ""), m.source]
+            for key, m in zip(keys, found, strict=True)
+        ),
+    )
 
 
 def orders_table(orders: Sequence[OrderSummary]) -> Table:

@@ -30,7 +30,7 @@ def test_every_view_is_written_and_named(exp: Path, tmp_path: Path) -> None:
     written = make_report([exp], out=tmp_path, views=views, figure_formats=["png", "pdf", "svg"], say=said.append)
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     figures = {f"figures/{name}.{kind}" for name in ("heatmap", "wer_per_stage", "pareto") for kind in ("png", "pdf", "svg")}
-    tables = {"tables/main.tex", "tables/tests.tex", "tables/main.csv", "tables/matrices.csv"}
+    tables = {"tables/main.tex", "tables/tests.tex", "tables/main.csv", "tables/matrices.csv", "tables/metrics.csv"}
     assert names == {"report.html", "RESULTS.md", "heatmap.png", "wer_per_stage.png"} | figures | tables
     assert {path.name for path in written} == {Path(name).name for name in names}
     assert "accents: WER (%) after the last stage" in said[0] and f"report: {tmp_path / 'report.html'}" in said
@@ -99,7 +99,9 @@ def test_rows_are_printed(exp: Path) -> None:
     list_results([exp], every_stage=True, where=["stage=1", "domain=us"], say=said.append)
     assert "rate" in said[1].splitlines()[1]
     list_results([exp], where=["method=none"], say=said.append)
-    assert said[2] == "no row meets the conditions"
+    assert said[2] == "no row meets the conditions (method: ft, ihr)"
+    with pytest.raises(InputError, match="no column 'typo'"):
+        list_results([exp], where=["method=none"], columns=["typo"], say=said.append)
 
 
 def test_rows_are_written_with_all_columns_or_those_asked_for(exp: Path, tmp_path: Path) -> None:

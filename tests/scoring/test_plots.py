@@ -57,6 +57,17 @@ def test_lines_hold_the_mean_over_seen_domains(tmp_path, summary, figures) -> No
     assert ends == sorted(ends, reverse=True)
 
 
+def test_equal_rates_have_a_scale_that_can_be_read_and_endless_ones_dark_ink(tmp_path: Path, figures) -> None:
+    full = RunResult("full", "ft", 0, "word", ["a", "b"], [[9, 9], [9, 9]], [9, 9])
+    endless = RunResult("inf", "ft", 0, "word", ["a", "b"], [[1, 2], [3, 4]], [0, 9])
+    for run in (full, endless):
+        plots.draw_heatmaps(summarise([run])[0], tmp_path / "h.png")
+    image = figures[0].axes[0].get_images()[0]
+    assert image.get_clim() == (99.5, 100.5)
+    inks = {text.get_text(): text.get_color() for text in figures[1].axes[0].texts}
+    assert inks["inf"] == "black"
+
+
 def test_unusual_shapes_can_be_drawn(tmp_path: Path, figures) -> None:
     alone = RunResult("one", "ihr", 0, "image", ["a very long name of a domain"], [[0]], [0])
     many = RunResult("ten", "ft", 0, "word", [f"d{j}" for j in range(10)], [[None] * 10] * 10, [5] * 10)

@@ -1,6 +1,7 @@
 import csv
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +50,12 @@ def test_every_stage(runs: list[RunResult]) -> None:
 
 
 def test_settings_are_joined(runs: list[RunResult]) -> None:
-    rows = result_rows(runs, settings=["train.epochs", "train.rates", "nothing"])
-    assert {row["train.epochs"] for row in rows} == {8} and rows[0]["train.rates"] == [1, 2] and rows[0]["nothing"] is None
+    odd = replace(runs[0], config={"own": 1})
+    rows = result_rows([*runs, odd], settings=["train.epochs", "train.rates", "own"])
+    assert rows[0]["train.epochs"] == 8 and rows[0]["train.rates"] == [1, 2] and rows[0]["own"] is None
+    assert rows[-1]["train.epochs"] is None and rows[-1]["own"] == 1
+    with pytest.raises(InputError, match=r"no run has the setting 'train\.epoch'; did you mean train\.epochs"):
+        result_rows(runs, settings=["train.epoch"])
 
 
 @pytest.mark.parametrize(
@@ -71,11 +76,25 @@ def test_conditions(runs: list[RunResult], conditions: list[str], count: int) ->
         ("colour=red", "no column 'colour'; there are: scenario"),
         ("method<3", "not a number"),
         ("avg<x", "'x' is not"),
+        ("method==ihr", "write column=value"),
+        ("method =~ i", "write column=value"),
     ],
 )
 def test_bad_conditions_are_refused(runs: list[RunResult], condition: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         keep_rows(result_rows(runs), [condition])
+
+
+def test_every_condition_is_checked_though_nothing_is_left(runs: list[RunResult]) -> None:
+    with pytest.raises(InputError, match="no column 'typo'"):
+        keep_rows(result_rows(runs), ["method=nosuch", "typo=3"])
+
+
+def test_numbers_are_equal_as_far_as_they_are_written() -> None:
+    rows = [{"final": value} for value in (100.0, 20.1342, None)]
+    for condition, count in (("final=100", 1), ("final=100.00", 1), ("final=20.13", 1), ("final=20.1", 1), ("final=20", 0),
+                             ("final=20.14", 0), ("final=", 1), ("final=a", 0), ("final!=100.0", 2)):  # fmt: skip
+        assert len(keep_rows(rows, [condition])) == count, condition
 
 
 def test_missing_values_never_meet_a_comparison(runs: list[RunResult]) -> None:

@@ -80,3 +80,17 @@ def test_which_part_of_the_tests_differs(tmp_path: Path, fake_run) -> None:
     assert different_tests(run, other) is None
     other.unit = "character"
     assert different_tests(run, other) == "unit"
+
+
+def test_runs_whose_files_are_missing_or_torn_are_named_and_skipped(tmp_path: Path, fake_run) -> None:
+    kept, lost, torn = (fake_run(tmp_path, "ft", seed) for seed in (0, 1, 2))
+    names = [name for row in lost.item_files for name in row if name]
+    (lost.folder / names[0]).unlink()
+    (torn.folder / "costs.json").write_text("[{")
+    scan = scan_results([tmp_path])
+    assert [(problem.kind, problem.path.parent) for problem in scan.problems] == [
+        ("incomplete", lost.folder), ("damaged", torn.folder),
+    ]  # fmt: skip
+    assert names[0] in scan.problems[0].reason and f"1 of {len(names)} files of items" in scan.problems[0].reason
+    assert "costs.json" in scan.problems[1].reason
+    assert [run.folder for run in scan.require(skip=True)] == [kept.folder]

@@ -9,7 +9,15 @@ import pytest
 from asrcl.scoring import METRICS, RunResult
 from asrcl.scoring.summary import ScenarioSummary, summarise
 from asrcl.scoring.table import Cell, Table, comma_separated, escape_latex, latex, markdown, plain
-from asrcl.scoring.tables import main_csv, main_table, matrices_csv, metrics_table, significance_table
+from asrcl.scoring.tables import (
+    definitions,
+    main_csv,
+    main_table,
+    matrices_csv,
+    metrics_csv,
+    metrics_table,
+    significance_table,
+)
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +103,17 @@ def test_images_get_their_accuracy() -> None:
     run = RunResult("digits", "ft", 0, "image", ["a", "b"], [[5, 50], [20, 10]], [100, 100])
     table = main_table(summarise([run])[0])
     assert dict(zip(table.header, table.texts()[0], strict=True))["ACC"] == "85.00"
+
+
+def test_latex_carries_the_definitions_and_its_packages_as_comments() -> None:
+    text = latex(plain(["a"], [["1"]]), "c", "l", definitions(["bwt"], sources=True))
+    head = text.split(r"\begin{table}")[0].splitlines()
+    assert head[0] == r"% \usepackage{booktabs,graphicx}" and head[1].startswith("% BWT = mean_{j<T}") and "Lopez-Paz" in head[1]
+
+
+def test_metrics_are_told_for_spreadsheets() -> None:
+    (row,) = csv.DictReader(io.StringIO(metrics_csv(["cov"])))
+    assert row["symbol"] == "COV" and row["references"] == "ft and separate of the same seed" and "ICASSP" in row["source"]
 
 
 def test_definitions_name_formula_references_and_source() -> None:

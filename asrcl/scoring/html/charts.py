@@ -21,6 +21,7 @@ GREY: Final = "#eeeeee"
 MAX_STAGE_LETTERS: Final = 64
 NAME_LETTERS: Final = 26
 NAME_WIDTH: Final = 190.0
+BAR_END: Final = 366.0  # numbers follow
 ROUNDING: Final = 1e-9
 """Eigenvalues below this share of the largest are rounding, and are not drawn."""
 
@@ -113,23 +114,32 @@ def old_against_new(points: Sequence[Point], looks: Mapping[str, Look], x_label:
 
 
 def bars(rows: Sequence[tuple[str, float, float | None]], first: str, second: str, unit: str) -> str:
-    """Horizontal bars with names: (name, value, second value as a tick or None); for layers."""
+    """Horizontal bars with names: (name, value, second value as a tick or None); the last is written beside the bar."""
     names = NAME_WIDTH
     top = max([abs(v) for row in rows for v in row[1:] if v is not None and math.isfinite(v)] or [1.0]) or 1.0
-    step, scale, shown = 17, Scale(0.0, top, names + 6, 410), short_paths([row[0] for row in rows], NAME_LETTERS)
+    step, scale, shown = 17, Scale(0.0, top, names + 6, BAR_END), short_paths([row[0] for row in rows], NAME_LETTERS)
     parts = [text(0, 12, f"bar: {first}" + (f"; mark: {second}" if second else "") + f" ({unit})", class_="name")]
     for index, (name, value, other) in enumerate(rows):
         y = 22 + step * index
         words = f"{name}: {first} {value:.4g}" + (f", {second} {other:.4g}" if other is not None else "")
         parts.append(text(names, y + 11, shown[index], class_="tick", text_anchor="end"))
-        width = max(scale(abs(value)) - scale(0.0), 0.5) if math.isfinite(value) else 0.5
-        parts.append(tag("rect", title(words), x=scale(0.0), y=y + 1, width=width, height=step - 6, class_="bar"))
-        if other is not None and math.isfinite(other):
-            at = scale(abs(other))
-            parts.append(tag("line", x1=at, x2=at, y1=y - 1, y2=y + step - 3, class_="second"))
+        parts.append(_bar(scale, y, step, value, other, words))
     height = 26 + step * len(rows)
     size = f"0 0 420 {fixed(float(height))}"
     return tag("svg", "".join(parts), viewBox=size, role="img", aria_label=f"{first} of {len(rows)} layers", class_="chart")
+
+
+def _bar(scale: Scale, y: float, step: float, value: float, other: float | None, words: str) -> str:
+    """One bar with its mark, and the last known of the two numbers behind them."""
+    ends = [scale(abs(number)) for number in (value, other) if number is not None and math.isfinite(number)]
+    width = max(scale(abs(value)) - scale(0.0), 0.5) if math.isfinite(value) else 0.5
+    parts = [tag("rect", title(words), x=scale(0.0), y=y + 1, width=width, height=step - 6, class_="bar")]
+    if other is not None and math.isfinite(other):
+        at = scale(abs(other))
+        parts.append(tag("line", x1=at, x2=at, y1=y - 1, y2=y + step - 3, class_="second"))
+    if ends:
+        parts.append(text(max(ends) + 5, y + 11, f"{value if other is None else other:.2g}", class_="tick"))
+    return "".join(parts)
 
 
 def ranges(rows: Sequence[tuple[str, float, float, float]], y_label: str) -> str:

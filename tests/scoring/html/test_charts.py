@@ -64,6 +64,9 @@ def test_bars_name_their_layers_and_both_numbers() -> None:
     assert [title.text for title in node.iter("title")] == ["a.very.long.name.of.a.layer.in.a.model.weight: norm 2, merged 1"]
     assert any("…" in (text.text or "") for text in node.iter("text"))
     assert sum(line.attrib.get("class") == "second" for line in node.iter("line")) == 1
+    assert [text.text for text in node.iter("text")][-1] == "1"
+    alone = parsed(charts.bars([("a", 0.123, None), ("b", NAN, None)], "norm", "", "L2"))
+    assert [text.text for text in alone.iter("text")] == ["bar: norm (L2)", "a", "0.12", "b"]
 
 
 def test_heat_cells_are_readable_at_every_shade() -> None:
