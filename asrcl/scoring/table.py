@@ -7,7 +7,7 @@ import io
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 NONE: Final = "–"
@@ -94,7 +94,7 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table, caption: str = "", label: str = "", notes: Sequence[str] = ()) -> str:
-    r"""A `tabular` with booktabs rules inside a `table`; a wide one shrinks to the line.
+    r"""A `tabular` with booktabs rules inside a `table`; a wide one shrinks to the line, and columns of dashes are left out.
 
     Its first line names the packages it needs. Names in scripts that pdfLaTeX does not know want XeLaTeX or LuaLaTeX.
 
@@ -104,6 +104,7 @@ def latex(table: Table, caption: str = "", label: str = "", notes: Sequence[str]
         label: for `\ref`.
         notes: comments at the head of the file, such as what the columns mean.
     """
+    table = _without_empty_columns(table)
     columns = "".join("r" if right else "l" for right in table.numeric())
     lines = [r"% \usepackage{booktabs,graphicx}", *(f"% {note}" for note in notes), r"\begin{table}", r"\centering"]
     lines += [rf"\caption{{{escape_latex(caption)}}}"] if caption else []
@@ -133,6 +134,12 @@ def _csv_value(value: Any) -> Any:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return repr(float(value)) if isinstance(value, float) else value
+
+
+def _without_empty_columns(table: Table) -> Table:
+    kept = [column for column in range(len(table.header)) if any(row[column].text != NONE for row in table.rows)]
+    rows = [[row[column] for column in kept] for row in table.rows]
+    return replace(table, header=[table.header[column] for column in kept], rows=rows)
 
 
 def _latex_cell(cell: Cell) -> str:

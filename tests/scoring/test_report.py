@@ -1,4 +1,6 @@
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +10,7 @@ import pytest
 pytest.importorskip("matplotlib")
 from asrcl.exceptions import InputError
 from asrcl.scoring import METRICS, RunResult
-from asrcl.scoring.report import terminal_table, write_report
+from asrcl.scoring.report import terminal_table, write_report, write_tables
 from asrcl.scoring.summary import summarise
 
 METHODS = ["initial", "ft", "ihr", "separate", "joint"]
@@ -143,3 +145,18 @@ def test_no_runs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no results to report"):
         write_report([], tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex on the PATH; apt-get install texlive-latex-recommended")
+def test_latex_tables_compile_and_fit_the_line(runs: list[RunResult], tmp_path: Path) -> None:
+    tables = [path.name for path in write_tables(summarise(runs), tmp_path) if path.suffix == ".tex"]
+    inputs = "".join(rf"\input{{{name}}}" for name in tables)
+    head = r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}"
+    (tmp_path / "paper.tex").write_text(head + inputs + r"\end{document}")
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"],
+        cwd=tmp_path, capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+    log = done.stdout.decode("latin-1")
+    assert done.returncode == 0 and len(tables) >= 2, log[-2000:]
+    assert "Overfull" not in log and "undefined" not in log

@@ -111,6 +111,11 @@ def test_latex_carries_the_definitions_and_its_packages_as_comments() -> None:
     assert head[0] == r"% \usepackage{booktabs,graphicx}" and head[1].startswith("% BWT = mean_{j<T}") and "Lopez-Paz" in head[1]
 
 
+def test_latex_leaves_out_columns_of_dashes() -> None:
+    text = latex(plain(["a", "b", "c"], [["1", "–", "–"], ["2", "–", "3"]]))
+    assert r"a & c \\" in text and "1 & -- " in text and "{rr}" not in text and "{lr}" in text
+
+
 def test_metrics_are_told_for_spreadsheets() -> None:
     (row,) = csv.DictReader(io.StringIO(metrics_csv(["cov"])))
     assert row["symbol"] == "COV" and row["references"] == "ft and separate of the same seed" and "ICASSP" in row["source"]
