@@ -1,9 +1,15 @@
 #!/usr/bin/env bash
 # Makes .venv with the pinned packages. Safe to run again: it does nothing when .venv is up to date.
 #   tools/setup.sh            everything (recipes and tests)
+#   tools/setup.sh --browser  also Chromium, in which the tests open report.html (Debian, as root; without it those tests are skipped)
 #   PYTHON=python3.12 tools/setup.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
+if [ "${1:-}" = --browser ] && ! command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null; then
+    echo "setup: installing Chromium"
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } >/dev/null 2>&1 ||
+        echo "setup: could not install Chromium; the tests that need a browser will be skipped" >&2
+fi
 python=${PYTHON:-python3}
 stamp=.venv/.asrcl-setup
 want=$(cat pyproject.toml tools/constraints.txt tools/setup.sh | cksum)
