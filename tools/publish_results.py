@@ -2,7 +2,7 @@
 
     tools/publish_results.py exp/accents recipes/accents
 
-Writes recipes/accents/results/<scenario>/{RESULTS.md,*.png} and refreshes what stands between `<!-- results:accents -->` and
+Writes recipes/accents/results/<scenario>/{RESULTS.md,report.html,*.png} and refreshes what stands between `<!-- results:accents -->` and
 `<!-- /results -->` in README.md and recipes/accents/README.md.
 """
 
@@ -62,7 +62,7 @@ def publish(folder: Path, recipe: Path) -> None:
         raise InputError(f"{folder}: no RESULTS.md; run asrcl report {folder} first")
     target = recipe / "results" / folder.name
     target.mkdir(parents=True, exist_ok=True)
-    for source in [folder / "RESULTS.md", *folder.glob("*.png")]:
+    for source in [folder / "RESULTS.md", *folder.glob("report.html"), *folder.glob("*.png")]:
         shutil.copyfile(source, target / source.name)
     text = f"{main_table((folder / 'RESULTS.md').read_text(encoding='utf-8'))}\n\n{machine(folder)}"
     for document in (REPOSITORY / "README.md", recipe / "README.md"):
