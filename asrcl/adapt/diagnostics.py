@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from asrcl.adapt.protocols import StateDict
+import torch
+from torch import nn
+
+from asrcl.adapt.protocols import Domain, StateDict, Task
 from asrcl.curvature import Curvature, card
 
 RECORD_VERSION: Final = 1  # of what `curvature_record` keeps; a cache of records looks at it
@@ -47,9 +50,24 @@ def layer_records(
         columns["predicted_increase"] = _increases(curvature, old, new)
         columns["merged_predicted_increase"] = _increases(curvature, old, merged)
     return [
-        {"name": layer, **{key: _rounded(column[layer]) for key, column in columns.items() if layer in column}}
+        {"name": layer, **{key: rounded(column[layer]) for key, column in columns.items() if layer in column}}
         for layer in columns["update_norm"]
     ]
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, task: Task, domain: Domain, split: str) -> float:
+    """Mean over a split's items of the loss whose curvature is estimated, the model in evaluation mode.
+
+    Raises:
+        InputError: the domain has no such split.
+    """
+    model.eval()
+    device, total, items = next(model.parameters()).device, 0.0, 0
+    for batch in domain.batches(split, shuffle=False, seed=0):
+        total += float(task.curvature_loss(model, batch.to(device))) * len(batch)
+        items += len(batch)
+    return total / items
 
 
 def curvature_record(curvature: Curvature) -> dict[str, Any]:
@@ -59,10 +77,10 @@ def curvature_record(curvature: Curvature) -> dict[str, Any]:
     """
     found = card(curvature, spectrum_points=SPECTRUM_POINTS).as_json()
     blocks = [
-        {key: _rounded(block[key]) for key in _BLOCK_KEYS} | ({"spectrum": block["spectrum"]} if rank < SPECTRA else {})
+        {key: rounded(block[key]) for key in _BLOCK_KEYS} | ({"spectrum": block["spectrum"]} if rank < SPECTRA else {})
         for rank, block in enumerate(found["blocks"])
     ]
-    numbers = {key: _rounded(found[key]) for key in ("covered", "weights", "trace")}
+    numbers = {key: rounded(found[key]) for key in ("covered", "weights", "trace")}
     facts = {key: value for key, value in found["facts"].items() if key != "versions"}
     return {"facts": facts, **numbers, "blocks": blocks}
 
@@ -97,6 +115,6 @@ def _layer(name: str) -> str:
     return name.rpartition(".")[0] or name
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Six digits of a number, so that the order of a sum is not seen in the file."""
     return float(f"{value:.6g}") if isinstance(value, float) else value

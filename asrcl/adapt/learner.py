@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from asrcl.adapt.cache import Cache
-from asrcl.adapt.diagnostics import RECORD_VERSION, curvature_record, layer_records, update_norm
+from asrcl.adapt.diagnostics import RECORD_VERSION, curvature_record, layer_records, mean_loss, rounded, update_norm
 from asrcl.adapt.protocols import Batch, Domain, StateDict, Task
 from asrcl.adapt.scenario import Scenario
 from asrcl.adapt.tracking import TrackedRun, Tracking, TrackingConfig
@@ -165,7 +165,31 @@ class DomainLearner:
             curvature = self.curvature_at(old)
             self.record["layers"] = layer_records(old, new, merged, curvature)
             if curvature is not None:
-                self.record["predicted_on"] = curvature.metadata.get("domain")
+                self._measure(str(curvature.metadata.get("domain")), old, new, merged)
+
+    def _measure(self, name: str, old: StateDict, new: StateDict, merged: StateDict) -> None:
+        """Record on which domain an increase of the loss was predicted, and what it came to on that domain's dev split."""
+        self.record["predicted_on"] = name
+        domain = next((domain for domain in self.scenario.domains if domain.name == name), None)
+        if domain is not None and domain.size("dev"):
+            before = self.mean_loss(old, domain)
+            for key, state in (("measured_increase", new), ("merged_measured_increase", merged)):
+                self.record[key] = rounded(self.mean_loss(state, domain) - before)
+
+    def mean_loss(self, state: StateDict, domain: Domain, split: str = "dev") -> float:
+        """Mean over a split's items of the loss whose curvature is estimated."""
+        key = {
+            "model": fingerprint(state),
+            "data": domain.fingerprint(split),
+            "loss": self.scenario.task.describe()["loss"],
+            **self._model_key(),
+        }
+
+        def make(folder: Path) -> None:
+            loss = mean_loss(self.model_with(state), self.scenario.task, domain, split)
+            write_json(folder / "loss.json", {"loss": loss})
+
+        return float(read_json(self._timed("loss", key, make, "diagnostics") / "loss.json")["loss"])
 
     def describe_curvature(self, state: StateDict, domain: Domain, continues: bool) -> None:
         """Record the curvature at the end of a stage, for the next one.

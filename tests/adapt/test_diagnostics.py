@@ -6,7 +6,7 @@ import pytest
 import torch
 from adapt_cases import QUICK
 
-from asrcl.adapt import load_state, run_method
+from asrcl.adapt import adapt_domains, load_state, run_method
 from asrcl.adapt.diagnostics import SPECTRA, SPECTRUM_POINTS, curvature_record, layer_records, update_norm
 from asrcl.curvature import Curvature, estimate
 from asrcl.exceptions import InputError
@@ -139,6 +139,31 @@ def test_prediction_is_quadratic_in_the_step(runs):
                 assert layer["merged_predicted_increase"] == pytest.approx(expected, rel=1e-3, abs=1e-9)
 
 
+def test_the_increase_is_measured_on_the_dev_split(runs, tmp_path):
+    learner = tiny_learner(tmp_path, tiny_scenario(3), QUICK)
+    adapt_domains(learner, build_method("ihr"), tmp_path / "ihr")
+    first, merged = (load_state(tmp_path / "ihr" / f"stage{n}" / "model.safetensors") for n in (1, 2))
+    domain = learner.scenario.domains[0]
+    losses = []
+    for state in (first, merged):
+        model = learner.model_with(state).eval()
+        items = [item for batch in domain.batches("dev", shuffle=False, seed=0) for item in batch.items()]
+        losses.append(float(torch.stack([learner.scenario.task.curvature_loss(model, item) for item in items]).mean()))
+    stage = runs("ihr").stages[1]
+    assert stage["merged_measured_increase"] == pytest.approx(losses[1] - losses[0], rel=1e-4)
+    assert stage["measured_increase"] > stage["merged_measured_increase"] > 0  # merging protects the domain before
+    assert "measured_increase" not in runs("ft").stages[1] and "measured_increase" in runs("ft", "all").stages[1]
+
+
+def test_a_step_of_zero_measures_zero(tmp_path):
+    learner = tiny_learner(tmp_path, tiny_scenario(2), QUICK)
+    state, first = learner.scenario.initial, learner.scenario.domains[0]
+    learner.estimate_curvature(state, first, "kron")
+    learner.diagnose(state, state, state)
+    assert learner.record["measured_increase"] == 0 and learner.record["predicted_on"] == first.name
+    assert all(layer["predicted_increase"] == 0 for layer in learner.record["layers"] if "predicted_increase" in layer)
+
+
 def test_predictions_stand_only_at_the_weights_of_the_curvature(runs):
     assert [stage.get("predicted_on") for stage in runs("separate", "all").stages] == [None, None, None]
 
@@ -167,8 +192,6 @@ def test_a_wrong_choice_is_refused(tmp_path):
 
 def test_states_of_a_stage_are_where_the_norms_say(runs, tmp_path):
     """The norm in the file is the distance between the checkpoints of two stages."""
-    from asrcl.adapt import adapt_domains
-
     learner = tiny_learner(tmp_path, tiny_scenario(3), QUICK)
     adapt_domains(learner, build_method("ihr"), tmp_path / "ihr")
     first, second = (load_state(tmp_path / "ihr" / f"stage{n}" / "model.safetensors") for n in (1, 2))

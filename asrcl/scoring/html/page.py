@@ -159,6 +159,7 @@ def _scenario(view: Scenario, index: int, budget: int) -> dict[str, Any]:
         "training": [_drawn(entry) for entry in view.training()],
         "norms": view.update_norms(),
         "predictions": view.predictions(),
+        "measurements": view.measurements(),
         "layers": [_drawn(entry) for entry in view.layers()],
         "curvature": [_drawn(entry) for entry in view.curvature()],
         "examples": decode_examples(summary, budget),

@@ -85,6 +85,13 @@ def norms(run: RunResult, stage: int) -> tuple[float, float]:
     return first, second
 
 
+def measured(run: RunResult, stage: int) -> tuple[float, float]:
+    """Increase of the loss on the domain before, as measured, after fine-tuning and after merging; nan where not kept."""
+    record = _record(run, stage)
+    first, second = (_number(run, stage, key, record.get(key)) for key in ("measured_increase", "merged_measured_increase"))
+    return first, second
+
+
 def layers(run: RunResult, stage: int) -> list[Layer]:
     """Per layer, in the run's order; empty where not kept."""
     found = []

@@ -114,6 +114,10 @@ class Scenario:
                 views.append(self._curvature_view(method, stage, blocks))
         return views
 
+    def measurements(self) -> Table | None:
+        """What the loss increase came to on dev data, likewise."""
+        return self._before_and_after(records.measured)
+
     def _before_and_after(self, read: Callable[[Any, int], tuple[float, float]]) -> Table | None:
         header = ["Method", *(f"{n} {domain}" for n, domain in enumerate(self.summary.domains, 1))]
         rows, keys = [], []

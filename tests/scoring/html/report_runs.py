@@ -108,7 +108,8 @@ def _record(method: str, seed: int, name: str, stage: int) -> dict[str, Any]:
         for k in range(30)
     ]  # fmt: skip
     record: dict[str, Any] = {"model": f"{method}{seed}{name}", "training": epochs, "update_norm": 9.0, "merged_update_norm": 6.5}
-    return {**record, "layers": layers, "curvature": {"blocks": blocks}} if method in ("ihr", "ewc") else record
+    told = {"layers": layers, "curvature": {"blocks": blocks}, "measured_increase": 0.5, "merged_measured_increase": 0.125}
+    return {**record, **told} if method in ("ihr", "ewc") else record
 
 
 def _dump(path: Path, value: Any) -> None:

@@ -153,3 +153,14 @@ def test_missing_jinja_is_explained(summary: ScenarioSummary, tmp_path: Path, mo
     with pytest.raises(InputError, match="pip install jinja2"):
         write_html([summary], tmp_path / "r.html")
     assert not list(tmp_path.iterdir())
+
+
+def test_steps_are_told_with_what_was_predicted_and_measured(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    predicted = [sum(share / (1 + k) for k in range(60)) for share in (0.02, 0.004)]
+    for title, cell in (
+        ("Update norms", "9 → 6.5"),
+        ("Predicted loss increase", "{:.3g} → {:.3g}".format(*predicted)),
+        ("Measured loss increase", "0.5 → 0.125"),
+    ):
+        assert title in text and cell in text, title

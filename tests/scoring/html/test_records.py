@@ -29,12 +29,13 @@ def test_everything_is_read() -> None:
     run = run_with(
         training=[{"train_loss": 3, "dev_loss": 2.5}, {"train_loss": 2}],
         update_norm=4.0,
+        measured_increase=0.5,
         layers=[{"name": "w", "update_norm": 1.0, "predicted_increase": 0.1}],
         curvature={"blocks": [BLOCK, {**BLOCK, "name": "v", "share": 0.75, "spectrum": [2, 1.0]}], "trace": 3.0},
     )
     found = records.training(run, 0)
     assert found["train_loss"] == [3.0, 2.0] and found["dev_loss"][0] == 2.5 and math.isnan(found["dev_loss"][1])
-    assert records.norms(run, 0)[0] == 4.0
+    assert records.norms(run, 0)[0] == 4.0 and records.measured(run, 0)[0] == 0.5 and math.isnan(records.measured(run, 0)[1])
     assert records.layers(run, 0) == [records.Layer("w", 1.0, None, 0.1, None)]
     assert [(block.name, block.spectrum) for block in records.blocks(run, 0)] == [("v", [2.0, 1.0]), ("w", [])]
 
@@ -47,6 +48,7 @@ def test_everything_is_read() -> None:
         ({"layers": [{"name": "w"}]}, r"layers\[0\] needs a name and an update_norm"),
         ({"layers": [{"update_norm": 1.0}]}, r"layers\[0\] needs a name"),
         ({"update_norm": True}, "update_norm is True"),
+        ({"merged_measured_increase": "x"}, "merged_measured_increase is 'x'"),
         ({"curvature": [1]}, "curvature needs `blocks`"),
         ({"curvature": {"blocks": [{"name": "w"}]}}, r"curvature\.blocks\[0\] needs name, weights"),
         ({"curvature": {"blocks": [{**BLOCK, "spectrum": 3}]}}, "spectrum must be a list"),
@@ -55,7 +57,7 @@ def test_everything_is_read() -> None:
 def test_what_cannot_be_read_is_named(stage: dict, message: str) -> None:
     run = run_with(Path("exp/toy"), **stage)
     with pytest.raises(InputError, match=message) as caught:
-        for read in (records.training, records.layers, records.blocks, records.norms):
+        for read in (records.training, records.layers, records.blocks, records.norms, records.measured):
             read(run, 0)
     assert str(caught.value).startswith("exp/toy/results.json: stages[0].")
     run.stages = [3]  # type: ignore[list-item]
