@@ -459,7 +459,7 @@ def inspect(
     from asrcl.curvature import Curvature
     from asrcl.curvature.card import card
     from asrcl.curvature.card_view import card_text
-    from asrcl.curvature.shards import disk_bytes
+    from asrcl.curvature.storage.shards import disk_bytes
 
     found = card(Curvature.load(file), file_bytes=disk_bytes(file))
     typer.echo(json.dumps(found.as_json(), indent=1) if as_json else card_text(found, blocks=blocks))

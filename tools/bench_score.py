@@ -107,7 +107,8 @@ def main() -> int:
     seconds, peak = json.loads(output[-1])
     print("\n".join(output[:-1]))
     alone = each * options.utterances
-    print(f"\n{options.utterances} utterances (.{options.suffix}): {seconds:.1f} s, {peak:.2f} GiB peak, all of `asrcl score`{_options(options)}")
+    cost = f"{seconds:.1f} s, {peak:.2f} GiB peak"
+    print(f"\n{options.utterances} utterances (.{options.suffix}): {cost}, all of `asrcl score`{_options(options)}")
     print(f"jiwer.process_words once per utterance, words only: {alone:.1f} s; ratio {alone / seconds:.2f}")
     limit = BUDGET_SECONDS * max(options.utterances / BUDGET_UTTERANCES, 0.05)
     return 0 if seconds < limit and peak < BUDGET_GIB else 1

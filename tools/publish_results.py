@@ -2,8 +2,8 @@
 
     tools/publish_results.py exp/accents recipes/accents
 
-Writes recipes/accents/results/<scenario>/{RESULTS.md,report.html,*.png} and refreshes what stands between `<!-- results:accents -->` and
-`<!-- /results -->` in README.md and recipes/accents/README.md.
+Writes recipes/accents/results/<scenario>/{RESULTS.md,report.html,*.png} and refreshes what stands between
+`<!-- results:accents -->` and `<!-- /results -->` in README.md and recipes/accents/README.md.
 """
 
 from __future__ import annotations

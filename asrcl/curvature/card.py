@@ -25,7 +25,7 @@ from asrcl.curvature.blocks import Block, BlockKey, KroneckerBlock
 from asrcl.curvature.compress import stored_bytes
 from asrcl.curvature.curvature import Curvature, ReportRow
 from asrcl.curvature.factors import DiagonalFactor, Factor
-from asrcl.curvature.lazy import outlines_of
+from asrcl.curvature.storage.lazy import outlines_of
 
 DAMPING = 1e-3
 FACTS = (

@@ -31,9 +31,9 @@ from torch import Tensor
 from asrcl.curvature import kron
 from asrcl.curvature.blocks import Block, BlockKey, EigenBlock, KroneckerBlock
 from asrcl.curvature.factors import FACTORS, DenseFactor, Factor, LowRankFactor
-from asrcl.curvature.lazy import outlines_of
-from asrcl.curvature.packing import triangle
 from asrcl.curvature.storage import file_bytes
+from asrcl.curvature.storage.lazy import outlines_of
+from asrcl.curvature.storage.packing import triangle
 from asrcl.exceptions import InputError
 
 if TYPE_CHECKING:

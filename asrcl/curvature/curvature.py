@@ -17,9 +17,9 @@ from asrcl.curvature.blocks import Block, BlockKey, DenseBlock, KroneckerBlock
 from asrcl.curvature.combine import add_blocks, map_blocks
 from asrcl.curvature.compress import Choice, Tail, compress_blocks
 from asrcl.curvature.kron import DampingKind
-from asrcl.curvature.lazy import outlines_of
 from asrcl.curvature.parameters import hash_parameters
-from asrcl.curvature.solver_bases import decompose_blocks
+from asrcl.curvature.solver.bases import decompose_blocks
+from asrcl.curvature.storage.lazy import outlines_of
 from asrcl.exceptions import InputError
 
 _WRITTEN_BY_ESTIMATE = ("fisher", "structure", "items", "batches", "model_hash", "versions", "options", "losses", "converged")

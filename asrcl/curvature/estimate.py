@@ -21,20 +21,20 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from asrcl.curvature.batching import counted, to_device
 from asrcl.curvature.blocks import Block, BlockKey, KroneckerBlock
-from asrcl.curvature.capture import frozen
 from asrcl.curvature.curvature import RESERVED_METADATA, Curvature
-from asrcl.curvature.estimation import Estimation, LossFunction, PaddingFunction, check_blocks, cudnn_gradients
+from asrcl.curvature.estimation.batching import counted, to_device
+from asrcl.curvature.estimation.capture import frozen
+from asrcl.curvature.estimation.gram import PRODUCTS, Products, blas_threads, product_precision
+from asrcl.curvature.estimation.loop import Estimation, LossFunction, PaddingFunction, check_blocks, cudnn_gradients
+from asrcl.curvature.estimation.losses import LossWatch
+from asrcl.curvature.estimation.peritem import LARGEST_DENSE, Basis, FallbackSums, GradientSums, eigen_blocks
+from asrcl.curvature.estimation.progress import Partial, Watcher
+from asrcl.curvature.estimation.running import SumOptions
+from asrcl.curvature.estimation.sharing import Group
+from asrcl.curvature.estimation.sums import Collector, diagonal_blocks, finish_kronecker
 from asrcl.curvature.factors import Factor
-from asrcl.curvature.gram import PRODUCTS, Products, blas_threads, product_precision
-from asrcl.curvature.losses import LossWatch
 from asrcl.curvature.parameters import ParameterIndex, hash_parameters
-from asrcl.curvature.peritem import LARGEST_DENSE, Basis, FallbackSums, GradientSums, eigen_blocks
-from asrcl.curvature.progress import Partial, Watcher
-from asrcl.curvature.running import SumOptions
-from asrcl.curvature.sharing import Group
-from asrcl.curvature.sums import Collector, diagonal_blocks, finish_kronecker
 from asrcl.exceptions import InputError
 
 Fisher = Literal["empirical", "mc", "exact"]
@@ -119,9 +119,9 @@ def estimate(
         batches: the data. A batch is an object with `len()` (and `.items()`, batches of one item, where single items are needed),
             or a tensor, tuple, list or mapping of tensors whose first axis counts the items.
         fisher: "empirical", gradients at the given labels; "mc", labels drawn from the model (cross entropy, CTC, MSE, binary
-            cross entropy, as `asrcl.curvature.losses` finds them in the loss); "exact", the generalised Gauss-Newton matrix (not
-            for CTC; one backward pass per class). Of an item with several labels, products across its positions vanish on
-            average only: they are in `dense`, `diagonal`, biases and EK-FAC, not in Kronecker factors of position-wise models.
+            cross entropy, as `estimation.losses` finds them in the loss); "exact", the generalised Gauss-Newton matrix (not for
+            CTC; one backward pass per class). Of an item with several labels, products across its positions vanish on average
+            only: they are in `dense`, `diagonal`, biases and EK-FAC, not in Kronecker factors of position-wise models.
         structure: "kron", a Kronecker block for every map and table and a small exact block for the rest; "ekfac", the same with
             eigenvalues measured in a second pass over the batches; "diagonal", squared gradients of every item; "dense", one
             exact matrix per parameter, for small models.

@@ -6,7 +6,7 @@
 Needs torch and safetensors only.
 """
 
-from asrcl.merge import elementwise, fisher, ihr, slerp, spectral, task_vectors  # noqa: F401 (each registers its methods)
+from asrcl.merge import steps  # noqa: F401 (registers the methods)
 from asrcl.merge.api import merge, plan
 from asrcl.merge.containers import load_state
 from asrcl.merge.files import MergeSpec, Preview, merge_files, preview_files

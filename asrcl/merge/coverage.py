@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from asrcl.curvature import Block, BlockKey, Curvature
-from asrcl.curvature.lazy import outlines_of
 from asrcl.curvature.parameters import matches
+from asrcl.curvature.storage.lazy import outlines_of
 from asrcl.exceptions import InputError
 from asrcl.merge.sources import Sized, placeholders
 

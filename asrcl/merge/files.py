@@ -34,8 +34,8 @@ from asrcl.merge.plans import PlanRow
 from asrcl.merge.registry import find_method
 from asrcl.merge.rules import Rules
 from asrcl.merge.sources import TensorSource
-from asrcl.merge.tokens import Tokens
 from asrcl.merge.vocabulary import Alignment, FittedSource, Policy, align
+from asrcl.merge.vocabulary.tokens import Tokens
 
 Path_ = str | Path
 Progress = Callable[[str], None]

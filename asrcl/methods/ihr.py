@@ -40,7 +40,7 @@ class InverseHessianRegularization(_CurvatureMerge):
 
     Args:
         curvature: "last" keeps the previous domain's curvature (the paper's method), "sum" that of all earlier domains.
-        tau, damping, damping_kind, rescale, power: see `asrcl.merge.ihr`.
+        tau, damping, damping_kind, rescale, power: see `asrcl.merge.steps.ihr`.
         rest, layers: see `asrcl.merge.merge`.
     """
 
@@ -75,7 +75,7 @@ class LaplaceMerge(_CurvatureMerge):
 
     Args:
         curvature: "last" or "sum", as for IHR.
-        strength, damping, damping_kind: see `asrcl.merge.ihr`; `damping` is gamma.
+        strength, damping, damping_kind: see `asrcl.merge.steps.ihr`; `damping` is gamma.
         rest, layers: see `asrcl.merge.merge`.
     """
 

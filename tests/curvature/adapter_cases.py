@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asrcl.curvature.batching import split_items
+from asrcl.curvature.estimation.batching import split_items
 
 torch.set_num_threads(1)
 ITEMS, FRAMES, WIDTH = 4, 5, 6

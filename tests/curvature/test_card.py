@@ -4,8 +4,9 @@ import pytest
 import torch
 from block_cases import DOUBLE, block_matrix, blocks, everything, spd
 
-from asrcl.curvature import BlockKey, Curvature, DiagonalBlock, KroneckerBlock, card, shards, stored_bytes
+from asrcl.curvature import BlockKey, Curvature, DiagonalBlock, KroneckerBlock, card, stored_bytes
 from asrcl.curvature.card_view import card_text
+from asrcl.curvature.storage import shards
 from asrcl.exceptions import InputError
 
 

@@ -23,7 +23,7 @@ from fisher_cases import (
 from torch import nn
 
 from asrcl.curvature import correct, estimate
-from asrcl.curvature.losses import LossWatch
+from asrcl.curvature.estimation.losses import LossWatch
 from asrcl.exceptions import InputError
 
 DOUBLE = torch.float64

@@ -37,7 +37,7 @@ print(resident("VmHWM") - start)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
-@pytest.mark.parametrize("suffix, limit", [(".pt", 200), (".safetensors", 50)])
+@pytest.mark.parametrize("suffix, limit", [(".pt", 200), (".safetensors", 80)])
 def test_a_whole_model_passes_through_little_memory(tmp_path, suffix, limit):
     state = {f"t{number}": torch.full((2_500_000,), float(number)) for number in range(16)}  # 160 MB
     for name, content in (("small", {"a": torch.ones(1)}), ("big", state)):

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asrcl.curvature.packing import raw
+from asrcl.curvature.storage.packing import raw
 from asrcl.exceptions import InputError
 from asrcl.merge.containers.outline import Outline
 from asrcl.merge.containers.staging import reserve

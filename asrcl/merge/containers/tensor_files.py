@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from asrcl.curvature.packing import raw
+from asrcl.curvature.storage.packing import raw
 from asrcl.exceptions import InputError
 from asrcl.merge.containers.outline import Outline
 from asrcl.merge.containers.staging import reserve

@@ -1,0 +1,10 @@
+"""The merge methods: each one function of an update that returns the step to take. Importing this package registers them all.
+
+elementwise    every weight by itself              slerp       along an arc
+task_vectors   several updates                     spectral    singular vectors of updates
+fisher         curvature on both sides             ihr         curvature of the old domains (`inverse` solves with it)
+"""
+
+from asrcl.merge.steps import elementwise, fisher, ihr, slerp, spectral, task_vectors
+
+__all__ = ["elementwise", "fisher", "ihr", "slerp", "spectral", "task_vectors"]
