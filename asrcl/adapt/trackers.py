@@ -11,16 +11,55 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Literal, Protocol
 
-if TYPE_CHECKING:
-    from asrcl.adapt.tracking import TrackedRun, TrackingConfig
+from asrcl.exceptions import InputError
 
+PACKAGES: Final = {
+    "tensorboard": ("tensorboard", "tensorboard"),
+    "mlflow": ("mlflow", "'asrcl[track]'"),
+    "wandb": ("wandb", "'asrcl[track]'"),
+}
 BATCH: Final = 100  # parameters in one call to MLflow
 MAX_LETTERS: Final = 6000  # in one of them
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where curves go.
+
+    Attributes:
+        backends: any of "tensorboard", "mlflow", "wandb"; none for no curves.
+        project: MLflow's experiment, Weights & Biases' project.
+        uri: MLflow's server or database; None for what MLFLOW_TRACKING_URI says, or else a database in the experiment's folder.
+        mode: of Weights & Biases; None for what WANDB_MODE says.
+    """
+
+    backends: tuple[str, ...] = ("tensorboard",)
+    project: str = "asrcl"
+    uri: str | None = None
+    mode: Literal["online", "offline"] | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.backends:
+            if name not in PACKAGES:
+                raise InputError(f"tracking.backends: {name} is not known; choose from {', '.join(PACKAGES)}")
+
+
+class TrackedRun(Protocol):
+    """One curve-drawing run of one dashboard."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Add a point to each named curve."""
+
+    def close(self, attachment: Path | None = None, failed: bool = False) -> None:
+        """End the run; a file may be kept with it."""
+
+
+Starter = Callable[[TrackingConfig, Path, str, Mapping[str, Any], str | None, int], tuple[TrackedRun, str]]
 
 
 @dataclass
@@ -130,3 +169,6 @@ def start_wandb(
         reinit="create_new",
     )
     return _Wandb(run), identity
+
+
+STARTERS: Final[dict[str, Starter]] = {"tensorboard": start_tensorboard, "mlflow": start_mlflow, "wandb": start_wandb}

@@ -13,52 +13,16 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final
 
+from asrcl.adapt.trackers import PACKAGES, STARTERS, TrackedRun, TrackingConfig
 from asrcl.exceptions import InputError
 from asrcl.files import hash_json, read_json, write_json
 from asrcl.scoring import RunResult, metrics
 
 logger = logging.getLogger(__name__)
 
-PACKAGES: Final = {
-    "tensorboard": ("tensorboard", "tensorboard"),
-    "mlflow": ("mlflow", "'asrcl[track]'"),
-    "wandb": ("wandb", "'asrcl[track]'"),
-}
 MARKER: Final = "tracking.json"
-
-
-@dataclass(frozen=True)
-class TrackingConfig:
-    """Where curves go.
-
-    Attributes:
-        backends: any of "tensorboard", "mlflow", "wandb"; none for no curves.
-        project: MLflow's experiment, Weights & Biases' project.
-        uri: MLflow's server or database; None for what MLFLOW_TRACKING_URI says, or else a database in the experiment's folder.
-        mode: of Weights & Biases; None for what WANDB_MODE says.
-    """
-
-    backends: tuple[str, ...] = ("tensorboard",)
-    project: str = "asrcl"
-    uri: str | None = None
-    mode: Literal["online", "offline"] | None = None
-
-    def __post_init__(self) -> None:
-        for name in self.backends:
-            if name not in PACKAGES:
-                raise InputError(f"tracking.backends: {name} is not known; choose from {', '.join(PACKAGES)}")
-
-
-class TrackedRun(Protocol):
-    """One curve-drawing run of one dashboard."""
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Add a point to each named curve."""
-
-    def close(self, attachment: Path | None = None, failed: bool = False) -> None:
-        """End the run; a file may be kept with it."""
 
 
 class Tracking:
@@ -120,11 +84,8 @@ class Tracking:
     def _start(
         self, backend: str, name: str, settings: Mapping[str, Any], identity: str | None, finished: int
     ) -> tuple[TrackedRun, str] | None:
-        from asrcl.adapt import trackers
-
-        start = getattr(trackers, f"start_{backend}")
         try:
-            return start(self.config, self.home, name, flat(settings), identity, finished)
+            return STARTERS[backend](self.config, self.home, name, flat(settings), identity, finished)
         except Exception as error:
             _warn(backend, error)
             return None

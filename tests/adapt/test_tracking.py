@@ -138,8 +138,8 @@ def test_a_dashboard_that_fails_is_left_out_with_a_warning(tmp_path, monkeypatch
         def close(self, attachment=None, failed=False):
             calls.append("close")
 
-    monkeypatch.setattr(trackers, "start_mlflow", lambda *_: (Broken(), "id"))
-    monkeypatch.setattr(trackers, "start_wandb", lambda *_: 1 / 0)
+    monkeypatch.setitem(trackers.STARTERS, "mlflow", lambda *_: (Broken(), "id"))
+    monkeypatch.setitem(trackers.STARTERS, "wandb", lambda *_: 1 / 0)
     with caplog.at_level(logging.WARNING):
         result = run(tmp_path, "tensorboard", "mlflow", "wandb", method="ft")
     assert calls == [1, 1, 1]  # two fine-tunes and a result, no second attempt in any
