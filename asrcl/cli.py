@@ -171,8 +171,14 @@ def decode(
 
 
 Normaliser = Annotated[str, typer.Option("--normaliser", "-n", help="none, basic or whisper-english; raw figures stay")]
-Costs = Annotated[Literal["unit", "sclite"], typer.Option(help="of the alignment: as jiwer, or as NIST's sclite")]
+Costs = Annotated[
+    Literal["unit", "sclite"], typer.Option(help="of the alignment: as jiwer, or as NIST's sclite -s (case is never folded)")
+]
 Skip = Annotated[bool, typer.Option("--skip", help="leave out, and list, what cannot be scored")]
+FileFormat = Annotated[
+    Literal["trn", "text", "jsonl", "csv", "tsv"] | None,
+    typer.Option("--format", help="what files hold whose suffix does not say it (.txt, none, unknown)"),
+]
 IdKey = Annotated[str | None, typer.Option(help="name of the id in JSON and tables")]
 RefKey = Annotated[str | None, typer.Option(help="name of the reference text")]
 HypKey = Annotated[str | None, typer.Option(help="name of the hypothesis text")]
@@ -180,26 +186,29 @@ HypKey = Annotated[str | None, typer.Option(help="name of the hypothesis text")]
 
 @app.command()
 def score(
-    reference: Annotated[Path, typer.Argument(help=".trn, Kaldi text, .jsonl, .csv; or the output folder of a scenario")],
+    reference: Annotated[
+        Path, typer.Argument(help=".trn, Kaldi text, .jsonl, .csv (also .gz; - is stdin); or the output folder of a scenario")
+    ],
     hypothesis: Annotated[Path | None, typer.Argument(help="the same utterances; none if one file has both texts")] = None,
     by: Annotated[list[str] | None, typer.Option(help="break down by this column: speaker, domain, ... (repeatable)")] = None,
-    meta: Annotated[Path | None, typer.Option(help="table of further columns by id (.csv, .tsv, .jsonl)")] = None,
+    meta: Annotated[Path | None, typer.Option(help="table of further columns by id: .csv, .tsv, .jsonl, utt2spk")] = None,
     normaliser: Normaliser = "none",
     costs: Costs = "unit",
     skip: Skip = False,
-    top: Annotated[int, typer.Option(help="list so many most frequent confusions", min=0)] = 0,
-    worst: Annotated[int, typer.Option(help="align so many utterances with most errors", min=0)] = 0,
+    top: Annotated[int, typer.Option(help="list so many most frequent confusions (text, json)", min=0)] = 0,
+    worst: Annotated[int, typer.Option(help="align so many utterances with most errors (text, json)", min=0)] = 0,
     output: Annotated[str, typer.Option(help="text, json or csv")] = "text",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="folder for score.json and other houses' files")] = None,
     id_key: IdKey = None,
     ref_key: RefKey = None,
     hyp_key: HypKey = None,
+    file_format: FileFormat = None,
 ) -> None:
     """Error rates of a hypothesis file; or, given a folder, recount every decode below it and compare with results.json."""
     from asrcl.scoring.cli_score import score_command
     from asrcl.scoring.score import Options
 
-    options = Options(normaliser, costs, by or (), meta, skip, id_key, ref_key, hyp_key)
+    options = Options(normaliser, costs, by or (), meta, skip, id_key, ref_key, hyp_key, file_format)
     typer.echo(score_command(reference, hypothesis, options, by=by or (), output=output, out=out, top=top, worst=worst), nl=False)
 
 
@@ -224,12 +233,14 @@ def compare(
     id_key: IdKey = None,
     ref_key: RefKey = None,
     hyp_key: HypKey = None,
+    file_format: FileFormat = None,
 ) -> None:
     """Are systems different? Every pair tested on the same references, with intervals over speakers and Holm's correction."""
     from asrcl.scoring.cli_score import compare_command
     from asrcl.scoring.score import Options
 
-    options = Options(normaliser, costs, meta=meta, skip=skip, id_key=id_key, reference_key=ref_key, hypothesis_key=hyp_key)
+    keys: dict[str, Any] = {"id_key": id_key, "reference_key": ref_key, "hypothesis_key": hyp_key, "format": file_format}
+    options = Options(normaliser, costs, meta=meta, skip=skip, **keys)
     views: dict[str, Any] = {"output": output, "out": out, "plot": plot, "stars_of": stars}
     typer.echo(compare_command(systems, reference, options, tests=test or (), by=by, draws=draws, seed=seed, **views), nl=False)
 

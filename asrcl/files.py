@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,9 +27,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     Whatever happens inside, `path` holds either its old content or the complete new one. Parent folders are made.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or `path` is itself a folder.
     """
     target = Path(path)
+    if target.is_dir():
+        raise InputError(f"{target}: is a folder; give the name of a file to write")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
@@ -41,9 +44,16 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         with open(temporary, "rb") as stream:
             os.fsync(stream.fileno())
         temporary.chmod(0o644)
-        os.replace(temporary, target)
+        _replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    try:
+        os.replace(temporary, target)
+    except OSError as error:
+        raise InputError(f"{target}: cannot write it ({error.strerror}); choose another name") from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -61,14 +71,45 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: the file is missing or is not JSON.
+        InputError: the file is missing, cannot be read, or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot read it ({error.strerror}); give a JSON file") from error
+    except ValueError as error:
         raise InputError(f"{path}: not a JSON file ({error}); delete it and run its stage again") from error
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON.
+
+    Raises:
+        ValueError: it is malformed, nested too deeply, has a number too long to convert, or holds half of a surrogate pair,
+            which JSON may spell but no UTF-8 file can hold.
+    """
+    try:
+        value = json.loads(text)
+        # Checked here only where an escape can be one: whole pairs are joined by now.
+        half = _half_pair(value) if "\\ud" in text or "\\uD" in text else ""
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if "\n" in text else ""
+        raise ValueError(f"{error.msg}: {line}column {error.colno}") from error
+    except ValueError as error:
+        raise ValueError("a number has too many digits") from error
+    if half:
+        raise ValueError(f"{half} is half of a surrogate pair, not a character; write the pair, or leave it out")
+    return value
+
+
+def _half_pair(value: Any) -> str:
+    """The first lone surrogate in a value, as JSON spells it; "" if there is none."""
+    found = re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False))
+    return f"\\u{ord(found[0]):04x}" if found else ""
 
 
 def hash_json(value: Any) -> str:

@@ -77,3 +77,38 @@ def test_hashes_are_the_same_everywhere(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert hash_file(tmp_path / "a") == "ba7816bf8f01cfea"  # the head of SHA-256("abc"), FIPS 180-2
     assert hash_json({"a": 1}) == "015abd7f5cc57a2d"
+
+
+def test_a_folder_in_the_way_is_named_before_anything_is_made(tmp_path):
+    (tmp_path / "note.txt").mkdir()
+    with pytest.raises(InputError, match=r"note\.txt: is a folder; give the name of a file"):
+        write_text(tmp_path / "note.txt", "text")
+    with pytest.raises(InputError, match=r"late: cannot write it"), atomic_path(tmp_path / "late"):
+        (tmp_path / "late").mkdir()
+    assert sorted(os.listdir(tmp_path)) == ["late", "note.txt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[" * 100_000, r"not a JSON file \(nested too deeply\)"),
+        ('{"a": "\\ud800"}', r"\\ud800 is half of a surrogate pair, not a character"),
+        ('{"\\uDfff": 1}', r"\\udfff is half of a surrogate pair"),
+        ("1" * 5000, r"not a JSON file \(a number has too many digits\)"),
+        ('{"a": 1,\n"b"', "not a JSON file .*line 2, column 4"),
+    ],
+)
+def test_json_that_could_not_be_used_is_refused(content, message, tmp_path):
+    (tmp_path / "odd.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_json(tmp_path / "odd.json")
+
+
+def test_whole_surrogate_pairs_are_characters(tmp_path):
+    (tmp_path / "pair.json").write_text('["\\ud83d\\ude00", "\\\\ud800"]')
+    assert read_json(tmp_path / "pair.json") == ["\U0001f600", "\\ud800"]
+
+
+def test_a_folder_instead_of_json_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"cannot read it \(Is a directory\)"):
+        read_json(tmp_path)

@@ -6,9 +6,14 @@ Two ways to price an edit, because two houses count differently:
     sclite   insertion 3, deletion 3, substitution 4: NIST's sclite, which thus prefers a deletion beside an insertion
              to two substitutions, and may report more errors than the edit distance
 
-Unit alignments are those of rapidfuzz, the aligner inside jiwer, called without jiwer's wrapping: the same operations in a
-tenth of the time (tests hold the two against each other). The sclite alignments are dynamic programming of our own. Where
-several alignments cost the same, it takes the last step of sclite 2.4.10: a pair of words before an insertion before a
+All houses of unit costs find the same number of errors. Often several alignments have it, with different shares of substitutions,
+deletions and insertions; which one a house shows is its own rule. Ours are those of rapidfuzz, the aligner inside jiwer, called
+without jiwer's wrapping: the same operations in a tenth of the time (tests hold the two against each other). jiwer cuts words at
+the plain space only, we at any white space, so the two agree on texts whose white space is single spaces. SpeechBrain's rule,
+`speechbrain_steps`, may share out the errors otherwise; the file wer_NAME.txt alone uses it.
+
+The sclite alignments are dynamic programming of our own, on words as they are written: sclite folds case unless called with -s.
+Where several alignments cost the same, it takes the last step of sclite 2.4.10: a pair of words before an insertion before a
 deletion (tests hold it against alignments that sclite wrote).
 """
 
@@ -26,6 +31,10 @@ Step = tuple[str, str, str]
 """One step of an alignment: operation, reference word, hypothesis word. The operation is C (correct), S, D or I; the word that a
 deletion or an insertion lacks is ""."""
 
+PRICES: Final[dict[str, str]] = {
+    "unit": "insertion 1, deletion 1, substitution 1",
+    "sclite": "insertion 3, deletion 3, substitution 4",
+}
 _SUBSTITUTION: Final = 4
 _GAP: Final = 3
 
@@ -43,13 +52,14 @@ def align_words(reference: Sequence[str], hypothesis: Sequence[str], costs: Cost
     steps: list[Step] = []
     for block in Levenshtein.opcodes(reference, hypothesis):
         left, right = reference[block.src_start : block.src_end], hypothesis[block.dest_start : block.dest_end]
-        if block.tag == "delete":
-            steps.extend(("D", word, "") for word in left)
+        if block.tag == "equal":
+            steps.extend([("C", word, word) for word in left])
+        elif block.tag == "delete":
+            steps.extend([("D", word, "") for word in left])
         elif block.tag == "insert":
-            steps.extend(("I", "", word) for word in right)
+            steps.extend([("I", "", word) for word in right])
         else:
-            name = "C" if block.tag == "equal" else "S"
-            steps.extend((name, word, other) for word, other in zip(left, right, strict=True))
+            steps.extend([("S", word, other) for word, other in zip(left, right, strict=True)])
     return steps
 
 
@@ -70,6 +80,45 @@ def count_words(reference: str, hypothesis: str, costs: Costs = "unit") -> tuple
 def count_characters(reference: str, hypothesis: str) -> int:
     """Edit distance in characters, spaces included."""
     return 0 if reference == hypothesis else Levenshtein.distance(reference, hypothesis)
+
+
+def speechbrain_steps(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Step]:
+    """The unit alignment that SpeechBrain 1.1.2 shows: traced from the end, an insertion before a deletion before a pair.
+
+    A common beginning needs no table, for that trace always comes out at its end.
+    """
+    head = 0
+    while head < min(len(reference), len(hypothesis)) and reference[head] == hypothesis[head]:
+        head += 1
+    said, heard = reference[head:], hypothesis[head:]
+    table, i, j, steps = _distance_table(said, heard), len(said), len(heard), []
+    while i or j:
+        beyond = table[i][j] - 1
+        if not i or (j and beyond == table[i][j - 1]):
+            j -= 1
+            steps.append(("I", "", heard[j]))
+        elif not j or beyond == table[i - 1][j]:
+            i -= 1
+            steps.append(("D", said[i], ""))
+        else:
+            i, j = i - 1, j - 1
+            steps.append(("C" if said[i] == heard[j] else "S", said[i], heard[j]))
+    return [("C", word, word) for word in reference[:head]] + steps[::-1]
+
+
+def _distance_table(reference: Sequence[str], hypothesis: Sequence[str]) -> list[list[int]]:
+    """Edit distance of every beginning of one from every beginning of the other, [words + 1][other words + 1]."""
+    table = [list(range(len(hypothesis) + 1))]
+    for i, word in enumerate(reference, start=1):
+        above, row, left = table[-1], [i], i
+        for j, other in enumerate(hypothesis):
+            pair, gap = above[j] + (word != other), above[j + 1]
+            if left < gap:
+                gap = left
+            left = pair if pair <= gap else gap + 1
+            row.append(left)
+        table.append(row)
+    return table
 
 
 def _sclite_steps(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Step]:

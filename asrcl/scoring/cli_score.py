@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -11,11 +12,12 @@ from typing import Any, Final
 from asrcl.exceptions import InputError
 from asrcl.files import write_text
 from asrcl.scoring.align import check_costs
-from asrcl.scoring.confusions import confusions, item_steps, most
+from asrcl.scoring.confusions import item_steps, most
 from asrcl.scoring.errors import Errors, ItemErrors
 from asrcl.scoring.houses import three_lines, write_houses
 from asrcl.scoring.recount import recount
 from asrcl.scoring.score import Options, Score, as_csv, score
+from asrcl.scoring.sources import STDIN, plain_name
 from asrcl.scoring.transcripts import align_columns, summary_row
 
 FORMATS: Final = ("text", "json", "csv")
@@ -39,35 +41,35 @@ def score_command(
 
     Args:
         reference: a reference file; one file with both texts in every row; or the output folder of a scenario, whose decodes are
-            then counted again.
+            then counted again, with no option but the folder.
         hypothesis: the hypothesis file.
         options: how to score; its `columns` are those of `by` but the speaker.
         by: columns to break down by; speaker and domain by default, where there are several and not as many as utterances.
         output: "text", "json" or "csv".
         out: folder for score.json, score.csv, errors.jsonl and the files in other houses' habits; normalised figures go into a
             folder below it that bears the normaliser's name.
-        top: how many confusions, deletions and insertions to list.
-        worst: how many utterances with most errors to show aligned.
+        top: how many confusions, deletions and insertions to list, as text or in JSON.
+        worst: how many utterances with most errors to show aligned, as text or in JSON.
 
     Raises:
         InputError: bad input, or an unknown option.
     """
-    if hypothesis is None and reference.is_dir():
-        return recount(reference)
     options = options or Options()
+    if hypothesis is None and reference.is_dir():
+        _refuse_options(reference, options, {"by": by, "output": output, "out": out, "top": top, "worst": worst})
+        return recount(reference)
     _require(output, FORMATS)
     check_costs(options.costs)
+    if output == "csv" and (top or worst):
+        raise InputError("--top and --worst do not fit into rows of counts; choose --output json or text")
     found = score(reference, hypothesis, options)
-    notes = _write(found, out, (hypothesis or reference).stem) if out else []
+    notes = _write(found, out, _stem(hypothesis or reference)) if out else []
     if output != "text":
         rows = found.rows()
-        return as_csv(rows) if output == "csv" else json.dumps(found.as_json(rows), indent=1, ensure_ascii=False) + "\n"
-    parts = [_head(found), _summary(found)]
-    parts += [text for column in by or _usual(found) if (text := _breakdown(found, column))]
-    for name, errors in found.variants.items():
-        parts += _confusions(found, name, errors, top) if top else []
-        parts += _worst(found, name, errors, worst) if worst else []
-    return "\n\n".join(part.rstrip("\n") for part in [*parts, *_listed("skipped", found.skipped), *_listed("note", notes)]) + "\n"
+        if output == "csv":
+            return as_csv(rows)
+        return json.dumps(found.as_json(rows, top, worst), indent=1, ensure_ascii=False) + "\n"
+    return _text(found, by, top, worst, out, notes)
 
 
 def compare_command(
@@ -127,6 +129,37 @@ def compare_command(
     return writers[output](found)
 
 
+def _refuse_options(folder: Path, options: Options, views: dict[str, Any]) -> None:
+    """Counting decodes again takes no options: what is given beside the folder is refused, not ignored."""
+    names = {"columns": "by", "reference_key": "ref_key", "hypothesis_key": "hyp_key"}
+    given = [name for name, value in views.items() if value and value != "text"]
+    for option in fields(Options):
+        value = getattr(options, option.name)
+        given += [names.get(option.name, option.name)] if value and value != option.default else []
+    if given:
+        listed = ", ".join(f"--{name.replace('_', '-')}" for name in dict.fromkeys(given))
+        raise InputError(
+            f"{folder}: the decodes of a folder are only counted again, which takes no {listed}; "
+            "leave that out, or score one decode: asrcl score ref.trn hyp.trn"
+        )
+
+
+def _stem(path: Path) -> str:
+    """What the files of `--out` are called after."""
+    return "stdin" if str(path) == STDIN else plain_name(path).stem
+
+
+def _text(found: Score, by: Sequence[str], top: int, worst: int, out: Path | None, notes: Sequence[str]) -> str:
+    parts = [_head(found), _summary(found)]
+    parts += [text for column in by or _usual(found) if (text := _breakdown(found, column))]
+    for name, errors in found.variants.items():
+        parts += _confusions(found, name, top) if top else []
+        parts += _worst(found, name, errors, worst) if worst else []
+    rest = "all in score.json" if out else "--out FOLDER lists all in score.json"
+    parts += [*_listed("skipped", found.every_skipped, rest), *_listed("note", notes)]
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
 def _require(output: str, known: Sequence[str]) -> None:
     if output not in known:
         raise InputError(f"unknown output {output!r}; choose {', '.join(known)}")
@@ -137,7 +170,8 @@ def _write(found: Score, out: Path, name: str) -> list[str]:
     found.save(out)
     notes = []
     for variant, errors in found.variants.items():
-        notes += write_houses(errors, out if variant == "raw" else out / variant, name, found.costs)
+        home = out if variant == "raw" else out / variant
+        notes += write_houses(errors, home, name, found.costs, found.confusions[variant])
     return notes
 
 
@@ -145,7 +179,8 @@ def _head(found: Score) -> str:
     lines = [f"{path} ({digest})" for path, digest in found.files.items()]
     lines.append(f"alignment costs: {found.costs}; normaliser: {found.normaliser.name} ({found.normaliser.source})")
     if found.emptied:
-        lines.append(f"the normaliser leaves {found.emptied} references without a word")
+        references = f"{found.emptied} reference{'' if found.emptied == 1 else 's'}"
+        lines.append(f"the normaliser leaves {references} without a word")
     return "\n".join(lines)
 
 
@@ -176,17 +211,18 @@ def _header(first: str) -> list[str]:
     return [first, "items", "length", "WER %", "CER %", "S", "D", "I", "items wrong %"]
 
 
-def _confusions(result: Score, name: str, errors: Errors, top: int) -> list[str]:
-    counts = confusions(errors, result.costs)
+def _confusions(result: Score, name: str, top: int) -> list[str]:
+    counts = result.confusions[name]
     rows = {"substitution": [[f"{a} -> {b}", str(n)] for (a, b), n in most(counts.substitutions, top)]}
     rows["deletion"] = [[word, str(n)] for word, n in most(counts.deletions, top)]
     rows["insertion"] = [[word, str(n)] for word, n in most(counts.insertions, top)]
-    return [f"most frequent, {name}:", *(align_columns([[kind, "times"], *found]) for kind, found in rows.items() if found)]
+    tables = [align_columns([[kind, "times"], *found]) for kind, found in rows.items() if found]
+    return [f"most frequent, {name}:", *tables] if tables else [f"most frequent, {name}: no errors"]
 
 
 def _worst(found: Score, name: str, errors: Errors, worst: int) -> list[str]:
-    ranked = sorted(errors.items, key=lambda item: (-item.errors, item.id))[:worst]
-    return [f"most errors, {name}:", *(_aligned(found, item) for item in ranked if item.errors)]
+    shown = [_aligned(found, item) for item in found.worst(errors, worst)]
+    return [f"most errors, {name}:", *shown] if shown else [f"most errors, {name}: no errors"]
 
 
 def _aligned(found: Score, item: ItemErrors) -> str:
@@ -194,10 +230,11 @@ def _aligned(found: Score, item: ItemErrors) -> str:
     return f"{item.id} ({counts})\n{three_lines(item_steps(item, found.costs))}"
 
 
-def _listed(title: str, lines: Sequence[str]) -> list[str]:
-    """A counted list, cut where it gets long."""
+def _listed(title: str, lines: Sequence[str], rest: str = "") -> list[str]:
+    """A counted list, cut where it gets long; `rest` says where all of it is."""
     if not lines:
         return []
     shown = [f"  {line}" for line in lines[:MAX_SHOWN]]
-    more = [f"  ... and {len(lines) - MAX_SHOWN} more"] if len(lines) > MAX_SHOWN else []
-    return ["\n".join([f"{title} ({len(lines)}):", *shown, *more])]
+    if len(lines) > MAX_SHOWN:
+        shown.append(f"  ... and {len(lines) - MAX_SHOWN} more{rest and '; '}{rest}")
+    return ["\n".join([f"{title} ({len(lines)}):", *shown])]

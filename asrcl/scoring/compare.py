@@ -34,6 +34,7 @@ from asrcl.scoring.paired import (
 from asrcl.scoring.results import FILE_NAME, RunResult
 from asrcl.scoring.score import Options, finite, normalise_errors, score
 from asrcl.scoring.significance import PairedInterval, holm, pool, sum_seeds
+from asrcl.scoring.sources import plain_name
 from asrcl.scoring.summary import final_items
 
 FORMAT: Final = "asrcl-comparison/1"
@@ -240,7 +241,8 @@ def _load(source: str, reference: AnyPath | None, options: Options, skipped: lis
     if reference is None:
         raise InputError(f"{path}: a hypothesis file needs its reference; add --reference FILE")
     found = score(reference, path, options)
-    skipped.extend(line for line in found.skipped if line not in skipped)
+    known = set(skipped)
+    skipped.extend(line for line in found.skipped if line not in known)
     return _Loaded(name or _stem(path), bool(name), None, found.normalised or found.raw, path)
 
 
@@ -283,7 +285,7 @@ def _renormalised(errors: Errors, options: Options, path: str) -> Errors:
 
 def _stem(path: str) -> str:
     """The file's name; the folder's where the file's says only what it is."""
-    stem = Path(path).stem
+    stem = plain_name(path).stem
     return Path(path).resolve().parent.name if stem in ("hyp", "hypothesis", "text", "errors") else stem
 
 

@@ -19,6 +19,7 @@ from asrcl.scoring.transcripts import align_columns
 
 LEGEND: Final = "* p < 0.05, ** p < 0.01, *** p < 0.001 after Holm's correction over all pairs, within each test"
 MAX_NAME: Final = 28
+MAX_SKIPPED: Final = 40
 _KINDS: Final = ("png", "pdf", "svg")
 
 
@@ -31,7 +32,8 @@ def as_text(found: Comparison) -> str:
     head = f"{len(found.systems)} systems on the same {len(first)} items of {whom}{seeds}; normaliser: {found.normaliser}"
     parts = [head, _systems(found), _differences(found), _tests(found), LEGEND, *_remarks(found, speakers)]
     if found.skipped:
-        parts.append("skipped:\n" + "\n".join(f"  {line}" for line in found.skipped))
+        more = f"\n  ... and {len(found.skipped) - MAX_SKIPPED} more" if len(found.skipped) > MAX_SKIPPED else ""
+        parts.append("skipped:\n" + "\n".join(f"  {line}" for line in found.skipped[:MAX_SKIPPED]) + more)
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from asrcl.scoring.align import Costs, Step, align_words
 from asrcl.scoring.errors import Errors, ItemErrors
@@ -41,6 +41,17 @@ class Confusions:
         return {
             word: (self.correct[word], said[word] + heard[word] - 2 * self.correct[word], said[word], heard[word])
             for word in said.keys() | heard.keys()
+        }
+
+    def as_json(self, top: int) -> dict[str, list[dict[str, Any]]]:
+        """The most frequent of each kind, as JSON holds them: words by "reference" and "hypothesis", and their "count"."""
+        return {
+            "substitutions": [
+                {"reference": word, "hypothesis": other, "count": count}
+                for (word, other), count in most(self.substitutions, top)
+            ],
+            "deletions": [{"reference": word, "count": count} for word, count in most(self.deletions, top)],
+            "insertions": [{"hypothesis": word, "count": count} for word, count in most(self.insertions, top)],
         }
 
 

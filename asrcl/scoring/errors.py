@@ -17,12 +17,13 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
 from asrcl.exceptions import InputError
-from asrcl.files import write_text
+from asrcl.files import parse_json, write_text
 from asrcl.scoring.align import Costs, check_costs, count_characters, count_words
 
 FORMAT: Final = "asrcl-errors/1"
@@ -66,6 +67,8 @@ class ItemErrors:
 _NAMES: Final = tuple(entry.name for entry in fields(ItemErrors))
 _COUNTS: Final = frozenset(_NAMES[2:6] + _NAMES[8:])
 _REQUIRED: Final = frozenset(_NAMES[:6])
+_values: Final = attrgetter(*_NAMES)
+_encode: Final = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass
@@ -169,8 +172,8 @@ class Errors:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON lines, atomically: a header object with format and unit, then one object per item."""
         rows: list[dict[str, Any]] = [{"format": FORMAT, "unit": self.unit, "items": len(self.items)}]
-        rows.extend(asdict(item) for item in self.items)
-        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        rows.extend(dict(zip(_NAMES, _values(item), strict=True)) for item in self.items)
+        write_text(path, "".join(_encode(row) + "\n" for row in rows))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Errors:
@@ -213,8 +216,9 @@ def count_errors(
 ) -> Errors:
     """Align every hypothesis with its reference and count word and character errors.
 
-    Runs of white space count as one space; nothing else is normalised, so normalise both sides alike before.
-    With unit costs the counts are those of jiwer; characters always cost 1 per edit.
+    Runs of white space, of any kind, count as one space; nothing else is normalised, so normalise both sides alike before.
+    With unit costs the counts are those that jiwer gives for texts whose white space was made single spaces (jiwer itself cuts
+    words at the plain space alone, and its character counts see every space); characters always cost 1 per edit.
 
     Args:
         references: id to text.
@@ -276,6 +280,8 @@ def _read_lines(path: str | os.PathLike[str]) -> list[str]:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; run the evaluation that writes it") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot read it ({error.strerror}); give a file of error counts") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 (byte {error.start}), so not a file of error counts") from error
     # Not splitlines(): that also cuts at characters (U+2028, U+0085, ...) which JSON strings may hold.
@@ -284,9 +290,9 @@ def _read_lines(path: str | os.PathLike[str]) -> list[str]:
 
 def _parse_object(line: str, path: str | os.PathLike[str], number: int) -> dict[str, Any]:
     try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: line {number}: not JSON ({error.msg}); score again") from error
+        value = parse_json(line)
+    except ValueError as error:
+        raise InputError(f"{path}: line {number}: not JSON ({error}); score again") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: line {number}: expected a JSON object; score again")
     return value

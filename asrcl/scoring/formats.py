@@ -3,45 +3,68 @@
     .trn               text (id)      sclite; the speaker is what stands before the first "-" of the id; ";;" begins a comment
     text, .txt, .text  id text        Kaldi; likewise
     .jsonl, .json      one JSON object per line: our own files, NeMo manifests, Hugging Face predictions
-    .csv, .tsv         one header line with column names, then one row per utterance
+    .csv, .tsv         one header line with column names, then one row per utterance; the header tells "," ";" or tab
 
 Names that are looked for in JSON and tables, the first that the first row has; every further row must have it too:
 
     id                 id, utt_id, utterance_id, uttid, audio_filepath, audio_path, path, audio, file
-    reference text     text, reference, ref, sentence, transcript, transcription, target
-    hypothesis text    pred_text, hypothesis, hyp, prediction, pred, then the reference's names
+    reference text     text, reference, references, ref, sentence, transcript, transcription, target
+    hypothesis text    pred_text, hypothesis, hyp, prediction, predictions, pred, then the reference's names
     speaker            speaker, speaker_id, spk_id, spk; else as in .trn
 
-All files are UTF-8, ids are unique. An utterance may have no words. White space is read as single spaces.
+An id from audio_filepath and the names after it is a path (Hugging Face's {"audio": {"path": ...}} too): where no speaker is
+named, it is what stands before the first "-" of the file's name without its suffix, whatever folders it lies in.
+
+All files are UTF-8 (`asrcl.scoring.sources` reads them), ids are unique. An utterance may have no words. White space of any kind
+is read as single spaces.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from itertools import chain
+from pathlib import PurePosixPath
 from typing import Any, Final, Literal
 
 from asrcl.exceptions import InputError
+from asrcl.files import parse_json
+from asrcl.scoring.sources import AnyPath, Source, format_of, plain_name, read_source, require_format
 
-AnyPath = str | os.PathLike[str]
+__all__ = [
+    "AnyPath",
+    "Problems",
+    "Reading",
+    "Source",
+    "Utterance",
+    "is_table",
+    "read_json_utterances",
+    "read_kaldi_utterances",
+    "read_table",
+    "read_trn_utterances",
+    "read_utterances",
+    "speaker_of",
+]
+
 Role = Literal["reference", "hypothesis"]
 Row = Mapping[str, Any]
 
-ID_NAMES: Final = ("id", "utt_id", "utterance_id", "uttid", "audio_filepath", "audio_path", "path", "audio", "file")
-TEXT_NAMES: Final = ("text", "reference", "ref", "sentence", "transcript", "transcription", "target")
-PREDICTION_NAMES: Final = ("pred_text", "hypothesis", "hyp", "prediction", "pred")
+AUDIO_NAMES: Final = ("audio_filepath", "audio_path", "path", "audio", "file")
+ID_NAMES: Final = ("id", "utt_id", "utterance_id", "uttid", *AUDIO_NAMES)
+TEXT_NAMES: Final = ("text", "reference", "references", "ref", "sentence", "transcript", "transcription", "target")
+PREDICTION_NAMES: Final = ("pred_text", "hypothesis", "hyp", "prediction", "predictions", "pred")
 SPEAKER_NAMES: Final = ("speaker", "speaker_id", "spk_id", "spk")
 
 _TRN: Final = re.compile(r"(.*)\(([^()]+)\)\s*", re.DOTALL)
 _ALTERNATIVES: Final = re.compile(r"\{[^{}]*/[^{}]*\}")
-_DELIMITERS: Final = {".csv": ",", ".tsv": "\t"}
+_TABLES: Final = ("jsonl", "csv", "tsv")
+_SEPARATORS: Final = {"csv": ",;\t", "tsv": "\t,;"}
+_LONGEST_FIELD: Final = 2**24
 _NO_META: Final[Mapping[str, str]] = {}
 
 
@@ -84,13 +107,20 @@ class Reading:
 
 @dataclass
 class Problems:
-    """What was skipped, by reason; filled only where the caller allowed skipping."""
+    """What was skipped, by reason; filled only where the caller allowed skipping.
+
+    Attributes:
+        found: a line per reason, short enough to be read.
+        every: a line per thing that was skipped.
+    """
 
     found: list[str] = field(default_factory=list)
+    every: list[str] = field(default_factory=list)
 
-    def add(self, message: str) -> None:
-        """Note one thing that was skipped."""
+    def add(self, message: str, each: Sequence[str] = ()) -> None:
+        """Note one thing that was skipped; or, with `each`, several of one kind, which the message sums up."""
         self.found.append(message)
+        self.every.extend(each or [message])
 
 
 def speaker_of(utterance_id: str) -> str:
@@ -98,26 +128,27 @@ def speaker_of(utterance_id: str) -> str:
     return utterance_id.split("-", 1)[0] or utterance_id
 
 
-def is_table(path: AnyPath) -> bool:
+def is_table(path: AnyPath | Source, named: str | None = None) -> bool:
     """Whether a file has rows with named entries (JSON lines, csv), so that one file may hold both sides."""
-    return Path(path).suffix.lower() in (".jsonl", ".json", *_DELIMITERS)
+    return (path.format if isinstance(path, Source) else format_of(path, named)) in _TABLES
 
 
 def read_utterances(
-    path: AnyPath, reading: Reading | None = None, problems: Problems | None = None
+    path: AnyPath | Source, reading: Reading | None = None, problems: Problems | None = None
 ) -> list[Utterance]:
-    """Read a transcript file by its suffix, in the order of the file.
+    """Read a transcript file by its format, in the order of the file.
 
     Args:
-        path: the file.
+        path: the file, or what `sources.read_source` read of it; a path's suffix says what it holds.
         reading: how to read it; as a reference by default.
         problems: if given, lines that cannot be used are noted there and left out, instead of being refused.
 
     Raises:
         InputError: unknown suffix; a line that is malformed, not UTF-8, or repeats an id (file and line are named).
     """
-    collected = _Collector(path, problems)
-    for number, make in _parsed_lines(path, reading or Reading()):
+    source = path if isinstance(path, Source) else read_source(path)
+    collected = _Collector(source.path, problems)
+    for number, make in _parsed_lines(source, reading or Reading()):
         collected.add(number, make)
     return collected.utterances
 
@@ -137,22 +168,28 @@ def read_json_utterances(path: AnyPath) -> list[Utterance]:
     return _collect(path, _RowParser(Reading()).parse_json)
 
 
-def read_table(path: AnyPath, id_key: str | None = None) -> dict[str, dict[str, str]]:
-    """Read a table of metadata (.csv, .tsv, .jsonl): id to all its entries as text.
+def read_table(path: AnyPath | Source, id_key: str | None = None) -> dict[str, dict[str, str]]:
+    """Read a table of metadata: id to all its entries as text.
+
+    The table is .csv, .tsv or .jsonl; any other file must have two fields per line, id and value, as Kaldi's utt2spk. Its
+    column is called what follows "utt2" in the file's name ("spk" is "speaker"), or else the file's name without suffix. A
+    speaker under another of its names (spk, spk_id, speaker_id) is there as "speaker" too.
 
     Raises:
         InputError: as `read_utterances`.
     """
-    parser, table = _RowParser(Reading(id_key=id_key)), {}
-    for number, make in _rows(path):
+    source = path if isinstance(path, Source) else read_source(path)
+    parser, table = _RowParser(Reading(id_key=id_key if is_table(source) else "id")), {}
+    for number, make in _rows(source):
         try:
             row = make()
             key = parser.key(row, number)
             if key in table:
                 raise ValueError(f"id {key} occurs a second time; keep one of its lines")
+            speaker = parser.speaker(row)
         except ValueError as error:
-            raise InputError(f"{path}: line {number}: {error}") from error
-        table[key] = {name: _as_text(value) for name, value in row.items()}
+            raise InputError(f"{source.path}: line {number}: {error}") from error
+        table[key] = {name: _as_text(value) for name, value in row.items()} | ({"speaker": speaker} if speaker else {})
     return table
 
 
@@ -183,20 +220,20 @@ class _Collector:
 
 def _collect(path: AnyPath, parse: Callable[[str, int], Utterance | None]) -> list[Utterance]:
     collected = _Collector(path, None)
-    for number, line in _lines(path):
+    for number, line in read_source(path).lines():
         collected.add(number, partial(_parse_line, parse, line, number))
     return collected.utterances
 
 
-def _parsed_lines(path: AnyPath, reading: Reading) -> Iterator[tuple[int, Callable[[], Utterance | None]]]:
+def _parsed_lines(source: Source, reading: Reading) -> Iterator[tuple[int, Callable[[], Utterance | None]]]:
     """Line numbers, each with what makes its utterance (or raises ValueError with the reason why not)."""
-    if is_table(path):
+    if require_format(source) in _TABLES:
         parser = _RowParser(reading)
-        for number, make in _rows(path):
+        for number, make in _rows(source):
             yield number, partial(_parse_row, parser, make, number)
         return
-    parse = _parse_trn if _suffix(path) == ".trn" else _parse_kaldi
-    for number, line in _lines(path):
+    parse = _parse_trn if source.format == "trn" else _parse_kaldi
+    for number, line in source.lines():
         yield number, partial(_parse_line, parse, line, number)
 
 
@@ -208,49 +245,69 @@ def _parse_row(parser: _RowParser, make: Callable[[], Row], number: int) -> Utte
     return parser.parse(make(), number)
 
 
-def _suffix(path: AnyPath) -> str:
-    """The suffix, checked."""
-    suffix = Path(path).suffix.lower()
-    known = (".trn", ".txt", ".text", ".jsonl", ".json", *_DELIMITERS)
-    if suffix not in known and suffix != "" and Path(path).name != "text":
-        raise InputError(f"{path}: unknown transcript suffix {suffix}; use {', '.join(known)} or a file named text")
-    return suffix
-
-
-def _rows(path: AnyPath) -> Iterator[tuple[int, Callable[[], Row]]]:
-    suffix = _suffix(path)
-    if suffix in _DELIMITERS:
-        yield from _csv_rows(path, _DELIMITERS[suffix])
+def _rows(source: Source) -> Iterator[tuple[int, Callable[[], Row]]]:
+    if source.format in _SEPARATORS:
+        yield from _csv_rows(source)
         return
-    for number, line in _lines(path):
-        yield number, partial(_json_row, line)
+    make: Callable[[bytes], Row] = _json_row if source.format == "jsonl" else partial(_pair_row, _pair_name(source.path))
+    for number, line in source.lines():
+        yield number, partial(make, line)
 
 
 def _json_row(line: bytes) -> Row:
     return _object(_decode(line))
 
 
-def _csv_rows(path: AnyPath, delimiter: str) -> Iterator[tuple[int, Callable[[], Row]]]:
+def _pair_name(path: str) -> str:
+    """What the second column of a two-column file holds."""
+    stem = plain_name(path).stem
+    name = stem.removeprefix("utt2") or stem
+    return "speaker" if name in SPEAKER_NAMES else name
+
+
+def _pair_row(name: str, line: bytes) -> Row:
+    fields = _decode(line).split()
+    if len(fields) != 2:
+        found = _plural(len(fields), "field")
+        raise ValueError(f"{found}; a table is .csv, .tsv or .jsonl, or has 'id value' lines, as Kaldi's utt2spk")
+    return {"id": fields[0], name: fields[1]}
+
+
+def _csv_rows(source: Source) -> Iterator[tuple[int, Callable[[], Row]]]:
     """Rows with the line each ends on; a line that is not UTF-8 makes its row an error."""
     bad: dict[int, str] = {}
-    reader = csv.reader(_csv_text(path, bad), delimiter=delimiter, strict=True)
+    lines = _csv_text(source, bad)
+    first = next(lines, "")
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
+    reader = csv.reader(chain([first], lines), delimiter=_separator(first, source.format), strict=True)
     names: list[str] = []
     while True:
         try:
             values = next(reader, None)
         except csv.Error as error:
-            raise InputError(f"{path}: line {reader.line_num}: not a table ({error}); quote fields that hold quotes") from error
+            raise InputError(f"{source.path}: line {reader.line_num}: {_csv_reason(error)}") from error
         if values is None:
             return
         if not names:
-            names = _header(values, path)
+            names = _header(values, source.path)
         elif values:
             yield reader.line_num, partial(_csv_row, names, values, " ".join(bad.values()))
             bad.clear()
 
 
-def _csv_text(path: AnyPath, bad: dict[int, str]) -> Iterator[str]:
-    for number, line in _lines(path):
+def _separator(header: str, format_name: str) -> str:
+    """The separator that the header has most of; the suffix's own where it has none, or as many of another."""
+    return max(_SEPARATORS[format_name], key=header.count)
+
+
+def _csv_reason(error: csv.Error) -> str:
+    if "field limit" in str(error):
+        return f"a field of more than {csv.field_size_limit()} characters; close the quote before it, or give a table"
+    return f"not a table ({error}); quote fields that hold quotes"
+
+
+def _csv_text(source: Source, bad: dict[int, str]) -> Iterator[str]:
+    for number, line in source.lines():
         try:
             yield _decode(line) + "\n"
         except ValueError as error:
@@ -269,7 +326,7 @@ def _csv_row(names: list[str], values: list[str], bad: str) -> Row:
     if bad:
         raise ValueError(bad)
     if len(values) != len(names):
-        raise ValueError(f"{len(values)} fields, the header has {len(names)}; quote fields that hold the separator")
+        raise ValueError(f"{_plural(len(values), 'field')}, the header has {len(names)}; quote fields that hold the separator")
     return dict(zip(names, values, strict=True))
 
 
@@ -294,7 +351,7 @@ class _RowParser:
             raise ValueError(f"expected the string entry '{self._text}'{' (null is no text)' if text is None else ''}")
         keep = self.reading.keep
         meta = {name: sys.intern(_as_text(row[name])) for name in keep if name in row} if keep else _NO_META
-        return Utterance(key, " ".join(text.split()), self._speaker(row) or speaker_of(key), meta)
+        return Utterance(key, " ".join(text.split()), self.speaker(row) or self._speaker_in(key), meta)
 
     def key(self, row: Row, number: int) -> str:
         if self._id is None:
@@ -302,6 +359,8 @@ class _RowParser:
                 return f"line-{number}"
             self._id = _first(row, self._id_names, "id")
         key = row.get(self._id)
+        if isinstance(key, dict):  # Hugging Face: {"audio": {"path": ..., "array": ...}}
+            key = key.get("path")
         if isinstance(key, int) and not isinstance(key, bool):
             key = str(key)
         if not isinstance(key, str):
@@ -310,7 +369,14 @@ class _RowParser:
             raise ValueError("the id is empty")
         return key
 
-    def _speaker(self, row: Row) -> str:
+    def _speaker_in(self, key: str) -> str:
+        """The speaker in an id; of a path, in the file's name."""
+        if self._id not in AUDIO_NAMES:
+            return speaker_of(key)
+        return sys.intern(speaker_of(PurePosixPath(key.replace("\\", "/")).stem or key))
+
+    def speaker(self, row: Row) -> str:
+        """The speaker that a row names; "" if it names none."""
         for name in SPEAKER_NAMES:
             speaker = row.get(name)
             if speaker is None or speaker == "":
@@ -342,30 +408,6 @@ def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
-def _lines(path: AnyPath) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers; a byte-order mark and blank lines at the end are dropped."""
-    try:
-        with open(path, "rb") as stream:
-            blank: list[tuple[int, bytes]] = []
-            for number, line in enumerate(stream, start=1):
-                if number == 1:
-                    line = _without_mark(line, path)
-                if not line.strip():
-                    blank.append((number, line))
-                    continue
-                yield from blank
-                blank.clear()
-                yield number, line.rstrip(b"\r\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot read it ({error.strerror}); give a transcript file") from error
-
-
-def _without_mark(line: bytes, path: AnyPath) -> bytes:
-    if line.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError(f"{path}: line 1: UTF-16, not UTF-8; convert the file with iconv -f utf-16 -t utf-8")
-    return line.removeprefix(b"\xef\xbb\xbf")
-
-
 def _decode(line: bytes) -> str:
     try:
         return line.decode("utf-8")
@@ -394,9 +436,13 @@ def _parse_kaldi(line: str, number: int) -> Utterance:
 
 def _object(line: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg}); write one object per line") from error
+        row = parse_json(line)
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error}); write one object per line") from error
     if not isinstance(row, dict):
         raise ValueError("expected a JSON object; write one object per line (jq -c '.[]' makes that of a list)")
     return row
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -8,10 +8,14 @@
 
 Each takes counts that hold their texts and gives the whole file as text; `write_houses` writes them all.
 Layouts were learned from files that the tools wrote (sclite 2.4.10, SpeechBrain 1.1.2) and from icefall's documented example.
+The numbers are ours (`asrcl.scoring.align`), so the total of errors is a house's own where its costs are used, while the shares
+of substitutions, deletions and insertions and the alignment shown may be others. wer_*.txt with unit costs is an exception: it
+is what SpeechBrain 1.1.2 writes, byte for byte, with its alignments and its rates for empty references.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -20,11 +24,11 @@ from typing import Final
 
 from asrcl.exceptions import InputError
 from asrcl.files import write_text
-from asrcl.scoring.align import Costs, Step
-from asrcl.scoring.confusions import confusions, item_steps
-from asrcl.scoring.errors import Errors, percent
+from asrcl.scoring.align import PRICES, Costs, Step, speechbrain_steps
+from asrcl.scoring.confusions import Confusions, confusions, item_steps
+from asrcl.scoring.errors import Errors, ItemErrors, percent
 from asrcl.scoring.formats import AnyPath
-from asrcl.scoring.transcripts import write_trn
+from asrcl.scoring.transcripts import cell_width, pad_cell, write_trn
 
 _HEADER: Final = ("SPKR", "# Snt", "# Wrd", "Corr", "Sub", "Del", "Ins", "Err", "S.Err")
 _NOTES: Final = (
@@ -36,8 +40,12 @@ _EMPTY: Final = "<eps>"
 _ICEFALL_EMPTY: Final = "*"
 
 
-def write_houses(errors: Errors, folder: AnyPath, name: str, costs: Costs = "unit") -> list[str]:
+def write_houses(
+    errors: Errors, folder: AnyPath, name: str, costs: Costs = "unit", counts: Confusions | None = None
+) -> list[str]:
     """Write ref.trn, hyp.trn, hyp.trn.sys, hyp.trn.pra, errs-NAME.txt, recogs-NAME.txt and wer_NAME.txt into a folder.
+
+    `counts` are the confusions of the set under these costs, where they are known already.
 
     Returns what could not be written, a line each: ids or texts that a .trn cannot hold.
     """
@@ -47,15 +55,15 @@ def write_houses(errors: Errors, folder: AnyPath, name: str, costs: Costs = "uni
             write_trn(home / f"{side[:3]}.trn", {item.id: getattr(item, side) for item in errors.items})
         except InputError as error:
             left_out.append(str(error))
-    write_text(home / "hyp.trn.sys", sclite_summary(errors, "hyp.trn"))
-    write_text(home / "hyp.trn.pra", sclite_alignments(errors, costs))
-    write_text(home / f"errs-{name}.txt", icefall_errors(errors, costs))
+    write_text(home / "hyp.trn.sys", sclite_summary(errors, "hyp.trn", costs))
+    write_text(home / "hyp.trn.pra", sclite_alignments(errors, "hyp.trn", costs))
+    write_text(home / f"errs-{name}.txt", icefall_errors(errors, costs, counts))
     write_text(home / f"recogs-{name}.txt", icefall_transcripts(errors))
     write_text(home / f"wer_{name}.txt", speechbrain_errors(errors, costs))
     return left_out
 
 
-def sclite_summary(errors: Errors, title: str) -> str:
+def sclite_summary(errors: Errors, title: str, costs: Costs = "unit") -> str:
     """Percentages per speaker with sum, mean, standard deviation (n - 1) and median over speakers.
 
     A speaker without reference words has counts, marked "*", and is left out of the last three rows, marked "+".
@@ -63,14 +71,16 @@ def sclite_summary(errors: Errors, title: str) -> str:
     groups = errors.by_group()
     rows = [_sclite_row(name, part) for name, part in groups.items()]
     whole = [_sclite_row("Sum/Avg", errors)]
-    return _sclite_table(title, [rows, whole, _spread_rows(list(groups.values()))])
+    return _sclite_table(title, [rows, whole, _spread_rows(list(groups.values()))], costs)
 
 
-def sclite_alignments(errors: Errors, costs: Costs = "unit") -> str:
-    """Every utterance in three lines, words that are wrong in capitals, grouped by speaker."""
-    lines = []
-    for group, part in errors.by_group().items():
-        lines.append(f"Speaker sentences: {group}   #utts: {len(part)}\n")
+def sclite_alignments(errors: Errors, title: str, costs: Costs = "unit") -> str:
+    """Every utterance in three lines, words that are wrong in capitals, grouped by speaker; `title` names the system."""
+    groups = errors.by_group()
+    lines = ["\n\n\t\tDUMP OF SYSTEM ALIGNMENT STRUCTURE", "", f"System name:   {title}", _costs_line(costs), "", "Speakers: "]
+    lines += [*(f"{place:5}:  {group}" for place, group in enumerate(groups)), ""]
+    for place, (group, part) in enumerate(groups.items()):
+        lines.append(f"Speaker sentences {place:3}:  {group}   #utts: {len(part)}")
         for item in part.items:
             steps = item_steps(item, costs)
             lines.append(f"id: ({item.id})")
@@ -81,7 +91,10 @@ def sclite_alignments(errors: Errors, costs: Costs = "unit") -> str:
 
 
 def three_lines(steps: Sequence[Step]) -> str:
-    """An alignment as REF, HYP and Eval lines; wrong words in capitals, missing ones as stars."""
+    """An alignment as REF, HYP and Eval lines; wrong words in capitals, missing ones as stars.
+
+    Two words that differ in case alone stay as they are written, for in capitals nobody would see what is wrong.
+    """
     columns = [_column(*step) for step in steps]
     rows = zip(*columns, strict=True) if columns else iter([(), (), ()])
     return "\n".join(
@@ -89,13 +102,12 @@ def three_lines(steps: Sequence[Step]) -> str:
     )
 
 
-def icefall_errors(errors: Errors, costs: Costs = "unit") -> str:
-    """The file errs-*.txt."""
-    counts = confusions(errors, costs)
+def icefall_errors(errors: Errors, costs: Costs = "unit", counts: Confusions | None = None) -> str:
+    """The file errs-*.txt; `counts` are its confusions, where they are known already."""
+    counts = confusions(errors, costs) if counts is None else counts
     correct = errors.length - errors.substitutions - errors.deletions
-    rate = percent(errors.total, errors.length) if errors.length else 0.0
     lines = [
-        f"%WER = {rate:.2f}",
+        f"%WER = {percent(errors.total, errors.length):.2f}",
         f"Errors: {errors.insertions} insertions, {errors.deletions} deletions, {errors.substitutions} substitutions, "
         f"over {errors.length} reference words ({correct} correct)",
         "Search below for sections starting with PER-UTT DETAILS:, SUBSTITUTIONS:, DELETIONS:, INSERTIONS:, PER-WORD STATS:",
@@ -117,39 +129,56 @@ def icefall_errors(errors: Errors, costs: Costs = "unit") -> str:
 def icefall_transcripts(errors: Errors) -> str:
     """The file recogs-*.txt."""
     return "".join(
-        f"{item.id}:\tref={item.reference.split()}\n{item.id}:\thyp={item.hypothesis.split()}\n\n" for item in errors.items
+        f"{item.id}:\tref={item.reference.split()}\n{item.id}:\thyp={item.hypothesis.split()}\n" for item in errors.items
     )
 
 
 def speechbrain_errors(errors: Errors, costs: Costs = "unit") -> str:
-    """The file wer_*.txt."""
-    wrong = sum(item.errors > 0 for item in errors.items)
+    """The file wer_*.txt: with unit costs SpeechBrain's own, with others its layout of other alignments.
+
+    SpeechBrain has no infinite rates: errors on an empty reference are taken per one word, those of a set whose references are
+    all empty are 0.00 %.
+    """
+    counts, lines = [], []
+    for item in errors.items:
+        steps = _speechbrain_steps(item, costs)
+        names = [step[0] for step in steps]
+        counts.append((names.count("I"), names.count("D"), names.count("S")))
+        lines += [_RULE, f"{item.id}, %WER {_kaldi_counts(counts[-1], item.length, max(1, item.length))}", _semicolons(steps)]
+    wrong, whole = sum(map(any, counts)), [sum(column) for column in zip(*counts, strict=True)] or [0, 0, 0]
     example: list[Step] = [("I", "", "and"), ("S", "reference", "hypothesis"), ("C", "on", "on"), ("C", "the", "the")]
     example += [("S", "first", "third"), ("D", "line", "")]
-    lines = [
-        f"%WER {_kaldi_counts(errors.rate, errors.total, errors.length, errors)}",
+    head = [
+        f"%WER {_kaldi_counts(whole, errors.length, errors.length or math.inf)}",
         f"%SER {percent(wrong, len(errors)):.2f} [ {wrong} / {len(errors)} ]",
         f"Scored {len(errors)} sentences, 0 not present in hyp.",
         *(_RULE, "ALIGNMENTS", "", "Format:", "<utterance-id>, WER DETAILS", _semicolons(example)),
     ]
-    for item in errors.items:
-        rate = percent(item.errors, item.length)
-        lines += [_RULE, f"{item.id}, %WER {_kaldi_counts(rate, item.errors, item.length, item)}"]
-        lines.append(_semicolons(item_steps(item, costs)))
-    return "\n".join(lines) + "\n"
+    return "\n".join([*head, *lines]) + "\n"
 
 
-def _kaldi_counts(rate: float, wrong: int, length: int, counts: object) -> str:
-    kinds = ", ".join(f"{getattr(counts, name)} {name[:3]}" for name in ("insertions", "deletions", "substitutions"))
-    return f"{rate:.2f} [ {wrong} / {length}, {kinds} ]"
+def _speechbrain_steps(item: ItemErrors, costs: Costs) -> list[Step]:
+    if costs == "unit":
+        return speechbrain_steps(item.reference.split(), item.hypothesis.split())
+    return item_steps(item, costs)
+
+
+def _kaldi_counts(kinds: Sequence[int], length: int, divisor: float) -> str:
+    """Insertions, deletions and substitutions as Kaldi's tools print them."""
+    shares = f"{kinds[0]} ins, {kinds[1]} del, {kinds[2]} sub"
+    return f"{100.0 * sum(kinds) / divisor:.2f} [ {sum(kinds)} / {length}, {shares} ]"
 
 
 def _semicolons(steps: Sequence[Step]) -> str:
     """Three lines of cells, each centred in its column: reference, operation, hypothesis."""
     columns = []
     for operation, word, other in steps:
-        cells = (word or _EMPTY, "=" if operation == "C" else operation, other or _EMPTY)
-        columns.append([cell.center(max(map(len, cells))) for cell in cells])
+        if operation == "C":
+            columns.append((word, "=".center(len(word)), word))
+            continue
+        said, heard = word or _EMPTY, other or _EMPTY
+        width = max(len(said), len(heard))
+        columns.append((said.center(width), operation.center(width), heard.center(width)))
     return "\n".join(" ; ".join(row) for row in zip(*columns, strict=True)) if columns else "\n\n"
 
 
@@ -180,10 +209,17 @@ def _counted(counts: Counter[str]) -> list[str]:
 
 def _column(operation: str, word: str, other: str) -> tuple[str, str, str]:
     if operation == "C":
-        return word.ljust(len(other)), other.ljust(len(word)), " " * len(word)
-    width = max(len(word), len(other))
-    said, heard = (text.upper().ljust(width) if text else "*" * width for text in (word, other))
-    return said, heard, operation.ljust(width)
+        return word, other, " " * cell_width(word)
+    said, heard = word.upper(), other.upper()
+    if said == heard:
+        said, heard = word, other
+    width = max(cell_width(said), cell_width(heard), 1)
+    cells = (pad_cell(text, width) if text else "*" * width for text in (said, heard))
+    return next(cells), next(cells), operation.ljust(width)
+
+
+def _costs_line(costs: Costs) -> str:
+    return f"Alignment costs: {costs} ({PRICES[costs]}); upper and lower case differ"
 
 
 def _sclite_row(name: str, part: Errors) -> list[str]:
@@ -220,10 +256,10 @@ def _deviation(values: Iterable[float]) -> float:
     return statistics.stdev(numbers) if len(numbers) > 1 else 0.0
 
 
-def _sclite_table(title: str, sections: list[list[list[str]]]) -> str:
+def _sclite_table(title: str, sections: list[list[list[str]]], costs: Costs) -> str:
     """Boxes in sclite's manner: a rule between speakers, a double rule before the sums."""
     rows = [list(_HEADER), *(row for section in sections for row in section)]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(_HEADER))]
+    widths = [max(cell_width(row[place]) for row in rows) for place in range(len(_HEADER))]
     lines = [_sclite_line(row, widths) for row in rows]
     inner, speakers = len(lines[0]) - 2, len(sections[0])
     thin = "|" + "+".join("-" * len(part) for part in lines[0].strip("|").split("|")) + "|"
@@ -234,9 +270,10 @@ def _sclite_table(title: str, sections: list[list[list[str]]]) -> str:
     drawn += [thick, lines[1 + speakers], thick, *lines[2 + speakers :], f"`{'-' * inner}'"]
     body = "\n".join(drawn)
     notes = [note for note in _NOTES if note[0] in "".join(line for line in lines)]
-    return "\n".join(["SYSTEM SUMMARY PERCENTAGES by SPEAKER".center(inner + 2).rstrip(), "", body, *notes]) + "\n"
+    head = ["SYSTEM SUMMARY PERCENTAGES by SPEAKER".center(inner + 2).rstrip(), _costs_line(costs), ""]
+    return "\n".join([*head, body, *notes]) + "\n"
 
 
 def _sclite_line(row: Sequence[str], widths: Sequence[int]) -> str:
-    cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+    cells = [pad_cell(row[0], widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
     return f"| {cells[0]} | {'  '.join(cells[1:3])} | {'  '.join(cells[3:])} |"

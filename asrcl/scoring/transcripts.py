@@ -9,6 +9,8 @@ import json
 import re
 from collections.abc import Mapping
 
+from rich.cells import cell_len
+
 from asrcl.exceptions import InputError
 from asrcl.files import write_text
 from asrcl.scoring.align import Costs
@@ -25,6 +27,8 @@ from asrcl.scoring.formats import (
 
 __all__ = [
     "align_columns",
+    "cell_width",
+    "pad_cell",
     "read_jsonl",
     "read_kaldi_text",
     "read_speakers",
@@ -162,13 +166,24 @@ def summary_row(name: str, part: Errors) -> list[str]:
 
 def align_columns(rows: list[list[str]]) -> str:
     """Rows as text: first column to the left, others to the right, a rule under the first row."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(cell_width, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
         cells = [
-            row[0].ljust(widths[0]),
-            *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)),
+            pad_cell(row[0], widths[0]),
+            *(pad_cell(cell, width, right=True) for cell, width in zip(row[1:], widths[1:], strict=True)),
         ]
         lines.append("  ".join(cells).rstrip())
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines) + "\n"
+
+
+def cell_width(text: str) -> int:
+    """Columns that a text takes on a terminal: two for a Chinese character, none for a combining mark."""
+    return len(text) if text.isascii() else cell_len(text)
+
+
+def pad_cell(text: str, width: int, *, right: bool = False) -> str:
+    """The text with spaces up to a width in columns; before it if it stands to the right."""
+    spaces = " " * (width - cell_width(text))
+    return spaces + text if right else text + spaces

@@ -1,5 +1,6 @@
 """Alignments against jiwer, against sclite's own (tests/scoring/data, made by make_sctk_vectors.py) and against brute force."""
 
+import re
 from pathlib import Path
 
 import jiwer
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from asrcl.exceptions import InputError
 from asrcl.scoring import count_errors, score_files
-from asrcl.scoring.align import align_words, count_characters, count_words
+from asrcl.scoring.align import align_words, count_characters, count_words, speechbrain_steps
 from asrcl.scoring.confusions import item_steps
 
 DATA = Path(__file__).parent / "data"
@@ -46,6 +47,36 @@ def test_counts_are_those_of_jiwer_on_any_text(reference: str, hypothesis: str) 
     assert item.character_errors == spelled.substitutions + spelled.deletions + spelled.insertions
     assert count_words(said, heard) == (item.substitutions, item.deletions, item.insertions, item.length)
     assert count_characters(said, heard) == item.character_errors
+
+
+spaces = st.text(st.sampled_from("ab \t\n\u00a0\u2028\u3000"), max_size=16)
+
+
+@settings(max_examples=150, deadline=None)
+@given(spaces, spaces)
+def test_counts_are_those_of_jiwer_once_white_space_is_plain(reference: str, hypothesis: str) -> None:
+    """jiwer cuts words at the plain space alone and counts every space as a character; the rest is the same."""
+    said, heard = (re.sub(r"\s+", " ", side).strip() for side in (reference, hypothesis))
+    item = count_errors({"u": reference}, {"u": hypothesis}).items[0]
+    found, spelled = jiwer.process_words(said, heard), jiwer.process_characters(said, heard)
+    assert (item.substitutions, item.deletions, item.insertions) == (found.substitutions, found.deletions, found.insertions)
+    assert item.character_errors == spelled.substitutions + spelled.deletions + spelled.insertions
+
+
+def test_where_white_space_is_not_plain_jiwer_differs() -> None:
+    """What docs/scoring.md names as the exception."""
+    item = count_errors({"u": "a\u00a0b"}, {"u": "a  b"}).items[0]
+    assert (item.errors, item.length, item.character_errors) == (0, 2, 0)
+    assert jiwer.wer("a\u00a0b", "a  b") > 0 and jiwer.cer("a\u00a0b", "a  b") > 0
+
+
+@settings(max_examples=150, deadline=None)
+@given(words, words)
+def test_speechbrains_alignments_are_cheapest_and_spell_both_sides(said: list[str], heard: list[str]) -> None:
+    steps = speechbrain_steps(said, heard)
+    assert [word for _, word, _ in steps if word] == said and [other for _, _, other in steps if other] == heard
+    assert sum(kind != "C" for kind, _, _ in steps) == cheapest(said, heard, PRICES["unit"])
+    assert all((kind == "C") == (word == other) for kind, word, other in steps)
 
 
 def cheapest(said: list[str], heard: list[str], price: dict[str, int]) -> int:

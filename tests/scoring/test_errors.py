@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import subprocess
@@ -153,3 +154,30 @@ def test_scoring_never_imports_torch_nor_matplotlib() -> None:
     code = "import sys, " + ", ".join(f"asrcl.scoring.{module}" for module in modules)
     check = f"{code}\nsys.exit(bool({{'torch', 'matplotlib'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[" * 100_000, "line 2: not JSON .nested too deeply"),
+        ('{"id": "\\ud800"}', "line 2: not JSON .*half of a surrogate pair"),
+        ("{", "line 2: not JSON .*column 2"),
+    ],
+)
+def test_lines_that_could_not_be_used_are_refused(line: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "errors.jsonl"
+    path.write_text('{"format": "asrcl-errors/1", "unit": "word", "items": 1}\n' + line + "\n")
+    with pytest.raises(InputError, match=message):
+        Errors.load(path)
+    with pytest.raises(InputError, match=r"cannot read it \(Is a directory\)"):
+        Errors.load(tmp_path)
+
+
+def test_items_are_written_without_copying_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`dataclasses.asdict` copies every value deeply, which is most of the time of a large set."""
+    monkeypatch.setattr("copy.deepcopy", lambda *_: pytest.fail("copied"))
+    errors = count_errors({"u": "é b"}, {"u": "b"}, {"u": "s"})
+    errors.save(tmp_path / "e.jsonl")
+    assert Errors.load(tmp_path / "e.jsonl") == errors
+    row = json.loads((tmp_path / "e.jsonl").read_text().splitlines()[1])
+    assert list(row) == [entry.name for entry in dataclasses.fields(ItemErrors)]

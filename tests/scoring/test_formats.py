@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from asrcl.exceptions import InputError
-from asrcl.scoring.formats import Problems, Reading, read_table, read_utterances
+from asrcl.scoring.formats import Problems, Reading, is_table, read_table, read_utterances
+from asrcl.scoring.sources import read_source
 
 
 def write(path: Path, *rows: dict) -> Path:
@@ -79,3 +80,71 @@ def test_metadata_tables(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("id,age\nu1,30\nu1,31\n")
     with pytest.raises(InputError, match="line 3: id u1 occurs a second time"):
         read_table(tmp_path / "m.csv")
+
+
+def test_two_columns_are_named_after_their_file(tmp_path: Path) -> None:
+    for name, column in (("utt2spk", "speaker"), ("utt2dom", "dom"), ("utt2spk.txt", "speaker"), ("rooms.map", "rooms")):
+        (tmp_path / name).write_text("u1 a\nu2  b\n")
+        assert read_table(tmp_path / name) == {"u1": {"id": "u1", column: "a"}, "u2": {"id": "u2", column: "b"}}
+    assert read_table(tmp_path / "utt2spk", id_key="key").keys() == {"u1", "u2"}  # the id of the other files
+    (tmp_path / "utt2spk").write_text("u1 a\nu2 b c\n")
+    with pytest.raises(InputError, match=r"utt2spk: line 2: 3 fields; a table is .csv, .tsv or .jsonl, or has 'id value' lines"):
+        read_table(tmp_path / "utt2spk")
+
+
+def test_the_speaker_of_an_audio_path_is_in_its_file_name(tmp_path: Path) -> None:
+    """Not in a folder with a hyphen: LibriSpeech lies in dev-clean."""
+    paths = ["/data/dev-clean/84/84-121-00.wav", "C:\\dev-clean\\174-2.flac", "dev-clean/common_voice_1.mp3"]
+    path = write(tmp_path / "m.json", *({"audio_filepath": name, "text": "a"} for name in paths))
+    assert [(u.id, u.speaker) for u in read_utterances(path)] == list(zip(paths, ["84", "174", "common_voice_1"], strict=True))
+    named = write(tmp_path / "n.json", {"audio_filepath": paths[0], "text": "a", "speaker": "x"})
+    assert read_utterances(named)[0].speaker == "x"
+    assert read_utterances(write(tmp_path / "o.json", {"id": "a/b-c", "text": "a"}))[0].speaker == "a/b"
+
+
+def test_hugging_face_audio_and_names_in_the_plural(tmp_path: Path) -> None:
+    rows = [{"audio": {"path": f"d-1/{k}-0.wav", "array": [0.5]}, "references": "a", "predictions": "b"} for k in "xy"]
+    path = write(tmp_path / "p.jsonl", *rows)
+    assert [(u.id, u.speaker, u.text) for u in read_utterances(path)] == [("d-1/x-0.wav", "x", "a"), ("d-1/y-0.wav", "y", "a")]
+    assert [u.text for u in read_utterances(path, Reading("hypothesis", both=True))] == ["b", "b"]
+    with pytest.raises(InputError, match="expected the string entry 'audio'"):
+        read_utterances(write(tmp_path / "q.jsonl", {"audio": {"path": None}, "text": "a"}))
+
+
+def test_the_header_says_what_separates(tmp_path: Path) -> None:
+    for name, mark in (("a.csv", ";"), ("b.csv", "\t"), ("c.csv", ","), ("d.tsv", "\t"), ("e.tsv", ",")):
+        (tmp_path / name).write_text(f'id{mark}text{mark}x\nu{mark}"a{mark} b"{mark}\n')
+        assert [(u.id, u.text) for u in read_utterances(tmp_path / name)] == [("u", " ".join(f"a{mark} b".split()))]
+
+
+def test_long_fields_of_tables(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,text\nu," + "ab " * 100_000 + "\n")
+    assert len(read_utterances(tmp_path / "a.csv")[0].text) == 299_999
+    (tmp_path / "a.csv").write_text('id,text\nu,"' + "a" * (2**24 + 2) + "\n")
+    with pytest.raises(InputError, match="line 2: a field of more than 16777216 characters; close the quote before it"):
+        read_utterances(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": "u", "text": "\\ud800"}', r"line 2: not JSON \(\\ud800 is half of a surrogate pair"),
+        ('{"id": "\\uDC00", "text": ""}', r"line 2: not JSON \(\\udc00 is half"),
+        ('{"a":' * 100_000, r"line 2: not JSON \(nested too deeply\)"),
+    ],
+)
+def test_json_that_no_file_can_hold_is_refused(line: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": "v", "text": "\\ud83d\\ude00"}\n' + line + "\n")
+    with pytest.raises(InputError, match=message):
+        read_utterances(tmp_path / "a.jsonl")
+    problems = Problems()
+    assert read_utterances(tmp_path / "a.jsonl", problems=problems)[0].text == "\U0001f600" and len(problems.found) == 1
+
+
+def test_unknown_suffixes_name_the_option_and_a_read_source_has_its_format(tmp_path: Path) -> None:
+    (tmp_path / "7.tra").write_text("u a b\n")
+    with pytest.raises(InputError, match=r"unknown transcript suffix .tra; .*--format trn\|text\|jsonl\|csv\|tsv"):
+        read_utterances(tmp_path / "7.tra")
+    source = read_source(tmp_path / "7.tra", "text")
+    assert [(u.id, u.text) for u in read_utterances(source)] == [("u", "a b")] and not is_table(source)
+    assert is_table(tmp_path / "7.tra", "csv") and not is_table(tmp_path / "7.tra")

@@ -1,9 +1,12 @@
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from asrcl.exceptions import InputError
+from asrcl.files import hash_file
 from asrcl.scoring import Errors, count_errors
 from asrcl.scoring.score import Options, normalise_errors, score
 
@@ -43,7 +46,7 @@ def test_breakdown_by_speaker_domain_and_any_column(manifest: Path) -> None:
     assert {name: (len(part), part.total) for name, part in found.breakdown("room").items()} == {"a": (10, 0), "b": (10, 30)}
     assert list(found.breakdown("domain")) == ["car", "home"] and list(found.breakdown("speaker")) == ["s0", "s1", "s2"]
     quartiles = found.breakdown("duration")
-    assert list(quartiles) == ["q1: 0 to 0.4", "q2: 0.4 to 0.9", "q3: 0.9 to 1.4", "q4: 1.4 to 1.9"]
+    assert list(quartiles) == ["q1: 0 to 0.4", "q2: above 0.4 to 0.9", "q3: above 0.9 to 1.4", "q4: above 1.4 to 1.9"]
     assert [len(part) for part in quartiles.values()] == [5, 5, 5, 5]
     for column in ("speaker", "domain", "room", "duration"):
         parts = found.breakdown(column).values()
@@ -64,6 +67,47 @@ def test_a_table_of_metadata_adds_columns_and_gaps_are_shown(manifest: Path, tmp
     table.write_text("id,age\nother,3\n")
     with pytest.raises(InputError, match=r"none of its ids is in the reference \(1 \(other\)\)"):
         score(manifest, options=Options(columns=["age"], meta=table))
+    with pytest.raises(InputError, match=r"lost.csv: cannot read it \(No such file"):
+        score(manifest, options=Options(meta=tmp_path / "lost.csv"))
+
+
+def test_speakers_of_a_table_replace_those_of_the_ids(manifest: Path, tmp_path: Path) -> None:
+    """Who is not in a table that names speakers is under "-", not under a name made of its id."""
+    pairs = [(row["id"], f"p{k % 2}") for k, row in enumerate(ROWS[:18])]
+    (tmp_path / "meta.csv").write_text("id,spk_id\n" + "".join(f"{key},{name}\n" for key, name in pairs))
+    (tmp_path / "utt2spk").write_text("".join(f"{key} {name}\n" for key, name in pairs))
+    for name in ("meta.csv", "utt2spk"):
+        found = score(manifest, options=Options(meta=tmp_path / name))
+        assert {name: len(part) for name, part in found.breakdown("speaker").items()} == {"-": 2, "p0": 9, "p1": 9}
+        assert [item.group for item in found.raw.items[:2]] == ["p0", "p1"] and found.columns.keys() == {"domain"}
+    (tmp_path / "utt2dom").write_text("".join(f"{key} far\n" for key, _ in pairs))
+    found = score(manifest, options=Options(meta=tmp_path / "utt2dom", columns=["dom"]))
+    assert list(found.breakdown("dom")) == ["far", "-"] and list(found.breakdown("speaker")) == ["s0", "s1", "s2"]
+
+
+def test_integers_that_may_be_names_are_kept_apart(tmp_path: Path) -> None:
+    def values(column: list[str]) -> list[str]:
+        rows = [{"id": f"u{k}", "text": "a", "pred_text": "a", "x": value} for k, value in enumerate(column)]
+        path = tmp_path / "m.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return list(score(path, options=Options(columns=["x"])).breakdown("x"))
+
+    assert values([str(k % 100) for k in range(200)]) == [str(k) for k in range(100)]
+    assert values([str(k) for k in range(101)])[::3] == ["q1: 0 to 25", "q4: above 75 to 100"]
+    assert len(values([f"{k}.0" for k in range(20)])) == 4
+    assert values(["a", "", "b"]) == ["a", "b", "-"]  # an empty value is none
+
+
+def test_a_pipe_is_read_once_and_hashed_as_it_was_read(manifest: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(manifest.read_bytes()))
+    writer.start()
+    found = score(pipe, options=Options(format="jsonl"))
+    writer.join()
+    assert found.raw == score(manifest).raw and found.files == {str(pipe): hash_file(manifest)}
+    with pytest.raises(InputError, match="reference and hypothesis cannot both be standard input"):
+        score("-", "-")
 
 
 @pytest.mark.parametrize(
@@ -90,6 +134,12 @@ def test_skipping_leaves_out_lists_and_counts(tmp_path: Path) -> None:
     assert found.raw.ids == ["x", "y"] and found.raw.total == 0
     assert [line.split(".trn", 1)[1][:18] for line in found.skipped[:2]] == [": line 3: id y is ", ": line 4: not UTF-"]
     assert found.skipped[2].endswith("references without a hypothesis: 1 (z)") and len(found.skipped) == 4
+    (tmp_path / "ref.trn").write_text("".join(f"a (x{k})\n" for k in range(9)))
+    (tmp_path / "hyp.trn").write_text("a (x8)\na (y)\n")
+    found = score(tmp_path / "ref.trn", tmp_path / "hyp.trn", Options(skip=True))
+    names = [line.rsplit(": ", 2)[1:] for line in found.as_json(found.rows())["skipped"]]
+    assert names[:8] == [["references without a hypothesis", f"x{k}"] for k in range(8)]
+    assert names[8:] == [["hypotheses without a reference", "y"]] and len(found.skipped) == 2
     (tmp_path / "hyp.trn").write_text("q (v)\n")
     with pytest.raises(InputError, match="no id is in both"):
         score(tmp_path / "ref.trn", tmp_path / "hyp.trn", Options(skip=True))
@@ -123,6 +173,9 @@ def test_saved_scores_hold_every_figure(manifest: Path, tmp_path: Path) -> None:
     assert stored["normaliser"]["name"] == "basic" and stored["files"].keys() == {str(manifest)}
     whole = [row for row in stored["rows"] if row["column"] == "all"]
     assert [(row["text"], row["substitutions"] + row["deletions"]) for row in whole] == [("raw", 30), ("basic", 10)]
+    frequent = stored["confusions"]["raw"]
+    assert frequent["substitutions"][0] == {"reference": "Turn", "hypothesis": "turn", "count": 10}
+    assert frequent["deletions"] == [{"reference": "OFF,", "count": 10}] and frequent["insertions"] == []
     lines = (tmp_path / "out" / "score.csv").read_text().splitlines()
     assert len(lines) == 1 + len(stored["rows"]) == 1 + 2 * (1 + 3 + 2 + 2)
     assert Errors.load(tmp_path / "out" / "errors.jsonl") == found.raw

@@ -1,0 +1,143 @@
+"""The bytes of a transcript file: read once, whole, from a file, a pipe or standard input; unpacked, hashed, cut into lines.
+
+Everything that is said of a file (its texts, its hash) thus comes from the same reading, also where a second one would find
+nothing: `<(command)` of a shell, or "-", standard input. Files packed by gzip are known by their first bytes.
+
+    format of a file   the suffix (before .gz) names it; the format that the caller names is for suffixes that name none
+                       (.txt, no suffix, suffixes unknown here); where none is named, .txt and no suffix are Kaldi text
+    lines              end at LF, CR LF or CR; at nothing else (U+2028 and its like stay in the text)
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import sys
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from asrcl.exceptions import InputError
+
+AnyPath = str | os.PathLike[str]
+
+STDIN: Final = "-"
+FORMATS: Final = ("trn", "text", "jsonl", "csv", "tsv")
+_SUFFIXES: Final = {f".{name}": name for name in FORMATS} | {".json": "jsonl"}
+_UNSAID: Final = ("", ".txt")
+_GZIP: Final = b"\x1f\x8b"
+_HEAD: Final = 1000
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that was read.
+
+    Attributes:
+        path: as it was given, for messages.
+        format: one of `FORMATS`, or "" if neither suffix nor caller names one.
+        content: its bytes, unpacked.
+        digest: content hash (16 hex digits) of its bytes as they were read, before unpacking.
+    """
+
+    path: str
+    format: str
+    content: bytes
+    digest: str
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """Lines with their numbers, without their ends; a byte-order mark and blank lines at the end are dropped.
+
+        Raises:
+            InputError: the file is UTF-16.
+        """
+        self._refuse_utf16()
+        blank: list[tuple[int, bytes]] = []
+        for number, line in enumerate(_cut(self.content), start=1):
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if not line.strip():
+                blank.append((number, line))
+                continue
+            yield from blank
+            blank.clear()
+            yield number, line
+
+    def _refuse_utf16(self) -> None:
+        head = self.content[:_HEAD]
+        marked = head.startswith((b"\xff\xfe", b"\xfe\xff"))
+        # Without a mark: every second byte of Latin letters is zero, the second of each pair in little-endian files.
+        if not marked and head.count(0) * 5 <= len(head):
+            return
+        name = "utf-16" if marked else "utf-16le" if head[1::2].count(0) >= head[::2].count(0) else "utf-16be"
+        raise InputError(f"{self.path}: line 1: UTF-16, not UTF-8; convert the file with iconv -f {name} -t utf-8")
+
+
+def plain_name(path: AnyPath) -> Path:
+    """The path without a .gz at its end."""
+    name = Path(path)
+    return name.with_suffix("") if name.suffix.lower() == ".gz" else name
+
+
+def format_of(path: AnyPath, named: str | None = None) -> str:
+    """The format that a file's suffix names, else the `named` one, else "text" for .txt and no suffix, else "".
+
+    Raises:
+        InputError: the named format is unknown.
+    """
+    if named is not None and named not in FORMATS:
+        raise InputError(f"unknown format {named!r}; choose {', '.join(FORMATS)}")
+    name = plain_name(path)
+    if name.name == "text":
+        return "text"
+    suffix = name.suffix.lower()
+    return _SUFFIXES.get(suffix) or named or ("text" if suffix in _UNSAID else "")
+
+
+def read_source(path: AnyPath, named: str | None = None) -> Source:
+    """Read a file; "-" is standard input. The format is that of `format_of`.
+
+    Raises:
+        InputError: it cannot be read or unpacked; the named format is unknown.
+    """
+    said = format_of(path, named)
+    try:
+        packed = sys.stdin.buffer.read() if os.fspath(path) == STDIN else Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{os.fspath(path)}: cannot read it ({error.strerror}); give a file that can be read") from error
+    digest = hashlib.sha256(packed).hexdigest()[:16]
+    return Source(os.fspath(path), said, _unpacked(packed, path), digest)
+
+
+def require_format(source: Source) -> str:
+    """The format of a source; refused with an `InputError` where nothing names one."""
+    if source.format:
+        return source.format
+    suffix = plain_name(source.path).suffix
+    known = ", ".join([*_SUFFIXES, ".txt"])
+    raise InputError(
+        f"{source.path}: unknown transcript suffix {suffix}; use {known} or a file named text, or say what it holds with "
+        f"--format {'|'.join(FORMATS)}"
+    )
+
+
+def _unpacked(content: bytes, path: AnyPath) -> bytes:
+    if not content.startswith(_GZIP):
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{os.fspath(path)}: not a whole gzip file ({error}); pack it again") from error
+
+
+def _cut(content: bytes) -> Iterator[bytes]:
+    for line in io.BytesIO(content):
+        line = line.rstrip(b"\r\n")
+        if b"\r" in line:
+            yield from line.split(b"\r")
+        else:
+            yield line
