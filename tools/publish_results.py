@@ -34,6 +34,13 @@ def refresh(document: Path, name: str, text: str) -> None:
         write_text(document, re.sub(pattern, lambda found: f"{found[1]}{text}\n{found[2]}", content, flags=re.DOTALL))
 
 
+def step_tables(report: str) -> str:
+    """The sections about what each stage did to the weights and what that cost, without headings; empty if there are none."""
+    names = "Update norms|Predicted loss increase|Measured loss increase"
+    found = re.findall(rf"^### (?:{names})\n\n(.*?)(?=^#|^!)", report, re.M | re.S)
+    return "\n\n".join(part.strip() for part in found)
+
+
 def tuning_tables(folder: Path) -> str:
     """One table for every method that was tuned: dev error rates after the first adaptation, best first."""
     parts = []
@@ -64,9 +71,11 @@ def publish(folder: Path, recipe: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for source in [folder / "RESULTS.md", *folder.glob("report.html"), *folder.glob("*.png")]:
         shutil.copyfile(source, target / source.name)
-    text = f"{main_table((folder / 'RESULTS.md').read_text(encoding='utf-8'))}\n\n{machine(folder)}"
+    report = (folder / "RESULTS.md").read_text(encoding="utf-8")
+    text = f"{main_table(report)}\n\n{machine(folder)}"
     for document in (REPOSITORY / "README.md", recipe / "README.md"):
         refresh(document, folder.name, text)
+        refresh(document, f"{folder.name}_steps", step_tables(report))
         if tables := tuning_tables(folder):
             refresh(document, "tuning", tables)
 

@@ -20,6 +20,7 @@ from asrcl.scoring.orders import OrderSummary, summarise_orders
 from asrcl.scoring.origin import grouped, plain_json
 from asrcl.scoring.plots import draw_heatmaps, draw_pareto, draw_stages
 from asrcl.scoring.results import RunResult
+from asrcl.scoring.step_tables import step_tables
 from asrcl.scoring.summary import ScenarioSummary, summarise
 from asrcl.scoring.table import latex, markdown, plain
 from asrcl.scoring.tables import (
@@ -167,6 +168,7 @@ def _scenario_section(summary: ScenarioSummary, heatmap: str, stages: str) -> st
         _tests(summary),
         f"![{summary.rate_name} on each domain after each stage]({heatmap})\n",
         f"![mean {summary.rate_name} over the domains seen so far]({stages})\n",
+        *(f"### {step.name}\n\n{step.caption}\n\n{markdown(step.table)}" for step in step_tables(summary)),
         "### Matrices\n",
         f"{summary.rate_name} in %, mean over seeds; row: after this stage, column: on this domain.\n",
         *(markdown(matrix_table(summary, method)) for method in summary.methods),

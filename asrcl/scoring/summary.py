@@ -266,3 +266,12 @@ def _require_same_tests(runs: list[RunResult]) -> None:
                     f"{run.folder}: {name} of {run.name} differ from those of {first.name}; "
                     "only runs on the same test sets belong in one report"
                 )
+
+
+def mean_known(arrays: Sequence[Matrix]) -> Matrix:
+    """Mean over the first axis of what is known; nan where nothing is."""
+    stacked = np.stack(arrays)
+    known = ~np.isnan(stacked)
+    count = known.sum(axis=0)
+    total = np.where(known, stacked, 0.0).sum(axis=0)
+    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan))

@@ -11,8 +11,7 @@ from asrcl.adapt.diagnostics import SPECTRA, SPECTRUM_POINTS, curvature_record, 
 from asrcl.curvature import Curvature, estimate
 from asrcl.exceptions import InputError
 from asrcl.methods import build_method
-from asrcl.scoring import RunResult
-from asrcl.scoring.html import records
+from asrcl.scoring import RunResult, records
 from asrcl.testing import tiny_learner, tiny_scenario
 
 

@@ -5,6 +5,6 @@
 """
 
 from asrcl.scoring.html.page import write_html
-from asrcl.scoring.html.records import sweeps
+from asrcl.scoring.records import sweeps
 
 __all__ = ["sweeps", "write_html"]

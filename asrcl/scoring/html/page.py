@@ -14,13 +14,14 @@ from asrcl.exceptions import InputError
 from asrcl.files import write_text
 from asrcl.scoring import metrics
 from asrcl.scoring.html.examples import MAX_CHARACTERS, decode_examples
-from asrcl.scoring.html.records import Sweep
 from asrcl.scoring.html.sections import Scenario
 from asrcl.scoring.html.svg import swatch
 from asrcl.scoring.orders import summarise_orders
 from asrcl.scoring.origin import commits, config_differences, grouped, plain_json, short_names
+from asrcl.scoring.records import Sweep
 from asrcl.scoring.results import RunResult
 from asrcl.scoring.rows import run_seconds
+from asrcl.scoring.step_tables import step_tables
 from asrcl.scoring.summary import ScenarioSummary
 from asrcl.scoring.table import Cell, Table, plain
 from asrcl.scoring.tables import SHOWN, definitions, main_table, metrics_table, number, orders_table, significance_table
@@ -157,9 +158,7 @@ def _scenario(view: Scenario, index: int, budget: int) -> dict[str, Any]:
         "heat": view.heat_maps(),
         "sweeps": [_drawn(sweep) for sweep in view.sweep_views()],
         "training": [_drawn(entry) for entry in view.training()],
-        "norms": view.update_norms(),
-        "predictions": view.predictions(),
-        "measurements": view.measurements(),
+        "steps": step_tables(summary),
         "layers": [_drawn(entry) for entry in view.layers()],
         "curvature": [_drawn(entry) for entry in view.curvature()],
         "examples": decode_examples(summary, budget),

@@ -8,12 +8,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from asrcl.scoring.html import charts, records
+from asrcl.scoring import records
+from asrcl.scoring.html import charts
 from asrcl.scoring.html.charts import Line, Point
 from asrcl.scoring.html.svg import Look, looks
 from asrcl.scoring.metrics import Matrix, old_and_new, stage_averages
 from asrcl.scoring.significance import Interval
-from asrcl.scoring.summary import REFERENCES, MethodSummary, ScenarioSummary
+from asrcl.scoring.summary import REFERENCES, MethodSummary, ScenarioSummary, mean_known
 from asrcl.scoring.table import Cell, Table
 from asrcl.scoring.tables import number
 
@@ -40,7 +41,7 @@ class Scenario:
         """WER per stage: chart and table."""
         lines, rows = [], []
         for method in self.summary.methods:
-            curve, bands = _mean([stage_averages(matrix) for matrix in method.matrices]), self._bands(method)
+            curve, bands = mean_known([stage_averages(matrix) for matrix in method.matrices]), self._bands(method)
             low, high = ([math.nan if band is None else getattr(band, end) for band in bands] for end in ("low", "high"))
             lines.append(Line(method.method, method.label, curve.tolist(), low, high))
             rows.append([Cell(method.label), *(_with_limits(*entry) for entry in zip(curve, low, high, strict=True))])
@@ -86,14 +87,6 @@ class Scenario:
                 views.append({"name": f"stage {stage + 1}: {domain}", "chart": chart})
         return views
 
-    def update_norms(self) -> Table | None:
-        """Norm of all weights' updates, before and after merging, per method and stage; means over seeds."""
-        return self._before_and_after(records.norms)
-
-    def predictions(self) -> Table | None:
-        """Loss increase that curvature predicts, before and after merging, per method and stage; means over seeds."""
-        return self._before_and_after(_predicted)
-
     def layers(self) -> list[dict[str, Any]]:
         """Per method, for its last stage that kept layers (first seed): update norms and predicted loss increase."""
         views = []
@@ -114,21 +107,6 @@ class Scenario:
                 views.append(self._curvature_view(method, stage, blocks))
         return views
 
-    def measurements(self) -> Table | None:
-        """What the loss increase came to on dev data, likewise."""
-        return self._before_and_after(records.measured)
-
-    def _before_and_after(self, read: Callable[[Any, int], tuple[float, float]]) -> Table | None:
-        header = ["Method", *(f"{n} {domain}" for n, domain in enumerate(self.summary.domains, 1))]
-        rows, keys = [], []
-        for method in self.summary.methods:
-            runs = self.summary.runs_of(method.method)
-            found = [_mean([np.array(read(run, stage)) for run in runs]) for stage in range(len(header) - 1)]
-            if any(not np.isnan(pair).all() for pair in found):
-                rows.append([Cell(method.label), *(_before_after(*pair) for pair in found)])
-                keys.append(method.method)
-        return Table(header, rows, keys) if rows else None
-
     def _bands(self, method: MethodSummary) -> list[Interval | None]:
         bands = self.summary.bands[method.method]
         return [band if band is not None and not math.isnan(band.low) else None for band in bands]
@@ -137,7 +115,7 @@ class Scenario:
         points, rows = [], []
         for method in self.summary.methods:
             seeds = [view(matrix) for matrix in method.matrices]
-            old, new = _mean(seeds).tolist()
+            old, new = mean_known(seeds).tolist()
             pairs = [(float(x), float(y)) for x, y in seeds if np.isfinite([x, y]).all()]
             shown = pairs if len(pairs) > 1 else []
             points.append(Point(method.method, method.label, old, new, shown, method.method not in REFERENCES))
@@ -172,7 +150,7 @@ class Scenario:
             if curves:
                 longest = max(map(len, curves))
                 padded = [np.pad(curve, (0, longest - len(curve)), constant_values=np.nan) for curve in curves]
-                lines.append(Line(method.method, f"{method.label}, {words}", _mean(padded).tolist()))
+                lines.append(Line(method.method, f"{method.label}, {words}", mean_known(padded).tolist()))
         return lines
 
     def _last(self, method: MethodSummary, read: Callable[[Any, int], list[Any]]) -> tuple[int, list[Any]] | None:
@@ -216,32 +194,9 @@ def _over_stages(matrix: Matrix) -> Matrix:
     return np.asarray(np.mean([old_and_new(matrix, stage) for stage in range(1, len(matrix))], axis=0))
 
 
-def _mean(arrays: Sequence[Matrix]) -> Matrix:
-    """Mean over the first axis of what is known; nan where nothing is."""
-    stacked = np.stack(arrays)
-    known = ~np.isnan(stacked)
-    count = known.sum(axis=0)
-    total = np.where(known, stacked, 0.0).sum(axis=0)
-    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan))
-
-
 def _with_limits(value: float, low: float, high: float) -> Cell:
     limits = "" if math.isnan(low) else f" ({low:.2f}–{high:.2f})"
     return Cell(number(float(value)) + limits, float(value))
-
-
-def _predicted(run: Any, stage: int) -> tuple[float, float]:
-    """Sum over the layers of the predicted increase, before and after merging; nan where nothing is predicted."""
-    layers = records.layers(run, stage)
-    before = [layer.increase for layer in layers if layer.increase is not None]
-    after = [layer.merged_increase for layer in layers if layer.merged_increase is not None]
-    return math.fsum(before) if before else math.nan, math.fsum(after) if after else math.nan
-
-
-def _before_after(before: float, after: float) -> Cell:
-    if math.isnan(before) and math.isnan(after):
-        return Cell("–")
-    return Cell(f"{before:.3g} → {after:.3g}", float(before))
 
 
 def _bars(rows: Sequence[tuple[str, float, float | None]], name: str, unit: str) -> str:

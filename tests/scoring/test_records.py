@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from asrcl.exceptions import InputError
-from asrcl.scoring import RunResult
-from asrcl.scoring.html import records
+from asrcl.scoring import RunResult, records
 
 
 def run_with(folder: Path | None = None, **stage) -> RunResult:

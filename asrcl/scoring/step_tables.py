@@ -1,0 +1,90 @@
+"""What each stage did to the weights, and what that was predicted and measured to cost: tables of summarised runs.
+
+Every cell is "after fine-tuning → after merging", a mean over seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from asrcl.scoring import records
+from asrcl.scoring.results import RunResult
+from asrcl.scoring.summary import ScenarioSummary, mean_known
+from asrcl.scoring.table import NONE, Cell, Table
+
+Pair = Callable[[RunResult, int], tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class StepTable:
+    """A table with what must be said above it.
+
+    Attributes:
+        name: of the table.
+        caption: what the numbers are.
+        table: methods by stages.
+    """
+
+    name: str
+    caption: str
+    table: Table
+
+
+def step_tables(summary: ScenarioSummary) -> list[StepTable]:
+    """Update norms, predicted and measured increase of the loss on the domain before; without those that no run tells of."""
+    found = [(name, caption, _table(summary, read)) for name, caption, read in _KINDS]
+    return [StepTable(name, caption, table) for name, caption, table in found if table is not None]
+
+
+def _predicted(run: RunResult, stage: int) -> tuple[float, float]:
+    """Sum over the layers of the predicted increase, before and after merging; nan where nothing is predicted."""
+    layers = records.layers(run, stage)
+    before = [layer.increase for layer in layers if layer.increase is not None]
+    after = [layer.merged_increase for layer in layers if layer.merged_increase is not None]
+    return math.fsum(before) if before else math.nan, math.fsum(after) if after else math.nan
+
+
+_KINDS: Final[tuple[tuple[str, str, Pair], ...]] = (
+    (
+        "Update norms",
+        "Norm of the update of all weights: fine-tuning → after merging. Mean over seeds.",
+        records.norms,
+    ),
+    (
+        "Predicted loss increase",
+        "Increase of the mean loss per item on the domain before, as its curvature predicts it: ½ δᵀHδ, δ the update, H the "
+        "block curvature at the weights before it, summed over the layers that have a block. Fine-tuning → after merging. Mean "
+        "over seeds. Kronecker and diagonal curvatures are different yardsticks; one for all methods: `diagnostics=all`.",
+        _predicted,
+    ),
+    (
+        "Measured loss increase",
+        "What the same loss rose by on the dev data of that domain. Fine-tuning → after merging. Mean over seeds. Where it is "
+        "far above the prediction, the step has left the region in which a quadratic holds, or the curvature is too small: the "
+        "empirical Fisher information shrinks with the training loss.",
+        records.measured,
+    ),
+)
+
+
+def _table(summary: ScenarioSummary, read: Pair) -> Table | None:
+    rows, keys, stages = [], [], range(len(summary.domains))
+    for method in summary.methods:
+        runs = summary.runs_of(method.method)
+        found = [mean_known([np.array(read(run, stage)) for run in runs]) for stage in stages]
+        if any(not np.isnan(pair).all() for pair in found):
+            rows.append([Cell(method.label), *(_cell(*pair) for pair in found)])
+            keys.append(method.method)
+    header = ["Method", *(f"{n} {domain}" for n, domain in enumerate(summary.domains, 1))]
+    return Table(header, rows, keys) if rows else None
+
+
+def _cell(before: float, after: float) -> Cell:
+    if math.isnan(before) and math.isnan(after):
+        return Cell(NONE)
+    return Cell(f"{before:.3g} → {after:.3g}", float(before))
