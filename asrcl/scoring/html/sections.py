@@ -74,8 +74,9 @@ class Scenario:
         return {"maps": maps, "low": number(low), "high": number(high), "steps": steps}
 
     def sweep_views(self) -> list[dict[str, Any]]:
-        """Knobs tried on dev data, per method: the plane of old and new rates, and the numbers."""
-        return [self._sweep_view(sweep) for sweep in self.sweeps]
+        """Knobs tried on dev data: the plane of old and new rates of all methods together, then per method with the numbers."""
+        together = [self._together()] if len(self.sweeps) > 1 else []
+        return [*together, *(self._sweep_view(sweep) for sweep in self.sweeps)]
 
     def training(self) -> list[dict[str, Any]]:
         """Loss per epoch, a chart per stage: dev loss strong, training loss thin; means over seeds."""
@@ -125,22 +126,34 @@ class Scenario:
         table = Table(["Method", "old (%)", "new (%)"], rows, [point.method for point in points])
         return {"name": name, "chart": chart, "table": table}
 
+    def _together(self) -> dict[str, Any]:
+        points = [point for sweep in self.sweeps for point in self._settings(sweep, self.labels.get(sweep.method, sweep.method))]
+        seeds = "" if len({tuple(sweep.seeds) for sweep in self.sweeps}) == 1 else " The methods were tried with different seeds."
+        return {"name": "All methods", "method": "", "chart": self._dev_plane(points), "table": None, "note": seeds}
+
+    def _settings(self, sweep: records.Sweep, label: str = "") -> list[Point]:
+        """One point per setting, its knobs for the pointer."""
+        points = []
+        for row in sweep.rows:
+            words = ", ".join(f"{knob} {row.get(knob)}" for knob in sweep.knobs)
+            points.append(Point(sweep.method, f"{label} {words}".strip(), row["old"], row["new"]))
+        return points
+
+    def _dev_plane(self, points: Sequence[Point]) -> str:
+        old, new = (f"dev {self.summary.rate_name} on the {age} domain (%)" for age in ("old", "new"))
+        return charts.old_against_new(points, self.looks, old, new)
+
     def _sweep_view(self, sweep: records.Sweep) -> dict[str, Any]:
-        points = [
-            Point(sweep.method, ", ".join(f"{knob} {row.get(knob)}" for knob in sweep.knobs), row["old"], row["new"])
-            for row in sweep.rows
-        ]
         header = [*sweep.knobs, "old (%)", "new (%)", "mean (%)"]
         rows = [
             [*(_setting(row.get(knob)) for knob in sweep.knobs)]
             + [Cell(number(value), value) for value in (row["old"], row["new"], (row["old"] + row["new"]) / 2)]
             for row in sweep.rows
         ]
-        old, new = (f"dev {self.summary.rate_name} on the {age} domain (%)" for age in ("old", "new"))
-        chart = charts.old_against_new(points, self.looks, old, new)
+        chart = self._dev_plane(self._settings(sweep))
         seeds = f", seeds {', '.join(map(str, sweep.seeds))}" if sweep.seeds else ""
         name = f"{self.labels.get(sweep.method, sweep.method)}{seeds}"
-        return {"name": name, "method": sweep.method, "chart": chart, "table": Table(header, rows)}
+        return {"name": name, "method": sweep.method, "chart": chart, "table": Table(header, rows), "note": ""}
 
     def _losses(self, method: MethodSummary, stage: int) -> list[Line]:
         found = [records.training(run, stage) for run in self.summary.runs_of(method.method)]

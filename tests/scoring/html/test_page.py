@@ -164,3 +164,22 @@ def test_steps_are_told_with_what_was_predicted_and_measured(page: Path) -> None
         ("Measured loss increase", "0.5 → 0.125"),
     ):
         assert title in text and cell in text, title
+
+
+def render_page(exp: Path) -> str:
+    from asrcl.scoring.html import sweeps
+
+    runs = scan_results([exp]).require()
+    return write_html(summarise(runs), exp / "page.html", sweeps=sweeps(runs, [exp])).read_text(encoding="utf-8")
+
+
+def test_sweeps_of_several_methods_share_one_plane(tmp_path: Path) -> None:
+    folder = write_runs(tmp_path, ("ft", "ihr"), seeds=1, utterances=4)
+    one = render_page(folder)
+    assert "<h4>All methods</h4>" not in one
+    rows = [{"strength": s, "old": 9.0 - s, "new": 5.0 + s, "average": 0} for s in (1, 2)]
+    (folder / "tuning" / "fta.json").write_text(json.dumps({"method": "fta", "seeds": [1, 2], "rows": rows}))
+    both = render_page(folder)
+    plane = both.split("<h4>All methods</h4>")[1].split("</figure>")[0]
+    assert plane.count("strength ") == 2 and plane.count("tau ") == 5 and "tried with different seeds" in plane
+    assert "<details>" not in plane
