@@ -84,7 +84,8 @@ def test_changed_last_domain_trains_only_there(tmp_path):
     _, models = run(tmp_path, "ihr")
     scenario = with_domain(tiny_scenario(), 2, blob_domain("blobs2", 77, 1.0))
     calls, others = run(tmp_path, "ihr", scenario=scenario)
-    assert calls == {"training": STEPS, "dev": 2 * QUICK.epochs, "evaluate": 2 + 3}
+    # "curvature": the loss on the domain before, of the fine-tuned and of the merged weights, two batches each
+    assert calls == {"training": STEPS, "dev": 2 * QUICK.epochs, "evaluate": 2 + 3, "curvature": 4}
     assert others[:2] == models[:2] and others[2] != models[2]
 
 
