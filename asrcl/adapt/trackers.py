@@ -25,6 +25,9 @@ PACKAGES: Final = {
 }
 BATCH: Final = 100  # parameters in one call to MLflow
 MAX_LETTERS: Final = 6000  # in one of them
+PATIENCE: Final = {"MAX_RETRIES": "2", "BACKOFF_FACTOR": "1", "TIMEOUT": "10"}
+"""MLFLOW_HTTP_REQUEST_...: MLflow's own defaults wait minutes for a server that is not there."""
+WANDB_SECONDS: Final = 30
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,8 @@ def start_mlflow(
 
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
     own = (home / "mlflow").resolve()
     uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
@@ -165,7 +170,7 @@ def start_wandb(
         dir=str(home),
         config=dict(settings),
         mode=config.mode,
-        settings=wandb.Settings(silent=True),
+        settings=wandb.Settings(silent=True, init_timeout=WANDB_SECONDS),
         reinit="create_new",
     )
     return _Wandb(run), identity

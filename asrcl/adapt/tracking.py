@@ -43,6 +43,7 @@ class Tracking:
             named = ", ".join(wanted)
             raise InputError(f"tracking.backends: {named} not installed; pip install {PACKAGES[wanted[0]][1]}, or choose others")
         self.backends = [name for name in config.backends if name not in missing]
+        self._left_out: set[str] = set()
 
     def training(self, name: str, folder: Path, settings: Mapping[str, Any], finished: int) -> TrackedRun:
         """A run for one fine-tune.
@@ -84,10 +85,13 @@ class Tracking:
     def _start(
         self, backend: str, name: str, settings: Mapping[str, Any], identity: str | None, finished: int
     ) -> tuple[TrackedRun, str] | None:
+        if backend in self._left_out:
+            return None
         try:
             return STARTERS[backend](self.config, self.home, name, flat(settings), identity, finished)
         except Exception as error:
             _warn(backend, error)
+            self._left_out.add(backend)
             return None
 
 
