@@ -116,8 +116,8 @@ def start_mlflow(
 
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    for name, value in PATIENCE.items():
-        os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
+    for key, value in PATIENCE.items():
+        os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{key}", value)
     own = (home / "mlflow").resolve()
     uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
