@@ -5,6 +5,7 @@ Standard library only, so that every room can use it.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -54,6 +55,24 @@ def _replace(temporary: Path, target: Path) -> None:
         os.replace(temporary, target)
     except OSError as error:
         raise InputError(f"{target}: cannot write it ({error.strerror}); choose another name") from error
+
+
+@contextmanager
+def file_lock(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold a lock that other processes wait for; the file `path` stays, empty.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stream = open(target, "w")  # noqa: SIM115 - closed below, after the lock is given up
+    except OSError as error:
+        raise InputError(f"{target.parent}: cannot write here ({error.strerror}); choose a writable exp folder") from error
+    with stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

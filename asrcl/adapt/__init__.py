@@ -1,7 +1,7 @@
 """The loop over domains: scenario, learner, cache, training, tuning."""
 
 from asrcl.adapt.cache import Cache
-from asrcl.adapt.learner import CurvatureConfig, DomainLearner, estimate_on_domain, train_initial
+from asrcl.adapt.learner import CurvatureConfig, DomainLearner, check_diagnostics, estimate_on_domain, train_initial
 from asrcl.adapt.loop import Stage, adapt_domains, run_method, run_stages, write_decode
 from asrcl.adapt.protocols import Batch, Domain, StateDict, Task
 from asrcl.adapt.scenario import Scenario, UnionDomain
@@ -26,6 +26,7 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     "DomainLearner",
     "Stage",
     "adapt_domains",
+    "check_diagnostics",
     "run_method",
     "run_stages",
     "train_initial",

@@ -7,36 +7,20 @@ processes of one `torchrun` make it together.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from asrcl.adapt.distributed import Processes
-from asrcl.exceptions import InputError
-from asrcl.files import hash_json, write_json
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = open(path, "w")  # noqa: SIM115 - closed below, after the lock is given up
-    except OSError as error:
-        raise InputError(
-            f"{path.parent}: cannot write here ({error.strerror}); choose a writable exp folder"
-        ) from error
-    with stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+from asrcl.files import file_lock, hash_json, write_json
 
 
 def _make_together(processes: Processes, final: Path, key: dict[str, Any], make: Callable[[Path], None]) -> None:
     """Make an entry that is not there; one process, or several of which the first decides, locks and finishes."""
-    with _lock(final.with_suffix(".lock")) if processes.rank == 0 else nullcontext():
+    with file_lock(final.with_suffix(".lock")) if processes.rank == 0 else nullcontext():
         if processes.agree(not final.is_dir()):
             work = final.with_suffix(".work")
             work.mkdir(parents=True, exist_ok=True)

@@ -8,16 +8,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import nn
 
 from asrcl.adapt.cache import Cache
 from asrcl.adapt.diagnostics import RECORD_VERSION, curvature_record, layer_records, mean_loss, rounded, update_norm
+from asrcl.adapt.distributed import Processes
 from asrcl.adapt.protocols import Batch, Domain, StateDict, Task
 from asrcl.adapt.scenario import Scenario
-from asrcl.adapt.tracking import TrackedRun, Tracking, TrackingConfig
+from asrcl.adapt.trackers import TrackedRun, TrackingConfig
+from asrcl.adapt.tracking import Tracking
 from asrcl.adapt.training import TrainConfig, Trainer
 from asrcl.adapt.weights import fingerprint, load_state, save_state
 from asrcl.curvature import Curvature, estimate
@@ -27,6 +29,8 @@ from asrcl.methods import Method
 from asrcl.scoring import Errors
 
 logger = logging.getLogger(__name__)
+
+HASH_LETTERS: Final = 6
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class DomainLearner:
         curvature: how to estimate curvature.
         seed: of all randomness.
         device: "cpu" or "cuda".
+        label: what curves and messages call the method, where that is not the method's own name.
         stage: number of the current domain, from 1.
         stages: how many domains this run takes, None for all.
         diagnostics: what `record` says of layers and curvature: "none" nothing, "used" what the method's own curvature tells,
@@ -78,6 +83,7 @@ class DomainLearner:
     curvature: CurvatureConfig
     seed: int
     device: str = "cpu"
+    label: str = ""
     stage: int = 1
     stages: int | None = None
     diagnostics: Literal["none", "used", "all"] = "used"
@@ -87,8 +93,7 @@ class DomainLearner:
     _curvatures: dict[str, Path] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        if self.diagnostics not in ("none", "used", "all"):
-            raise InputError(f"diagnostics={self.diagnostics}: choose none, used or all")
+        check_diagnostics(self.diagnostics)
         self.tracking = self.tracking or Tracking(TrackingConfig(), self.cache.root.parent)
 
     @property
@@ -127,15 +132,28 @@ class DomainLearner:
 
         entry = self._timed("train", key, make)
         history = read_json(entry / "training.json")["history"]
+        self._replay(domain, method, entry, history)
         self.record["training"] = [{"train_loss": e["train_loss"], "dev_loss": e["dev_loss"]} for e in history]
         return load_state(entry / "model.safetensors")
 
-    def _track(self, domain: Domain, method: Method, folder: Path) -> Callable[[int], TrackedRun]:
-        """Starts the curves of one fine-tune, under the name of the method that needs it first."""
+    def _track(self, domain: Domain, method: Method, folder: Path) -> Callable[[list[dict[str, float]]], TrackedRun]:
+        """Starts the curves of one fine-tune."""
         assert self.tracking is not None
-        name = f"{method.name or 'initial'}/{self.seed}/stage{self.stage}-{domain.name}"
-        settings = {"domain": domain.name, "seed": self.seed, **asdict(self.train)}
-        return partial(self.tracking.training, name, folder, settings)
+        return partial(self.tracking.training, self._track_name(domain, method, folder), folder, self._settings(domain, method))
+
+    def _replay(self, domain: Domain, method: Method, entry: Path, history: list[dict[str, float]]) -> None:
+        """Give dashboards the curves of a finished fine-tune where they lack them."""
+        if self.tracking is not None and Processes().rank == 0:
+            settings = self._settings(domain, method)
+            self.tracking.replay(self._track_name(domain, method, entry), entry, settings, history)
+
+    def _track_name(self, domain: Domain, method: Method, folder: Path) -> str:
+        """The method that needs the fine-tune, its place, and the beginning of its hash, which other settings change."""
+        name = self.label or method.name or "initial"
+        return f"{name}/{self.seed}/stage{self.stage}-{domain.name}-{folder.stem[:HASH_LETTERS]}"
+
+    def _settings(self, domain: Domain, method: Method) -> dict[str, Any]:
+        return {"domain": domain.name, "seed": self.seed, **asdict(self.train), "method": method.training_key()}
 
     def estimate_curvature(
         self, state: StateDict, domain: Domain, structure: Literal["kron", "diagonal"], cost: str = "curvature"
@@ -251,6 +269,16 @@ class DomainLearner:
         self.costs[name] = self.costs.get(name, 0.0) + spent["seconds"]
         self.costs["peak_memory_bytes"] = max(self.costs.get("peak_memory_bytes", 0), spent["peak_memory_bytes"])
         return entry
+
+
+def check_diagnostics(diagnostics: str) -> None:
+    """Make sure that `diagnostics` is one of "none", "used", "all".
+
+    Raises:
+        InputError: it is not.
+    """
+    if diagnostics not in ("none", "used", "all"):
+        raise InputError(f"diagnostics={diagnostics}: choose none, used or all")
 
 
 def estimate_on_domain(

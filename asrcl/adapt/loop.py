@@ -83,7 +83,8 @@ def run_stages(learner: DomainLearner, method: Method, split: str | None, count:
         errors: list[Errors | None] = [None] * len(domains)
         if split and (number in (1, len(domains)) or not method.last_only):
             errors = [learner.evaluate(models[n], seen, split) for n, seen in enumerate(domains)]
-        logger.info("%s seed %d stage %d (%s): %s", method.name, learner.seed, number, domain.name, _rates(errors))
+        name = learner.label or method.name
+        logger.info("%s seed %d stage %d (%s): %s", name, learner.seed, number, domain.name, _rates(errors))
         yield Stage(models, errors, learner.record, learner.costs)
 
 

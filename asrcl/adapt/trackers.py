@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 from asrcl.exceptions import InputError
+from asrcl.files import file_lock
+
+logger = logging.getLogger(__name__)
 
 PACKAGES: Final = {
     "tensorboard": ("tensorboard", "tensorboard"),
@@ -47,9 +50,16 @@ class TrackingConfig:
     mode: Literal["online", "offline"] | None = None
 
     def __post_init__(self) -> None:
+        known = ", ".join(PACKAGES)
+        if isinstance(self.backends, str):
+            raise InputError(f"tracking.backends={self.backends}: give a list of {known}")
         for name in self.backends:
             if name not in PACKAGES:
-                raise InputError(f"tracking.backends: {name} is not known; choose from {', '.join(PACKAGES)}")
+                raise InputError(f"tracking.backends: {name} is not known; choose from {known}")
+        if self.mode not in (None, "online", "offline"):
+            raise InputError(f"tracking.mode={self.mode}: choose online or offline, or null for what WANDB_MODE says")
+        if not self.project:
+            raise InputError("tracking.project is empty; name the experiment (MLflow) or project (Weights & Biases)")
 
 
 class TrackedRun(Protocol):
@@ -78,13 +88,28 @@ class _TensorBoard:
         self.writer.close()
 
 
+def event_folder(home: Path, name: str) -> Path:
+    """Where TensorBoard's files of a run lie."""
+    return home / "tensorboard" / name
+
+
+def destination(backend: str, config: TrackingConfig, home: Path) -> str:
+    """The place that curves go to, in words that change when another place is meant."""
+    if backend == "tensorboard":
+        return "event files"
+    if backend == "mlflow":
+        return f"{_mlflow_uri(config) or 'own database'}, {config.project}"
+    mode = config.mode or os.environ.get("WANDB_MODE", "online")
+    return f"{os.environ.get('WANDB_BASE_URL', 'wandb.ai')}, {config.project}, {mode}"
+
+
 def start_tensorboard(
     config: TrackingConfig, home: Path, name: str, settings: Mapping[str, Any], identity: str | None, finished: int
 ) -> tuple[TrackedRun, str]:
     """Event files in `<home>/tensorboard/<name>`; those of an earlier run of this name go, unless it is resumed."""
     from torch.utils.tensorboard import SummaryWriter
 
-    folder = home / "tensorboard" / name
+    folder = event_folder(home, name)
     if not finished:
         shutil.rmtree(folder, ignore_errors=True)
     return _TensorBoard(SummaryWriter(str(folder), purge_step=finished + 1)), name
@@ -111,29 +136,47 @@ def start_mlflow(
     config: TrackingConfig, home: Path, name: str, settings: Mapping[str, Any], identity: str | None, finished: int
 ) -> tuple[TrackedRun, str]:
     """A run of the MLflow experiment `config.project`."""
-    from mlflow import MlflowClient
     from mlflow.entities import Param
+    from mlflow.exceptions import MlflowException
 
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for noisy in ("mlflow", "alembic", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     for key, value in PATIENCE.items():
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{key}", value)
-    own = (home / "mlflow").resolve()
-    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri:
-        own.mkdir(parents=True, exist_ok=True)
-    client = MlflowClient(tracking_uri=uri or f"sqlite:///{own / 'mlflow.db'}")
+    client, number = _mlflow_experiment(config, home)
     if identity is not None:
-        client.update_run(identity, status="RUNNING")
-        return _MLflow(client, identity), identity
-    experiment = client.get_experiment_by_name(config.project)
-    place = None if uri else (own / "artifacts").as_uri()
-    number = experiment.experiment_id if experiment else client.create_experiment(config.project, artifact_location=place)
+        try:
+            client.update_run(identity, status="RUNNING")
+            return _MLflow(client, identity), identity
+        except MlflowException:
+            logger.info("MLflow: run %s is gone; a new one begins", identity)
     run = client.create_run(number, run_name=f"{home.name}/{name}", tags={"scenario": home.name}).info.run_id
     parameters = [Param(key, str(value)[:MAX_LETTERS]) for key, value in settings.items()]
     for first in range(0, len(parameters), BATCH):
         client.log_batch(run, params=parameters[first : first + BATCH])
     return _MLflow(client, run), run
+
+
+def _mlflow_uri(config: TrackingConfig) -> str | None:
+    return config.uri or os.environ.get("MLFLOW_TRACKING_URI")
+
+
+def _mlflow_experiment(config: TrackingConfig, home: Path) -> tuple[Any, str]:
+    """A client and the experiment's id. Of several jobs one makes the database and the experiment, the others wait.
+
+    Files kept with runs go beside our own database, or any other that is a file, not into the current folder.
+    """
+    from mlflow import MlflowClient
+
+    own, uri = (home / "mlflow").resolve(), _mlflow_uri(config)
+    with file_lock(own / ".lock"):
+        client = MlflowClient(tracking_uri=uri or f"sqlite:///{own / 'mlflow.db'}")
+        found = client.get_experiment_by_name(config.project)
+        if found is not None:
+            return client, found.experiment_id
+        served = uri is not None and not uri.startswith("sqlite")
+        place = None if served else (own / "artifacts").as_uri()
+        return client, client.create_experiment(config.project, artifact_location=place)
 
 
 @dataclass
@@ -159,6 +202,8 @@ def start_wandb(
     """A run of the Weights & Biases project `config.project`; its local files go to `<home>/wandb`."""
     import wandb
 
+    if (config.mode or os.environ.get("WANDB_MODE", "online")) == "online":
+        _require_login()
     home.mkdir(parents=True, exist_ok=True)
     identity = identity or uuid.uuid4().hex[:12]
     run = wandb.init(
@@ -170,10 +215,19 @@ def start_wandb(
         dir=str(home),
         config=dict(settings),
         mode=config.mode,
-        settings=wandb.Settings(silent=True, init_timeout=WANDB_SECONDS),
+        settings=wandb.Settings(silent=True, init_timeout=WANDB_SECONDS, login_timeout=WANDB_SECONDS),
         reinit="create_new",
     )
     return _Wandb(run), identity
+
+
+def _require_login() -> None:
+    """Refuse where Weights & Biases would ask for a login on the terminal, and a run would wait for the answer."""
+    from requests.utils import get_netrc_auth
+
+    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    if not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or get_netrc_auth(server)):
+        raise InputError("no login; call wandb login, set WANDB_API_KEY, or choose tracking.mode=offline")
 
 
 STARTERS: Final[dict[str, Starter]] = {"tensorboard": start_tensorboard, "mlflow": start_mlflow, "wandb": start_wandb}

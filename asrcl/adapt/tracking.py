@@ -2,27 +2,29 @@
 
     Tracking(TrackingConfig(backends=("tensorboard", "mlflow")), "exp/accents")
 
-A dashboard is a copy: `results.json` stays the source, and a run never stops because a dashboard does not answer. One result
-is sent once to each dashboard; what was sent where is kept in `tracking.json` beside the result.
+A dashboard is a copy: `results.json` stays the source, and a run never stops because a dashboard does not answer. What was sent
+where is kept in `tracking.json` beside the fine-tune or the result, so that nothing is sent twice to one place, and whatever a
+dashboard does not have yet (it was not asked for, did not answer, or the run was killed) is sent the next time.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from asrcl.adapt.trackers import PACKAGES, STARTERS, TrackedRun, TrackingConfig
+from asrcl.adapt.trackers import PACKAGES, STARTERS, TrackedRun, TrackingConfig, destination, event_folder
 from asrcl.exceptions import InputError
-from asrcl.files import hash_json, read_json, write_json
+from asrcl.files import file_lock, hash_json, read_json, write_json
 from asrcl.scoring import RunResult, metrics
 
 logger = logging.getLogger(__name__)
 
 MARKER: Final = "tracking.json"
+MAX_WORDS: Final = 200  # letters of a dashboard's own complaint
 
 
 class Tracking:
@@ -43,84 +45,172 @@ class Tracking:
             named = ", ".join(wanted)
             raise InputError(f"tracking.backends: {named} not installed; pip install {PACKAGES[wanted[0]][1]}, or choose others")
         self.backends = [name for name in config.backends if name not in missing]
-        self._left_out: set[str] = set()
 
-    def training(self, name: str, folder: Path, settings: Mapping[str, Any], finished: int) -> TrackedRun:
-        """A run for one fine-tune.
+    def training(
+        self, name: str, folder: Path, settings: Mapping[str, Any], history: Sequence[Mapping[str, float]]
+    ) -> TrackedRun:
+        """A run for one fine-tune, with the epochs that are done; a dashboard that has some of them gets the others.
 
         Args:
-            name: such as "ihr/1/stage2-ENG".
-            folder: of the fine-tune's progress; a resumed fine-tune goes on with the run that this folder names.
+            name: such as "ihr/1/stage2-ENG-3fa4c2"; a fine-tune that has a name keeps it, whichever method comes later.
+            folder: of the fine-tune; its `tracking.json` names the runs to go on with.
             settings: to show beside the curves.
-            finished: epochs that were done before; 0 starts afresh.
+            history: numbers of the epochs that are done.
         """
-        known = read_json(folder / MARKER) if finished and (folder / MARKER).is_file() else {}
-        started = {}
-        for backend in self.backends:
-            if run := self._start(backend, f"train/{name}", settings, known.get(backend), finished):
-                started[backend] = run
-        if started:
-            write_json(folder / MARKER, {backend: identity for backend, (_, identity) in started.items()})
-        return _Several({backend: run for backend, (run, _) in started.items()})
+        return self._follow(name, folder, settings, history, self.backends)
+
+    def _follow(
+        self,
+        name: str,
+        folder: Path,
+        settings: Mapping[str, Any],
+        history: Sequence[Mapping[str, float]],
+        backends: Sequence[str],
+    ) -> _Followers:
+        known, runs = _read_marker(folder), {}
+        name = known.setdefault("name", f"train/{name}")
+        for backend in [*backends]:
+            to = destination(backend, self.config, self.home)
+            earlier = self._earlier(backend, name, known.get(backend), to)
+            started = self._start(backend, name, settings, earlier["run"], earlier["steps"])
+            if started is not None:
+                run, identity = started
+                runs[backend] = _Follower(run, to, identity, earlier["steps"] if identity == earlier["run"] else 0)
+        followers = _Followers(runs, self._give_up, folder, name)
+        followers.note()  # a run that is killed before its first epoch goes on, too
+        for step, values in enumerate(history, 1):
+            followers.log(values, step)
+        return followers
+
+    def replay(
+        self, name: str, folder: Path, settings: Mapping[str, Any], history: Sequence[Mapping[str, float]]
+    ) -> None:
+        """Send a finished fine-tune to dashboards that do not have all of it; arguments as in `training`."""
+        if self._incomplete(folder, len(history)):
+            with file_lock(folder / "tracking.lock"):
+                lacking = self._incomplete(folder, len(history))  # another process may have been quicker
+                self._follow(name, folder, settings, history, lacking).close()
 
     def result(self, result: RunResult, folder: Path) -> None:
-        """Send a result's error rates by stage and domain, update norms and metrics, unless this was done before."""
-        content = hash_json(read_json(folder / "results.json"))
-        marker = folder / MARKER
-        sent = read_json(marker) if marker.is_file() else {}
-        for backend in self.backends:
-            if sent.get(backend) == content:
+        """Send a result's error rates by stage and domain, update norms and metrics, unless the place has them."""
+        curves, sent = result_curves(result), _read_marker(folder)
+        name = f"{result.method}/{result.seed}"
+        for backend in [*self.backends]:
+            to = destination(backend, self.config, self.home)
+            content = hash_json({"curves": curves, "to": to})
+            if sent.get(backend) == content and self._is_there(backend, name):
                 continue
-            started = self._start(backend, f"{result.method}/{result.seed}", result.config, None, 0)
+            started = self._start(backend, name, result.config, None, 0)
             if started is not None:
-                run = _Several({backend: started[0]})
-                for step, values in enumerate(result_curves(result), 1):
+                run = _Followers({backend: _Follower(started[0], to, started[1], 0)}, self._give_up)
+                for step, values in enumerate(curves, 1):
                     run.log(values, step)
                 run.close(folder / "results.json")
-                if run.answers:
-                    sent[backend] = content
-        if sent:
-            write_json(marker, sent)
+                if run.runs:
+                    write_json(folder / MARKER, sent := {**sent, backend: content})
+
+    def _incomplete(self, folder: Path, steps: int) -> list[str]:
+        """The dashboards that do not have so many steps of a fine-tune, and its end."""
+        if not self.backends:
+            return []
+        known, lacking = _read_marker(folder), []
+        for backend in self.backends:
+            to = destination(backend, self.config, self.home)
+            earlier = self._earlier(backend, str(known.get("name", "")), known.get(backend), to)
+            if not earlier["done"] or earlier["steps"] < steps:
+                lacking.append(backend)
+        return lacking
+
+    def _earlier(self, backend: str, name: str, known: Any, to: str) -> dict[str, Any]:
+        """What an earlier run left at this place: its identity and how many steps it has."""
+        if isinstance(known, dict) and known.get("to") == to and self._is_there(backend, name):
+            return {"run": known.get("identity"), "steps": int(known.get("steps", 0)), "done": bool(known.get("done"))}
+        return {"run": None, "steps": 0, "done": False}
+
+    def _is_there(self, backend: str, name: str) -> bool:
+        return backend != "tensorboard" or event_folder(self.home, name).is_dir()
 
     def _start(
         self, backend: str, name: str, settings: Mapping[str, Any], identity: str | None, finished: int
     ) -> tuple[TrackedRun, str] | None:
-        if backend in self._left_out:
-            return None
         try:
             return STARTERS[backend](self.config, self.home, name, flat(settings), identity, finished)
         except Exception as error:
-            _warn(backend, error)
-            self._left_out.add(backend)
+            self._give_up(backend, error)
             return None
+
+    def _give_up(self, backend: str, error: Exception) -> None:
+        """Leave a dashboard out from now on, and say so."""
+        reason = " ".join(str(error).split()) or type(error).__name__
+        short = reason if len(reason) <= MAX_WORDS else f"{reason[:MAX_WORDS]}…"
+        where = destination(backend, self.config, self.home)
+        logger.warning("%s (%s): %s; going on without it, results on disk are complete", backend, where, short)
+        self.backends = [name for name in self.backends if name != backend]
 
 
 @dataclass
-class _Several:
-    """One run on several dashboards; one that fails is left out from then on."""
+class _Follower:
+    """A run on one dashboard, and how far it is."""
 
-    runs: dict[str, TrackedRun]
-    answers: bool = True
+    run: TrackedRun
+    to: str
+    identity: str
+    steps: int
+    done: bool = False
+
+
+@dataclass
+class _Followers:
+    """One run on several dashboards; one that fails is left out from then on. Each step goes once to each."""
+
+    runs: dict[str, _Follower]
+    give_up: Callable[[str, Exception], None]
+    folder: Path | None = None
+    name: str = ""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        self._each("log", values, step)
+        self._each(lambda follower: _log_once(follower, values, step))
+        self.note()
 
     def close(self, attachment: Path | None = None, failed: bool = False) -> None:
-        self._each("close", attachment, failed)
+        self._each(lambda follower: _close(follower, attachment, failed))
+        self.note()
 
-    def _each(self, action: str, *arguments: Any) -> None:
-        for backend, run in [*self.runs.items()]:
+    def _each(self, action: Callable[[_Follower], None]) -> None:
+        for backend, follower in [*self.runs.items()]:
             try:
-                getattr(run, action)(*arguments)
+                action(follower)
             except Exception as error:
-                _warn(backend, error)
                 del self.runs[backend]
-                self.answers = False
+                self.give_up(backend, error)
+
+    def note(self) -> None:
+        """Keep how far each dashboard is; those of other calls stay as they are."""
+        if self.folder is not None and self.runs:
+            now: dict[str, Any] = {"name": self.name}
+            for backend, follower in self.runs.items():
+                now[backend] = {key: getattr(follower, key) for key in ("to", "identity", "steps", "done")}
+            write_json(self.folder / MARKER, _read_marker(self.folder) | now)
 
 
-def _warn(backend: str, error: Exception) -> None:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    logger.warning("%s: %s; going on without it, results on disk are complete", backend, reason)
+def _log_once(follower: _Follower, values: Mapping[str, float], step: int) -> None:
+    if step > follower.steps:
+        follower.run.log(values, step)
+        follower.steps = step
+
+
+def _close(follower: _Follower, attachment: Path | None, failed: bool) -> None:
+    follower.run.close(attachment, failed)
+    follower.done = not failed
+
+
+def _read_marker(folder: Path) -> dict[str, Any]:
+    """What was sent; nothing where the file is missing or damaged, for then it is sent again."""
+    try:
+        found = read_json(folder / MARKER)
+    except InputError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def result_curves(result: RunResult) -> list[dict[str, float]]:

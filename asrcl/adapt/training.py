@@ -23,7 +23,7 @@ from torch import nn
 from asrcl.adapt.distributed import Processes
 from asrcl.adapt.protocols import Batch, Domain, StateDict, Task
 from asrcl.adapt.resume import load_progress, save_progress
-from asrcl.adapt.tracking import TrackedRun
+from asrcl.adapt.trackers import TrackedRun
 from asrcl.adapt.weights import average_states, load_state, save_state, state_of
 from asrcl.exceptions import InputError
 from asrcl.methods import Method
@@ -131,7 +131,7 @@ class Trainer:
         method: its penalty and gradient hooks are applied.
         seed: of all randomness.
         folder: where progress is kept; a later call with the same arguments goes on from there.
-        track: starts a run on dashboards, given the number of epochs that are done; the first process alone calls it.
+        track: starts a run on dashboards, given the numbers of the epochs that are done; the first process alone calls it.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Trainer:
         method: Method,
         seed: int,
         folder: Path,
-        track: Callable[[int], TrackedRun] | None = None,
+        track: Callable[[list[dict[str, float]]], TrackedRun] | None = None,
     ) -> None:
         self.model, self.task, self.domain, self.config, self.method = model, task, domain, config, method
         self.seed, self.folder, self.track = seed, folder, track
@@ -163,7 +163,7 @@ class Trainer:
             if not self.domain.size(split):
                 raise InputError(f"{self.domain.name}: no {split} items; training needs both a train and a dev split")
         self._resume()
-        run = self.track(self.progress.epoch) if self.track and not self.processes.rank else None
+        run = self.track(self.progress.history) if self.track and not self.processes.rank else None
         try:
             self._train(run)
         except BaseException:
@@ -183,8 +183,8 @@ class Trainer:
             record = {"train_loss": train_loss, "dev_loss": self._dev_loss(), "seconds": time.perf_counter() - started}
             self.progress.epoch += 1
             self.progress.history.append(record)
-            self._log(record, run)
             self._save()
+            self._log(record, run)
 
     def _epoch_file(self, epoch: int) -> Path:
         return self.folder / f"epoch{epoch:03d}.safetensors"

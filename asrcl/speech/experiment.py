@@ -29,6 +29,7 @@ from asrcl.adapt import (
     TrainConfig,
     adapt_domains,
     build_method,
+    check_diagnostics,
     estimate_on_domain,
     load_state,
     run_method,
@@ -120,6 +121,12 @@ def _learner(config: Config, scenario: Scenario, seed: int, **options: Any) -> D
     )
 
 
+def _check_settings(config: Config) -> None:
+    """Refuse what would fail late: dashboards that are not there, diagnostics of an unknown kind."""
+    tracking(config)
+    check_diagnostics(config.tree["diagnostics"])
+
+
 def tracking(config: Config) -> Tracking:
     """The dashboards that a configuration names.
 
@@ -152,7 +159,7 @@ def adapt(config: Config, method: str, seed: int, command: str = "", decode: boo
     Raises:
         InputError: unknown method, or an earlier stage has not run.
     """
-    learner = _learner(config, build_scenario(config, seed), seed, diagnostics=config.tree["diagnostics"])
+    learner = _learner(config, build_scenario(config, seed), seed, diagnostics=config.tree["diagnostics"], label=method)
     name, options = _method_options(config, method)
     folder = config.home / method / str(seed)
     if decode:
@@ -217,7 +224,12 @@ def _in_jobs(config: Config, function: Callable[..., Any], runs: Sequence[tuple[
 
 
 def train_all(config: Config, seeds: Sequence[int]) -> None:
-    """Train the initial models of several seeds, `launcher.jobs` at a time."""
+    """Train the initial models of several seeds, `launcher.jobs` at a time.
+
+    Raises:
+        InputError: a wrong setting, before any work begins; or what training raises.
+    """
+    _check_settings(config)
     _in_jobs(config, train, [(config, seed) for seed in seeds])
 
 
@@ -230,7 +242,7 @@ def adapt_all(
         InputError: as `adapt`; methods and their options are checked before any work begins.
     """
     import_plugins(config)
-    tracking(config)
+    _check_settings(config)
     for method in methods:
         name, options = _method_options(config, method)
         build_method(name, **options)

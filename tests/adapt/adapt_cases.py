@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from asrcl.adapt import Scenario, TrainConfig, adapt_domains, run_method
+from asrcl.adapt import Scenario, Tracking, TrackingConfig, TrainConfig, adapt_domains, run_method
 from asrcl.methods import build_method
 from asrcl.testing import ClassificationTask, tiny_learner, tiny_scenario
 
@@ -97,6 +97,15 @@ def adapt_once(folder: str, method: str, domains: int = 3, where: str = "", call
     learner = tiny_learner(folder, scenario, QUICK)
     run_method(learner, build_method(method), Path(folder) / "run")
     adapt_domains(learner, build_method(method), Path(folder) / "run")
+
+
+def start_run_in_database(folder: str, number: int) -> None:
+    """One MLflow run in a database that several processes make at once; to be called in a process of its own."""
+    home = Path(folder)
+    (home / str(number)).mkdir(exist_ok=True)
+    tracking = Tracking(TrackingConfig(backends=("mlflow",)), home)
+    tracking.replay(f"a{number}", home / str(number), {}, [{"loss": 1.0}])
+    assert tracking.backends == ["mlflow"]
 
 
 def outcome(folder: Path) -> dict[str, bytes]:

@@ -2,12 +2,15 @@
 
 import json
 import logging
+import multiprocessing
+import re
+import shutil
 import time
 
 import pytest
-from adapt_cases import QUICK, CountingTask
+from adapt_cases import QUICK, CountingTask, start_run_in_database
 
-from asrcl.adapt import Tracking, TrackingConfig, run_method, trackers, tracking
+from asrcl.adapt import Tracking, TrackingConfig, Trainer, run_method, trackers, tracking
 from asrcl.adapt.tracking import flat, result_curves
 from asrcl.exceptions import InputError
 from asrcl.methods import build_method
@@ -51,7 +54,25 @@ def client(home):
 def mlflow_runs(home):
     found = client(home)
     experiment = found.get_experiment_by_name("asrcl").experiment_id
-    return {run.info.run_name.partition("/")[2]: run for run in found.search_runs([experiment])}
+    runs = found.search_runs([experiment])
+    assert len({run.info.run_name for run in runs}) == len(runs)
+    return {bare(run.info.run_name.partition("/")[2]): run for run in runs}
+
+
+def bare(name):
+    """The name of a run without the hash of its fine-tune."""
+    return re.sub(r"-[0-9a-f]{6}$", "", name)
+
+
+def fine_tune_events(home, name):
+    """TensorBoard's folder of a fine-tune."""
+    (folder,) = (home / "tensorboard" / "train").glob(f"{name}-*")
+    return folder
+
+
+def steps(home, name, key="dev_loss"):
+    """The steps of a curve in MLflow."""
+    return [metric.step for metric in client(home).get_metric_history(mlflow_runs(home)[name].info.run_id, key)]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +85,7 @@ def done(tmp_path_factory):
 def test_tensorboard_has_the_numbers_of_the_result(done):
     home, result = done
     history = result.stages[1]["training"]
-    drawn = scalars(home / "tensorboard" / "train" / "ihr" / "0" / "stage2-blobs1")
+    drawn = scalars(fine_tune_events(home, "ihr/0/stage2-blobs1"))
     for key in ("train_loss", "dev_loss"):
         assert drawn[key] == [(n, pytest.approx(epoch[key])) for n, epoch in enumerate(history, 1)]
     rates = scalars(home / "tensorboard" / "ihr" / "0")["rate/blobs0"]
@@ -93,37 +114,141 @@ def test_wandb_files_hold_the_curves(done):
     assert sum(b"train_loss" in content for content in contents) == 2 and any(b"rate/blobs2" in content for content in contents)
 
 
-def test_a_result_is_sent_once(done, monkeypatch):
-    home, result = done
-    before = (home / "run" / "tracking.json").read_bytes()
-    assert set(json.loads(before)) == {"tensorboard", "mlflow", "wandb"}
+def test_nothing_is_sent_twice(done, monkeypatch):
+    """Neither by the same run again, nor by another command, commit or method with the same outcome."""
+    home, _ = done
+    before = {path: path.read_bytes() for path in home.rglob("tracking.json")}
+    assert len(before) == 3 and set(json.loads(before[home / "run" / "tracking.json"])) == {"tensorboard", "mlflow", "wandb"}
+    for backend in ("tensorboard", "mlflow", "wandb"):
+        monkeypatch.setitem(trackers.STARTERS, backend, lambda *_: pytest.fail("sent again"))
+    result = run(home, "tensorboard", "mlflow", "wandb")
+    result.command, result.environment = "another", {"git": "other"}
+    result.save(home / "run" / "results.json")
+    Tracking(TrackingConfig(backends=("mlflow",), mode="offline"), home).result(result, home / "run")
+    assert {path: path.read_bytes() for path in home.rglob("tracking.json")} == before
+
+
+def test_other_outcomes_places_and_lost_files_are_sent(tmp_path, monkeypatch):
+    run(tmp_path, "tensorboard", "mlflow", method="ft")
     started = []
-    monkeypatch.setattr(Tracking, "_start", lambda self, backend, name, *rest: started.append((backend, name)))
-    again = Tracking(TrackingConfig(backends=("tensorboard", "mlflow"), mode="offline"), home)
-    again.result(result, home / "run")
-    assert started == [] and (home / "run" / "tracking.json").read_bytes() == before
-    other = json.loads((home / "run" / "results.json").read_text()) | {"command": "another"}
-    (home / "other").mkdir()
-    (home / "other" / "tracking.json").write_bytes(before)
-    (home / "other" / "results.json").write_text(json.dumps(other))
-    again.result(result, home / "other")
-    assert started == [("tensorboard", "ihr/0"), ("mlflow", "ihr/0")]
+    for backend in ("tensorboard", "mlflow"):
+        original = trackers.STARTERS[backend]
+
+        def watched(*arguments, backend=backend, original=original):
+            started.append((backend, bare(arguments[2])))
+            return original(*arguments)
+
+        monkeypatch.setitem(trackers.STARTERS, backend, watched)
+    everything = [("train/ft/0/stage2-blobs1"), ("train/ft/0/stage3-blobs2"), ("ft/0")]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
+    run(tmp_path, "tensorboard", "mlflow", method="ft")
+    assert started == [("mlflow", name) for name in everything]
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    started.clear()
+    shutil.rmtree(tmp_path / "tensorboard")
+    run(tmp_path, "tensorboard", method="ft")
+    assert started == [("tensorboard", name) for name in everything]
+    started.clear()
+    result = run(tmp_path, method="ft")
+    result.errors[2][0] += 1
+    Tracking(TrackingConfig(), tmp_path).result(result, tmp_path / "run")
+    assert started == [("tensorboard", "ft/0")]
 
 
-def test_a_resumed_fine_tune_goes_on_with_its_run(tmp_path):
-    task = StoppingTask()
-    task.stop_at = 8
+def test_a_dashboard_that_comes_later_gets_what_was_trained_before(tmp_path):
+    result = run(tmp_path, method="ft")
+    run(tmp_path, "tensorboard", "mlflow", method="ft")
+    drawn = scalars(fine_tune_events(tmp_path, "ft/0/stage3-blobs2"))["train_loss"]
+    assert drawn == [(n, pytest.approx(e["train_loss"])) for n, e in enumerate(result.stages[2]["training"], 1)]
+    assert steps(tmp_path, "train/ft/0/stage3-blobs2") == [1, 2, 3]
+    assert mlflow_runs(tmp_path)["train/ft/0/stage3-blobs2"].info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("stop_at", [1, 8])
+def test_a_resumed_fine_tune_goes_on_with_its_run(tmp_path, stop_at):
+    """Also one that was stopped before its first epoch."""
+    task, name = StoppingTask(), "train/ft/0/stage2-blobs1"
+    task.stop_at = stop_at
     with pytest.raises(InputError, match="stopped"):
         run(tmp_path, "tensorboard", "mlflow", task=task, method="ft")
-    name = "train/ft/0/stage2-blobs1"
     (first,) = mlflow_runs(tmp_path).values()
-    assert first.info.status == "FAILED" and 0 < len(scalars(tmp_path / "tensorboard" / name)["dev_loss"]) < QUICK.epochs
+    assert first.info.status == "FAILED"
     task.stop_at = 0
     run(tmp_path, "tensorboard", "mlflow", task=task, method="ft")
-    assert [step for step, _ in scalars(tmp_path / "tensorboard" / name)["dev_loss"]] == [1, 2, 3]
+    assert [step for step, _ in scalars(fine_tune_events(tmp_path, "ft/0/stage2-blobs1"))["dev_loss"]] == [1, 2, 3]
     runs = mlflow_runs(tmp_path)
     assert runs[name].info.run_id == first.info.run_id and runs[name].info.status == "FINISHED"
-    assert [m.step for m in client(tmp_path).get_metric_history(first.info.run_id, "dev_loss")] == [1, 2, 3]
+    assert steps(tmp_path, name) == [1, 2, 3]
+
+
+def test_a_run_that_is_gone_begins_anew(tmp_path):
+    task, name = StoppingTask(), "train/ft/0/stage2-blobs1"
+    task.stop_at = 14
+    with pytest.raises(InputError, match="stopped"):
+        run(tmp_path, "mlflow", task=task, method="ft")
+    shutil.rmtree(tmp_path / "mlflow")
+    task.stop_at = 0
+    run(tmp_path, "mlflow", task=task, method="ft")
+    assert steps(tmp_path, name) == [1, 2, 3]
+
+
+def test_a_kill_between_saving_and_logging_loses_and_doubles_nothing(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    log, calls = Trainer._log, []
+
+    def killed(self, record, run):
+        calls.append(1)
+        if len(calls) == 2:
+            raise Killed
+        log(self, record, run)
+
+    monkeypatch.setattr(Trainer, "_log", killed)
+    with pytest.raises(Killed):
+        run(tmp_path, "mlflow", method="ft")
+    run(tmp_path, "mlflow", method="ft")
+    assert steps(tmp_path, "train/ft/0/stage2-blobs1") == [1, 2, 3]
+
+
+def test_variants_and_other_settings_have_curves_of_their_own(tmp_path):
+    for label, strength in (("ewc", 1.0), ("ewc_strong", 1.0), ("ewc", 100.0)):
+        learner = tiny_learner(tmp_path, tiny_scenario(2), QUICK)
+        learner.label = label
+        run_method(learner, build_method("ewc", strength=strength), tmp_path / label, name=label)
+    names = sorted(bare(str(p.relative_to(tmp_path / "tensorboard"))) for p in (tmp_path / "tensorboard" / "train").glob("*/*/*"))
+    assert names == ["train/ewc/0/stage2-blobs1"] * 2  # the second label has the same fine-tune
+    assert (tmp_path / "tensorboard" / "ewc_strong" / "0").is_dir()
+
+
+def test_two_jobs_share_a_new_database(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    jobs = [context.Process(target=start_run_in_database, args=(str(tmp_path), k)) for k in range(3)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert [job.exitcode for job in jobs] == [0, 0, 0]
+    assert set(mlflow_runs(tmp_path)) == {"train/a0", "train/a1", "train/a2"}
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"mlflow": 3}'])
+def test_a_damaged_note_is_as_none(tmp_path, content):
+    run(tmp_path, "mlflow", method="ft")
+    (tmp_path / "run" / "tracking.json").write_text(content)
+    next((tmp_path / "cache" / "train").glob("*/tracking.json")).write_text(content)
+    found = client(tmp_path)
+    experiment = found.get_experiment_by_name("asrcl").experiment_id
+    before = len(found.search_runs([experiment]))
+    run(tmp_path, "mlflow", method="ft")
+    assert len(found.search_runs([experiment])) == before + 2  # sent again
+
+
+def test_files_of_a_database_that_is_a_file_lie_beside_the_experiment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
+    run(tmp_path / "home", "mlflow", method="ft")
+    assert not (tmp_path / "mlruns").exists() and list((tmp_path / "home" / "mlflow" / "artifacts").rglob("results.json"))
 
 
 def test_a_dashboard_that_fails_is_left_out_with_a_warning(tmp_path, monkeypatch, caplog):
@@ -132,7 +257,7 @@ def test_a_dashboard_that_fails_is_left_out_with_a_warning(tmp_path, monkeypatch
     class Broken:
         def log(self, values, step):
             calls.append(step)
-            raise ConnectionError("no route\nto the server")
+            raise ConnectionError("no route\nto the server" + " again" * 99)
 
         def close(self, attachment=None, failed=False):
             calls.append("close")
@@ -141,9 +266,10 @@ def test_a_dashboard_that_fails_is_left_out_with_a_warning(tmp_path, monkeypatch
     monkeypatch.setitem(trackers.STARTERS, "wandb", lambda *_: 1 / 0)
     with caplog.at_level(logging.WARNING):
         result = run(tmp_path, "tensorboard", "mlflow", "wandb", method="ft")
-    assert calls == [1, 1, 1]  # two fine-tunes and a result, no second attempt in any
-    assert "mlflow: no route to the server; going on without it" in caplog.text
-    assert caplog.text.count("wandb: division by zero") == 1  # one that does not start is not asked again
+    assert calls == [1]
+    (broken,) = [record.getMessage() for record in caplog.records if "mlflow" in record.getMessage()]
+    assert broken.startswith("mlflow (own database, asrcl): no route to the server again") and len(broken) < 320
+    assert caplog.text.count("wandb (wandb.ai, asrcl, offline): division by zero; going on without it") == 1
     assert set(json.loads((tmp_path / "run" / "tracking.json").read_text())) == {"tensorboard"}
     assert result.errors == run(tmp_path / "alone", method="ft").errors
 
@@ -153,9 +279,18 @@ def test_a_server_that_is_not_there_costs_seconds(tmp_path, monkeypatch, caplog)
         monkeypatch.delenv(f"MLFLOW_HTTP_REQUEST_{name}", raising=False)
     found = Tracking(TrackingConfig(backends=("mlflow",), uri="http://127.0.0.1:9"), tmp_path)
     started = time.monotonic()
-    found.training("ft/0/stage2-b", tmp_path, {}, 0).log({"loss": 1.0}, 1)
-    assert time.monotonic() - started < 60 and "mlflow: " in caplog.text
+    found.training("ft/0/stage2-b", tmp_path, {}, [{"loss": 2.0}]).log({"loss": 1.0}, 2)
+    assert time.monotonic() - started < 60 and "mlflow (http://127.0.0.1:9, asrcl): " in caplog.text
     assert not (tmp_path / "tracking.json").exists()
+
+
+def test_wandb_never_asks_for_a_login(tmp_path, monkeypatch, caplog):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    found = Tracking(TrackingConfig(backends=("wandb",), mode="online"), tmp_path)
+    found.replay("ft/0/stage2-b", tmp_path, {}, [{"loss": 1.0}])
+    assert "no login; call wandb login" in caplog.text and found.backends == []
 
 
 def test_nothing_is_written_where_nothing_is_wanted(tmp_path):
@@ -166,6 +301,10 @@ def test_nothing_is_written_where_nothing_is_wanted(tmp_path):
 def test_wrong_and_missing_dashboards_are_told_before_anything_runs(monkeypatch, tmp_path):
     with pytest.raises(InputError, match="comet is not known; choose from tensorboard, mlflow, wandb"):
         TrackingConfig(backends=("comet",))
+    wrong_ones = {"give a list of tensorboard": {"backends": "mlflow"}, "choose online or offline": {"mode": "nope"}}
+    for message, wrong in (wrong_ones | {"is empty": {"project": ""}}).items():
+        with pytest.raises(InputError, match=message):
+            TrackingConfig(**wrong)
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"mlflow not installed; pip install 'asrcl\[track\]'"):
         Tracking(TrackingConfig(backends=("tensorboard", "mlflow")), tmp_path)
