@@ -298,7 +298,7 @@ def results(
 
 
 Knob = Annotated[list[str] | None, typer.Option("--knob", help="option of the method, e.g. --knob tau=2 (repeatable)")]
-MergeMethodName = Annotated[str | None, typer.Option("--method", help="merge method, see --list; default ihr")]
+MergeMethodName = Annotated[str | None, typer.Option("--method", help="merge method, see asrcl methods; default ihr")]
 OldCurvature = Annotated[
     list[Path] | None, typer.Option("--curvature", help="curvature of the old domain at the old model (repeatable)")
 ]

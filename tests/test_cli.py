@@ -382,3 +382,9 @@ def test_as_a_process_of_its_own(trained, tmp_path):
     bad = run("decode", "--methods", "magic", *trained[1])
     assert bad.returncode == 2 and bad.stdout == ""
     assert len(bad.stderr.splitlines()) == 1 and bad.stderr.startswith("asrcl: method magic")
+
+
+@pytest.mark.parametrize("command", ["merge", "sweep"])
+def test_the_help_of_a_merge_method_names_a_command_that_exists(command, asrcl):
+    _, out, _ = asrcl(command, "--help")
+    assert "asrcl methods" in " ".join(out.replace("│", " ").split()) and "--list" not in out

@@ -54,6 +54,19 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Kind:
+    """What sort of curvature a stage left behind.
+
+    Attributes:
+        structure: "kron", "ekfac", "diagonal", "dense".
+        covered: share of the weights that have a block, 0 to 1; nan where unknown.
+    """
+
+    structure: str
+    covered: float
+
+
+@dataclass(frozen=True)
 class Sweep:
     """Settings of one method tried on dev data.
 
@@ -92,6 +105,14 @@ def measured(run: RunResult, stage: int) -> tuple[float, float]:
     return first, second
 
 
+def predicted_on(run: RunResult, stage: int) -> str:
+    """Name of the domain whose loss increase is predicted and measured in a stage; "" where not kept."""
+    name = _record(run, stage).get("predicted_on") or ""
+    if not isinstance(name, str):
+        raise _unreadable(run, stage, "predicted_on", f"is {name!r}, expected the name of a domain")
+    return name
+
+
 def layers(run: RunResult, stage: int) -> list[Layer]:
     """Per layer, in the run's order; empty where not kept."""
     found = []
@@ -108,12 +129,21 @@ def layers(run: RunResult, stage: int) -> list[Layer]:
 
 def blocks(run: RunResult, stage: int) -> list[Block]:
     """Of the curvature that was estimated in a stage, largest share first; empty where not kept."""
-    record = _record(run, stage)
-    card = record.get("curvature") or {}
-    entries = card.get("blocks", []) if isinstance(card, Mapping) else None
+    entries = _card(run, stage).get("blocks", [])
     if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
         raise _unreadable(run, stage, "curvature", "needs `blocks`, a list of objects")
     return sorted((_block(run, stage, n, entry) for n, entry in enumerate(entries)), key=lambda block: -block.share)
+
+
+def kind(run: RunResult, stage: int) -> Kind | None:
+    """Of the curvature that was estimated in a stage; None where not kept."""
+    card = _card(run, stage)
+    facts = card.get("facts") or {}
+    structure = facts.get("structure") or "" if isinstance(facts, Mapping) else None
+    if not isinstance(structure, str):
+        raise _unreadable(run, stage, "curvature.facts", "needs `structure`, a word")
+    covered, weights = (_number(run, stage, f"curvature.{key}", card.get(key)) for key in ("covered", "weights"))
+    return Kind(structure, covered / weights if weights else math.nan) if structure else None
 
 
 def sweeps(runs: Sequence[RunResult], folders: Sequence[str | os.PathLike[str]]) -> dict[str, list[Sweep]]:
@@ -168,6 +198,14 @@ def _record(run: RunResult, stage: int) -> Mapping[str, Any]:
     if not isinstance(record, Mapping):
         raise _unreadable(run, stage, "", "must be an object")
     return record
+
+
+def _card(run: RunResult, stage: int) -> Mapping[str, Any]:
+    """Of the curvature that was estimated in a stage; empty if there is none."""
+    card = _record(run, stage).get("curvature") or {}
+    if not isinstance(card, Mapping):
+        raise _unreadable(run, stage, "curvature", "needs `blocks`, a list of objects")
+    return card
 
 
 def _list(run: RunResult, stage: int, key: str) -> list[Mapping[str, Any]]:

@@ -6,7 +6,7 @@ Every cell is "after fine-tuning → after merging", a mean over seeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,7 +37,8 @@ class StepTable:
 
 def step_tables(summary: ScenarioSummary) -> list[StepTable]:
     """Update norms, predicted and measured increase of the loss on the domain before; without those that no run tells of."""
-    found = [(name, caption, _table(summary, read)) for name, caption, read in _KINDS]
+    places = {"where": _where(summary), "kinds": _kinds(summary)}
+    found = [(name, caption.format(**places), _table(summary, read)) for name, caption, read in _TABLES]
     return [StepTable(name, caption, table) for name, caption, table in found if table is not None]
 
 
@@ -49,7 +50,7 @@ def _predicted(run: RunResult, stage: int) -> tuple[float, float]:
     return math.fsum(before) if before else math.nan, math.fsum(after) if after else math.nan
 
 
-_KINDS: Final[tuple[tuple[str, str, Pair], ...]] = (
+_TABLES: Final[tuple[tuple[str, str, Pair], ...]] = (
     (
         "Update norms",
         "Norm of the update of all weights: fine-tuning → after merging. Mean over seeds.",
@@ -57,19 +58,55 @@ _KINDS: Final[tuple[tuple[str, str, Pair], ...]] = (
     ),
     (
         "Predicted loss increase",
-        "Increase of the mean loss per item on the domain before, as its curvature predicts it: ½ δᵀHδ, δ the update, H the "
-        "block curvature at the weights before it, summed over the layers that have a block. Fine-tuning → after merging. Mean "
-        "over seeds. Kronecker and diagonal curvatures are different yardsticks; one for all methods: `diagnostics=all`.",
+        "Increase of the mean loss per item on the domain of the stage before{where}, as its curvature predicts it: ½ δᵀHδ, δ "
+        "the update, H the block curvature at the weights before it, summed over the layers that have a block. Fine-tuning → "
+        "after merging. Mean over seeds.{kinds}",
         _predicted,
     ),
     (
         "Measured loss increase",
-        "What the same loss rose by on the dev data of that domain. Fine-tuning → after merging. Mean over seeds. Where it is "
-        "far above the prediction, the step has left the region in which a quadratic holds, or the curvature is too small: the "
-        "empirical Fisher information shrinks with the training loss.",
+        "What the same loss rose by on the dev data of the domain of the stage before{where}. Fine-tuning → after merging. Mean "
+        "over seeds. Where it is far above the prediction, the step has left the region in which a quadratic holds, or the "
+        "curvature is too small: the empirical Fisher information shrinks with the training loss.",
         records.measured,
     ),
 )
+_NAMES: Final = {"kron": "Kronecker-factored", "ekfac": "EKFAC", "dense": "exact"}
+
+
+def _where(summary: ScenarioSummary) -> str:
+    """Which domain that is in every stage, as far as the runs say it with one voice."""
+    places = []
+    for stage, domain in enumerate(summary.domains):
+        names = {records.predicted_on(run, stage) for run in summary.runs} - {""}
+        if len(names) == 1:
+            places.append(f"{stage + 1} {domain}: on {names.pop()}")
+    return f" ({', '.join(places)})" if places else ""
+
+
+def _kinds(summary: ScenarioSummary) -> str:
+    """Which method's predictions come from which curvature, where these are of different structure."""
+    found = {method.label: _kinds_of(summary.runs_of(method.method), len(summary.domains)) for method in summary.methods}
+    if len({kind.structure for kinds in found.values() for kind in kinds}) < 2:
+        return ""
+    words = "; ".join(f"{label} {_kind_words(kinds)}" for label, kinds in found.items() if kinds)
+    return f" The curvatures are different yardsticks: {words}. One for all methods: `diagnostics=all`."
+
+
+def _kinds_of(runs: Sequence[RunResult], stages: int) -> list[records.Kind]:
+    """Of the curvatures, left by the stage before, that stages with a prediction had."""
+    places = [(run, stage) for run in runs for stage in range(1, stages) if not math.isnan(_predicted(run, stage)[0])]
+    return [kind for run, stage in places if (kind := records.kind(run, stage - 1)) is not None]
+
+
+def _kind_words(kinds: Sequence[records.Kind]) -> str:
+    """Structure and share of the weights, as in "diagonal, 100 % of the weights"."""
+    parts = []
+    for structure in dict.fromkeys(kind.structure for kind in kinds):
+        shares = [100 * kind.covered for kind in kinds if kind.structure == structure and not math.isnan(kind.covered)]
+        ends = dict.fromkeys(f"{end:.0f}" for end in (min(shares), max(shares))) if shares else {}
+        parts.append(_NAMES.get(structure, structure) + (f", {'–'.join(ends)} % of the weights" if ends else ""))
+    return " and ".join(parts)
 
 
 def _table(summary: ScenarioSummary, read: Pair) -> Table | None:

@@ -22,6 +22,7 @@ def test_what_is_absent_is_empty() -> None:
     for run in (bare, run_with(model="x", seconds=3)):
         assert records.training(run, 0) == {} and records.layers(run, 0) == [] and records.blocks(run, 0) == []
         assert all(math.isnan(value) for value in records.norms(run, 0))
+        assert records.predicted_on(run, 0) == "" and records.kind(run, 0) is None
 
 
 def test_everything_is_read() -> None:
@@ -39,6 +40,14 @@ def test_everything_is_read() -> None:
     assert [(block.name, block.spectrum) for block in records.blocks(run, 0)] == [("v", [2.0, 1.0]), ("w", [])]
 
 
+def test_the_kind_of_curvature_and_the_domain_are_read() -> None:
+    run = run_with(predicted_on="US", curvature={"facts": {"structure": "kron"}, "covered": 30, "weights": 40.0})
+    assert records.predicted_on(run, 0) == "US" and records.kind(run, 0) == records.Kind("kron", 0.75)
+    bare = records.kind(run_with(curvature={"facts": {"structure": "diagonal"}}), 0)
+    assert bare is not None and bare.structure == "diagonal" and math.isnan(bare.covered)
+    assert records.kind(run_with(curvature={"blocks": [], "covered": 3, "weights": 4}), 0) is None
+
+
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
@@ -49,6 +58,9 @@ def test_everything_is_read() -> None:
         ({"update_norm": True}, "update_norm is True"),
         ({"merged_measured_increase": "x"}, "merged_measured_increase is 'x'"),
         ({"curvature": [1]}, "curvature needs `blocks`"),
+        ({"curvature": {"facts": ["kron"]}}, r"curvature\.facts needs `structure`"),
+        ({"curvature": {"facts": {"structure": "kron"}, "covered": "all"}}, r"curvature\.covered is 'all'"),
+        ({"predicted_on": 3}, "predicted_on is 3"),
         ({"curvature": {"blocks": [{"name": "w"}]}}, r"curvature\.blocks\[0\] needs name, weights"),
         ({"curvature": {"blocks": [{**BLOCK, "spectrum": 3}]}}, "spectrum must be a list"),
     ],
@@ -56,7 +68,8 @@ def test_everything_is_read() -> None:
 def test_what_cannot_be_read_is_named(stage: dict, message: str) -> None:
     run = run_with(Path("exp/toy"), **stage)
     with pytest.raises(InputError, match=message) as caught:
-        for read in (records.training, records.layers, records.blocks, records.norms, records.measured):
+        for read in (records.training, records.layers, records.blocks, records.norms, records.measured, records.kind,
+                     records.predicted_on):
             read(run, 0)
     assert str(caught.value).startswith("exp/toy/results.json: stages[0].")
     run.stages = [3]  # type: ignore[list-item]

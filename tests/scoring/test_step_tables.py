@@ -49,6 +49,43 @@ def test_runs_that_tell_nothing_have_no_table() -> None:
     assert step_tables(summarise([run("ft", 1), run("ihr", 1)])[0]) == []
 
 
+def captions(*runs: RunResult) -> dict[str, str]:
+    return {step.name: step.caption for step in step_tables(summarise(list(runs))[0])}
+
+
+def told(method: str, structure: str, covered: int, seed: int = 1, on: str = "a") -> RunResult:
+    """A run that predicts, from a curvature of this structure at the end of its first stage."""
+    found = run(method, seed, layers=layers(0.5), predicted_on=on, measured_increase=1.0)
+    found.stages[0] = {"curvature": {"facts": {"structure": structure}, "covered": covered, "weights": 400}}
+    return found
+
+
+def test_captions_say_which_domain_increases_are_of() -> None:
+    found = captions(told("ft", "kron", 300), told("ihr", "kron", 300))
+    for name in ("Predicted loss increase", "Measured loss increase"):
+        assert "the domain of the stage before (2 b: on a)" in found[name], name
+    apart = captions(told("ft", "kron", 300), told("ihr", "kron", 300, on="b"))
+    assert "the domain of the stage before, as" in apart["Predicted loss increase"]
+
+
+def test_curvatures_of_one_structure_need_no_warning() -> None:
+    assert "yardstick" not in captions(told("ewc", "kron", 300), told("ihr", "kron", 400))["Predicted loss increase"]
+    unused = run("ewc", 1, update_norm=1.0)
+    unused.stages[0] = told("ewc", "diagonal", 400).stages[0]
+    assert "yardstick" not in captions(unused, told("ihr", "kron", 300))["Predicted loss increase"]
+    silent = run("ewc", 1, layers=layers(0.5))
+    assert "yardstick" not in captions(silent, told("ihr", "kron", 300))["Predicted loss increase"]
+
+
+def test_curvatures_of_different_structure_are_named_with_what_they_cover() -> None:
+    seeds = [told("ihr", "kron", covered, seed) for seed, covered in ((1, 300), (2, 320))]
+    found = captions(run("ft", 1), told("ewc", "diagonal", 400), *seeds)["Predicted loss increase"]
+    assert found.endswith(
+        "Mean over seeds. The curvatures are different yardsticks: EWC diagonal, 100 % of the weights; "
+        "IHR Kronecker-factored, 75–80 % of the weights. One for all methods: `diagnostics=all`."
+    )
+
+
 def test_results_md_has_them(summary: ScenarioSummary, tmp_path: Path) -> None:
     text = write_results([summary], tmp_path).read_text()
     assert "### Measured loss increase" in text and "| IHR | – | 3 → -1 |" in text

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from asrcl.scoring.html.labels import short_paths
 from asrcl.scoring.html.svg import Look, Scale, area, fixed, label, log_span, marker, plot, polyline, span, tag, text, title
 from asrcl.scoring.metrics import Matrix, pareto_front
 
@@ -204,32 +205,6 @@ def contrast(first: str, second: str) -> float:
 
     low, high = sorted((luminance(first), luminance(second)))
     return (high + 0.05) / (low + 0.05)
-
-
-def short_paths(paths: Sequence[str], limit: int) -> list[str]:
-    """Dotted names in at most `limit` characters, with the parts that tell layers apart.
-
-    Of names that are longer, the leading parts go that these have in common, and a last part "weight"; then the name of the list
-    before the first index ("layers.3"); then the middle.
-    """
-    long = [path.split(".") for path in paths if len(path) > limit]
-    common = 0
-    while len(long) > 1 and all(len(parts) > common + 1 and parts[common] == long[0][common] for parts in long):
-        common += 1
-    return [path if len(path) <= limit else _short_path(path.split(".")[common:], limit) for path in paths]
-
-
-def _short_path(parts: Sequence[str], limit: int) -> str:
-    whole = ".".join(parts).removesuffix(".weight")
-    if len(whole) <= limit:
-        return whole
-    index = next((n for n, part in enumerate(parts) if part.isdigit()), 0)
-    if index > 1:
-        whole = ".".join([*parts[: index - 1], *parts[index:]]).removesuffix(".weight")
-    if len(whole) <= limit:
-        return whole
-    head = limit * 2 // 5
-    return f"{whole[:head]}…{whole[head + 1 - limit :]}"
 
 
 def _heat_cell(value: float, deviation: float, low: float, high: float) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
@@ -131,8 +131,17 @@ def _methods(views: Sequence[Scenario]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
+def _legend(view: Scenario, methods: Collection[str]) -> list[dict[str, Any]]:
+    """Those of `methods`, in the order of the page, with the looks that they have in this scenario."""
+    return [
+        {"id": method, "label": view.labels.get(method, method), "swatch": _markup(swatch(look))}
+        for method, look in view.looks.items()
+        if method in methods
+    ]
+
+
 def _scenario(view: Scenario, index: int, budget: int) -> dict[str, Any]:
-    summary = view.summary
+    summary, training = view.summary, view.training()
     sizes = zip(summary.domains, summary.runs[0].lengths, strict=True)
     caption = f"Domains in order: {' → '.join(summary.domains)}. Test sets in {summary.unit}s: "
     note = (
@@ -144,7 +153,7 @@ def _scenario(view: Scenario, index: int, budget: int) -> dict[str, Any]:
         "id": f"scenario{index}",
         "name": summary.scenario,
         "domains": summary.domains,
-        "legend": _methods([view]),
+        "legend": _legend(view, view.labels),
         "long_names": max(map(len, summary.domains)) > LONG_NAME,
         "rate": summary.rate_name,
         "reference": view.labels.get(summary.reference, summary.reference),
@@ -157,9 +166,11 @@ def _scenario(view: Scenario, index: int, budget: int) -> dict[str, Any]:
         "pareto": [_drawn(plane) for plane in view.pareto()],
         "heat": view.heat_maps(),
         "sweeps": [_drawn(sweep) for sweep in view.sweep_views()],
-        "training": [_drawn(entry) for entry in view.training()],
+        "sweeps_legend": _legend(view, {sweep.method for sweep in view.sweeps}),
+        "training": [_drawn(entry) for entry in training],
+        "training_legend": _legend(view, {method for entry in training for method in entry["methods"]}),
         "steps": step_tables(summary),
-        "layers": [_drawn(entry) for entry in view.layers()],
+        "layers": [entry | {"figures": [_drawn(figure) for figure in entry["figures"]]} for entry in view.layers()],
         "curvature": [_drawn(entry) for entry in view.curvature()],
         "examples": decode_examples(summary, budget),
     }

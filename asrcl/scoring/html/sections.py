@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from asrcl.scoring.html import charts
 from asrcl.scoring.html.charts import Line, Point
 from asrcl.scoring.html.svg import Look, looks
 from asrcl.scoring.metrics import Matrix, old_and_new, stage_averages
+from asrcl.scoring.results import RunResult
 from asrcl.scoring.significance import Interval
 from asrcl.scoring.summary import REFERENCES, MethodSummary, ScenarioSummary, mean_known
 from asrcl.scoring.table import Cell, Table
@@ -20,6 +21,7 @@ from asrcl.scoring.tables import number
 
 MAX_LAYERS: Final = 40
 MAX_BLOCKS: Final = 24
+_T = TypeVar("_T")
 _ADAPTED: Final = "mean over stages"
 
 
@@ -84,8 +86,8 @@ class Scenario:
         for stage, domain in enumerate(self.summary.domains):
             lines = [line for method in self.summary.methods for line in self._losses(method, stage)]
             if lines:
-                chart = charts.curves(lines, self.looks, "epoch", "loss")
-                views.append({"name": f"stage {stage + 1}: {domain}", "chart": chart})
+                chart, shown = charts.curves(lines, self.looks, "epoch", "loss"), {line.method for line in lines}
+                views.append({"name": f"stage {stage + 1}: {domain}", "chart": chart, "methods": shown})
         return views
 
     def layers(self) -> list[dict[str, Any]]:
@@ -94,8 +96,7 @@ class Scenario:
         for method in self.summary.methods:
             found = self._last(method, records.layers)
             if found:
-                stage, entries = found
-                views.append(self._layer_view(method, stage, entries))
+                views.append(self._layer_view(method, *found))
         return views
 
     def curvature(self) -> list[dict[str, Any]]:
@@ -104,7 +105,7 @@ class Scenario:
         for method in self.summary.methods:
             found = self._last(method, records.blocks)
             if found:
-                stage, blocks = found
+                _, stage, blocks = found
                 views.append(self._curvature_view(method, stage, blocks))
         return views
 
@@ -166,24 +167,31 @@ class Scenario:
                 lines.append(Line(method.method, f"{method.label}, {words}", mean_known(padded).tolist()))
         return lines
 
-    def _last(self, method: MethodSummary, read: Callable[[Any, int], list[Any]]) -> tuple[int, list[Any]] | None:
-        """The last stage of the first seed for which `read` finds something."""
+    def _last(
+        self, method: MethodSummary, read: Callable[[RunResult, int], list[Any]]
+    ) -> tuple[RunResult, int, list[Any]] | None:
+        """The first seed for which `read` finds something, with its last such stage and what was found."""
         for run in self.summary.runs_of(method.method):
             for stage in reversed(range(len(self.summary.domains))):
                 found = read(run, stage)
                 if found:
-                    return stage, found
+                    return run, stage, found
         return None
 
-    def _layer_view(self, method: MethodSummary, stage: int, entries: list[records.Layer]) -> dict[str, Any]:
-        shown = sorted(entries, key=lambda layer: -layer.update)[:MAX_LAYERS]
-        keep = [layer for layer in entries if layer in shown]
-        pictures = [_bars([(x.name, x.update, x.merged) for x in keep], "update norm", "L2")]
-        if any(layer.increase is not None for layer in keep):
-            rows = [(x.name, math.nan if x.increase is None else x.increase, x.merged_increase) for x in keep]
-            pictures.append(_bars(rows, "predicted loss increase", "loss"))
-        note = _some(len(keep), len(entries), "layers with the largest updates")
-        return {"method": method.method, "name": self._place(method, stage), "note": note, "charts": pictures}
+    def _layer_view(self, method: MethodSummary, run: RunResult, stage: int, entries: list[records.Layer]) -> dict[str, Any]:
+        """Update norms and predictions, each of the layers where it is largest."""
+        keep = _largest(entries, lambda layer: layer.update)
+        rows = [(layer.name, layer.update, layer.merged) for layer in keep]
+        which = _some(len(keep), len(entries), "layers with the largest updates")
+        pictures = [{"chart": _bars(rows, "update norm", "L2"), "note": which}]
+        predicted = [(layer, layer.increase) for layer in entries if layer.increase is not None]
+        if predicted:
+            top = _largest(predicted, lambda pair: pair[1])
+            bars = _bars([(layer.name, value, layer.merged_increase) for layer, value in top], "predicted loss increase", "loss")
+            which = _some(len(top), len(predicted), "layers with the largest predictions")
+            where = records.predicted_on(run, stage) or "the domain before"
+            pictures.append({"chart": bars, "note": f"{which}; increase of the loss on {where}"})
+        return {"method": method.method, "name": self._place(method, stage), "figures": pictures}
 
     def _curvature_view(self, method: MethodSummary, stage: int, blocks: list[records.Block]) -> dict[str, Any]:
         top = blocks[:MAX_BLOCKS]
@@ -212,6 +220,12 @@ def _with_limits(value: float, low: float, high: float) -> Cell:
     return Cell(number(float(value)) + limits, float(value))
 
 
+def _largest(entries: Sequence[_T], value: Callable[[_T], float]) -> list[_T]:
+    """The `MAX_LAYERS` entries of the largest values, in their own order."""
+    ranked = sorted(range(len(entries)), key=lambda index: -value(entries[index]))
+    return [entries[index] for index in sorted(ranked[:MAX_LAYERS])]
+
+
 def _bars(rows: Sequence[tuple[str, float, float | None]], name: str, unit: str) -> str:
     second = "after merging" if any(row[2] is not None for row in rows) else ""
     return charts.bars(rows, name, second, unit)
@@ -228,7 +242,7 @@ def _block_row(block: records.Block) -> list[Cell]:
 
 
 def _some(shown: int, total: int, what: str) -> str:
-    return f"the {shown} of {total} {what}" if shown < total else f"all {total} {what.split()[0]}"
+    return f"The {shown} of {total} {what}" if shown < total else f"All {total} {what.split()[0]}"
 
 
 def _setting(value: Any) -> Cell:

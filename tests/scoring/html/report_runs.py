@@ -68,7 +68,7 @@ def _write_run(
         "item_files": files, "command": f"asrcl decode --methods {method} --seeds {seed} scenario={scenario}",
         "config": {"train": {"epochs": 8, "rate": 3e-4 if method != "ewc" else 1e-4}, "method": {"name": method}, "seed": seed},
         "environment": {"python": "3.11", "torch": "2.11.0", "git": "abc1234" if seed < 3 else "abc1234+"},
-        "stages": [_record(method, seed, stage, i) for i, stage in enumerate(domains)] if records else [],
+        "stages": [_record(method, seed, domains, i) for i in range(size)] if records else [],
     }  # fmt: skip
     _dump(home / "results.json", result)
     _dump(home / "costs.json", [{"train_seconds": 10.0, "errors_seconds": 2.5, "peak_memory_bytes": 1000}] * size)
@@ -92,14 +92,15 @@ def _decode(method: str, seed: int, stage: int, domain: int, name: str, utteranc
     return count_errors(said, heard, speakers).items
 
 
-def _record(method: str, seed: int, name: str, stage: int) -> dict[str, Any]:
+def _record(method: str, seed: int, domains: tuple[str, ...], stage: int) -> dict[str, Any]:
+    model = {"model": f"{method}{seed}{domains[stage]}"}
     if method == "initial" or not stage:
-        return {"model": f"{method}{seed}{name}"}
+        return model
     epochs = [{"train_loss": 60 * math.exp(-e / 4) + 5 + seed / 9, "dev_loss": 40 * math.exp(-e / 3) + 9} for e in range(8)]
     layers = [
         {"name": f"encoder.layers.{k // 4}.block{k % 4}.linear", "update_norm": 1 / (1 + k / 9),
-         "merged_update_norm": 0.7 / (1 + k / 7), "predicted_increase": 0.02 / (1 + k),
-         "merged_predicted_increase": 0.004 / (1 + k)}
+         "merged_update_norm": 0.7 / (1 + k / 7), "predicted_increase": 0.02 / (60 - k),
+         "merged_predicted_increase": 0.004 / (60 - k)}
         for k in range(60)
     ]  # fmt: skip
     blocks = [
@@ -107,8 +108,10 @@ def _record(method: str, seed: int, name: str, stage: int) -> dict[str, Any]:
          "largest": 0.7**k, "effective_rank": 30 + k, "spectrum": [0.7**k * 0.8**r for r in range(40)]}
         for k in range(30)
     ]  # fmt: skip
-    record: dict[str, Any] = {"model": f"{method}{seed}{name}", "training": epochs, "update_norm": 9.0, "merged_update_norm": 6.5}
-    told = {"layers": layers, "curvature": {"blocks": blocks}, "measured_increase": 0.5, "merged_measured_increase": 0.125}
+    card = {"blocks": blocks, "facts": {"structure": "diagonal" if method == "ewc" else "kron"}, "covered": 3, "weights": 4}
+    record: dict[str, Any] = {**model, "training": epochs, "update_norm": 9.0, "merged_update_norm": 6.5}
+    told = {"layers": layers, "curvature": card, "predicted_on": domains[stage - 1], "measured_increase": 0.5,
+            "merged_measured_increase": 0.125}  # fmt: skip
     return {**record, **told} if method in ("ihr", "ewc") else record
 
 

@@ -129,6 +129,24 @@ def test_paper_holds_what_is_folded_away(opened: Browser, tmp_path: Path) -> Non
     assert opened.run("document.querySelectorAll('details:not([open])').length") > 0
 
 
+def test_no_heading_stands_alone_on_paper_and_no_figure_is_cut(opened: Browser) -> None:
+    def kept(selector: str, rule: str) -> set[str]:
+        return set(opened.run(f"[...document.querySelectorAll('{selector}')].map(e => getComputedStyle(e).{rule})"))
+
+    opened.send("Emulation.setEmulatedMedia", media="print")
+    try:
+        first = "tbody tr:first-child:not(:last-child)"
+        for heading in ("h3", "h3 + p", "details[open] > summary", "details > p.small", ".legend", first):
+            assert kept(heading, "breakAfter") == {"avoid"}, heading
+        for whole in ("figure", ".command", "tr", ".examples > li"):
+            assert kept(whole, "breakInside") == {"avoid"}, whole
+        assert kept("tbody tr:last-child", "breakAfter") == {"auto"}
+        assert kept(".under", "breakBefore") == {"avoid"} and kept(".under", "breakAfter") == {"auto"}
+        assert kept(".filters", "display") == {"none"} and kept(".figures, .heats", "display") == {"block"}
+    finally:
+        opened.send("Emulation.setEmulatedMedia", media="")
+
+
 def test_charts_and_tables_have_names(opened: Browser, tmp_path: Path) -> None:
     assert opened.run("[...document.querySelectorAll('svg.chart')].every(e => e.getAttribute('aria-label'))")
     assert opened.run("[...document.querySelectorAll('th')].every(e => e.scope)")

@@ -166,6 +166,33 @@ def test_steps_are_told_with_what_was_predicted_and_measured(page: Path) -> None
         assert title in text and cell in text, title
 
 
+def test_the_footer_names_every_kind_of_file_that_is_read(page: Path) -> None:
+    footer = page.read_text(encoding="utf-8").split("<footer>")[1]
+    assert "from results.json, the files it names, costs.json and tuning/*.json" in footer and "alone" not in footer
+
+
+def test_layers_are_those_of_the_largest_updates_and_of_the_largest_predictions(page: Path) -> None:
+    view = page.read_text(encoding="utf-8").split("<summary>Per layer: IHR, stage 5 (WMI)</summary>")[1].split("</details>")[0]
+    updates, predictions = re.findall(r"<figure>(.*?)</figure>", view, flags=re.S)
+    names = [f"encoder.layers.{k // 4}.block{k % 4}.linear" for k in range(60)]
+    for chart, drawn in ((updates, names[:40]), (predictions, names[20:])):
+        assert re.findall(r"<title>(.*?): ", chart) == drawn
+    assert "The 40 of 60 layers with the largest updates." in updates
+    assert "The 40 of 60 layers with the largest predictions; increase of the loss on SCO." in predictions
+
+
+def legend_after(text: str, heading: str) -> list[str]:
+    """The words of the first legend below a heading."""
+    legend = text.split(f"<h3>{heading}</h3>")[1].split('<ul class="legend"')[1].split("</ul>")[0]
+    return re.findall(r"</svg> (.*?)</li>", legend)
+
+
+def test_a_legend_names_the_methods_that_have_a_curve(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert legend_after(text, "Training") == ["Fine-tuning (FT)", "IHR"]
+    assert legend_after(text, "After every stage") == ["Initial model", "Fine-tuning (FT)", "IHR"]
+
+
 def render_page(exp: Path) -> str:
     from asrcl.scoring.html import sweeps
 
@@ -183,3 +210,4 @@ def test_sweeps_of_several_methods_share_one_plane(tmp_path: Path) -> None:
     plane = both.split("<h4>All methods</h4>")[1].split("</figure>")[0]
     assert plane.count("strength ") == 2 and plane.count("tau ") == 5 and "tried with different seeds" in plane
     assert "<details>" not in plane
+    assert legend_after(both, "Knobs tried on dev data") == ["IHR", "fta"]
