@@ -1,8 +1,9 @@
 """Copy a scenario's report into its recipe and its main table into the READMEs, so that no number there is typed.
 
-    tools/publish_results.py exp/accents recipes/accents
+    tools/publish_results.py exp/accents recipes/accents --page
 
-Writes recipes/accents/results/<scenario>/{RESULTS.md,report.html,*.png} and refreshes what stands between
+Writes recipes/accents/results/<scenario>/{RESULTS.md,*.png} (and report.html, which quotes utterances, with --page; only where their
+licence allows it) and refreshes what stands between
 `<!-- results:accents -->` and `<!-- /results -->` in README.md and recipes/accents/README.md.
 """
 
@@ -63,13 +64,13 @@ def machine(folder: Path) -> str:
     return f"Seeds {numbers}; {where['processor']}, accelerator {where['accelerator']}, torch {where['torch']}."
 
 
-def publish(folder: Path, recipe: Path) -> None:
-    """Copy report and pictures, refresh the documents."""
+def publish(folder: Path, recipe: Path, page: bool) -> None:
+    """Copy report and pictures, with `page` also report.html, and refresh the documents."""
     if not (folder / "RESULTS.md").is_file():
         raise InputError(f"{folder}: no RESULTS.md; run asrcl report {folder} first")
     target = recipe / "results" / folder.name
     target.mkdir(parents=True, exist_ok=True)
-    for source in [folder / "RESULTS.md", *folder.glob("report.html"), *folder.glob("*.png")]:
+    for source in [folder / "RESULTS.md", *folder.glob("*.png"), *(folder.glob("report.html") if page else [])]:
         shutil.copyfile(source, target / source.name)
     report = (folder / "RESULTS.md").read_text(encoding="utf-8")
     text = f"{main_table(report)}\n\n{machine(folder)}"
@@ -81,6 +82,7 @@ def publish(folder: Path, recipe: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    names = [word for word in sys.argv[1:] if word != "--page"]
+    if len(names) != 2:
         sys.exit(__doc__)
-    publish(Path(sys.argv[1]), Path(sys.argv[2]))
+    publish(Path(names[0]), Path(names[1]), "--page" in sys.argv)
