@@ -2,9 +2,9 @@
 
     tools/publish_results.py exp/accents recipes/accents --page
 
-Writes recipes/accents/results/<scenario>/{RESULTS.md,*.png} (and report.html, which quotes utterances, with --page; only where their
-licence allows it) and refreshes what stands between
-`<!-- results:accents -->` and `<!-- /results -->` in README.md and recipes/accents/README.md.
+Writes recipes/accents/results/<scenario>/{RESULTS.md,*.png}, with --page also report.html (which quotes utterances: only where
+their licence allows it), and refreshes what stands between `<!-- results:accents -->` and `<!-- /results -->` in README.md and
+recipes/accents/README.md.
 """
 
 from __future__ import annotations
