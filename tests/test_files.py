@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from asrcl.exceptions import InputError
-from asrcl.files import atomic_path, hash_file, hash_json, read_json, write_json, write_text
+from asrcl.files import atomic_path, hash_file, hash_json, read_json, write_json, write_parts, write_text
 
 
 def test_a_write_replaces_the_file_and_makes_its_folder(tmp_path):
@@ -112,3 +112,17 @@ def test_whole_surrogate_pairs_are_characters(tmp_path):
 def test_a_folder_instead_of_json_is_named(tmp_path):
     with pytest.raises(InputError, match=r"cannot read it \(Is a directory\)"):
         read_json(tmp_path)
+
+
+def test_parts_are_written_one_by_one_and_all_or_nothing(tmp_path):
+    path = tmp_path / "x.txt"
+    write_parts(path, (f"é{n}\n" for n in range(3)))
+    assert path.read_text(encoding="utf-8") == "é0\né1\né2\n"
+
+    def failing():
+        yield "new"
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        write_parts(path, failing())
+    assert path.read_text(encoding="utf-8") == "é0\né1\né2\n" and [p.name for p in tmp_path.iterdir()] == ["x.txt"]

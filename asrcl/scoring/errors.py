@@ -18,12 +18,13 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
 from asrcl.exceptions import InputError
-from asrcl.files import parse_json, write_text
+from asrcl.files import parse_json, write_parts
 from asrcl.scoring.align import Costs, check_costs, count_characters, count_words
 
 FORMAT: Final = "asrcl-errors/1"
@@ -171,9 +172,9 @@ class Errors:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON lines, atomically: a header object with format and unit, then one object per item."""
-        rows: list[dict[str, Any]] = [{"format": FORMAT, "unit": self.unit, "items": len(self.items)}]
-        rows.extend(dict(zip(_NAMES, _values(item), strict=True)) for item in self.items)
-        write_text(path, "".join(_encode(row) + "\n" for row in rows))
+        head: dict[str, Any] = {"format": FORMAT, "unit": self.unit, "items": len(self.items)}
+        rows = (dict(zip(_NAMES, _values(item), strict=True)) for item in self.items)
+        write_parts(path, (_encode(row) + "\n" for row in chain([head], rows)))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Errors:

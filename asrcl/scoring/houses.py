@@ -17,13 +17,15 @@ from __future__ import annotations
 
 import math
 import statistics
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
 from asrcl.exceptions import InputError
-from asrcl.files import write_text
+from asrcl.files import write_parts, write_text
 from asrcl.scoring.align import PRICES, Costs, Step, speechbrain_steps
 from asrcl.scoring.confusions import Confusions, confusions, item_steps
 from asrcl.scoring.errors import Errors, ItemErrors, percent
@@ -56,11 +58,17 @@ def write_houses(
         except InputError as error:
             left_out.append(str(error))
     write_text(home / "hyp.trn.sys", sclite_summary(errors, "hyp.trn", costs))
-    write_text(home / "hyp.trn.pra", sclite_alignments(errors, "hyp.trn", costs))
-    write_text(home / f"errs-{name}.txt", icefall_errors(errors, costs, counts))
-    write_text(home / f"recogs-{name}.txt", icefall_transcripts(errors))
-    write_text(home / f"wer_{name}.txt", speechbrain_errors(errors, costs))
+    write_parts(home / "hyp.trn.pra", _joined(_pra_lines(errors, "hyp.trn", costs)))
+    write_parts(home / f"errs-{name}.txt", (f"{line}\n" for line in _errs_lines(errors, costs, counts)))
+    write_parts(home / f"recogs-{name}.txt", _recogs_lines(errors))
+    _write_speechbrain(home / f"wer_{name}.txt", errors, costs)
     return left_out
+
+
+def _joined(lines: Iterable[str]) -> Iterator[str]:
+    """The lines with line feeds between them, none at the end."""
+    for number, line in enumerate(lines):
+        yield f"\n{line}" if number else line
 
 
 def sclite_summary(errors: Errors, title: str, costs: Costs = "unit") -> str:
@@ -76,18 +84,21 @@ def sclite_summary(errors: Errors, title: str, costs: Costs = "unit") -> str:
 
 def sclite_alignments(errors: Errors, title: str, costs: Costs = "unit") -> str:
     """Every utterance in three lines, words that are wrong in capitals, grouped by speaker; `title` names the system."""
+    return "\n".join(_pra_lines(errors, title, costs))
+
+
+def _pra_lines(errors: Errors, title: str, costs: Costs) -> Iterator[str]:
     groups = errors.by_group()
-    lines = ["\n\n\t\tDUMP OF SYSTEM ALIGNMENT STRUCTURE", "", f"System name:   {title}", _costs_line(costs), "", "Speakers: "]
-    lines += [*(f"{place:5}:  {group}" for place, group in enumerate(groups)), ""]
+    yield from ("\n\n\t\tDUMP OF SYSTEM ALIGNMENT STRUCTURE", "", f"System name:   {title}", _costs_line(costs), "", "Speakers: ")
+    yield from (f"{place:5}:  {group}" for place, group in enumerate(groups))
+    yield ""
     for place, (group, part) in enumerate(groups.items()):
-        lines.append(f"Speaker sentences {place:3}:  {group}   #utts: {len(part)}")
+        yield f"Speaker sentences {place:3}:  {group}   #utts: {len(part)}"
         for item in part.items:
-            steps = item_steps(item, costs)
-            lines.append(f"id: ({item.id})")
             correct = item.length - item.substitutions - item.deletions
-            lines.append(f"Scores: (#C #S #D #I) {correct} {item.substitutions} {item.deletions} {item.insertions}")
-            lines.append(three_lines(steps) + "\n")
-    return "\n".join(lines)
+            yield f"id: ({item.id})"
+            yield f"Scores: (#C #S #D #I) {correct} {item.substitutions} {item.deletions} {item.insertions}"
+            yield three_lines(item_steps(item, costs)) + "\n"
 
 
 def three_lines(steps: Sequence[Step]) -> str:
@@ -104,33 +115,36 @@ def three_lines(steps: Sequence[Step]) -> str:
 
 def icefall_errors(errors: Errors, costs: Costs = "unit", counts: Confusions | None = None) -> str:
     """The file errs-*.txt; `counts` are its confusions, where they are known already."""
+    return "".join(f"{line}\n" for line in _errs_lines(errors, costs, counts))
+
+
+def _errs_lines(errors: Errors, costs: Costs, counts: Confusions | None) -> Iterator[str]:
     counts = confusions(errors, costs) if counts is None else counts
     correct = errors.length - errors.substitutions - errors.deletions
-    lines = [
-        f"%WER = {percent(errors.total, errors.length):.2f}",
-        f"Errors: {errors.insertions} insertions, {errors.deletions} deletions, {errors.substitutions} substitutions, "
-        f"over {errors.length} reference words ({correct} correct)",
-        "Search below for sections starting with PER-UTT DETAILS:, SUBSTITUTIONS:, DELETIONS:, INSERTIONS:, PER-WORD STATS:",
-        "",
-        "PER-UTT DETAILS: corr or (ref->hyp)  ",
-        *(f"{item.id}:\t{_arrows(item_steps(item, costs))}" for item in errors.items),
-        *("", "SUBSTITUTIONS: count ref -> hyp"),
-        *(f"{count}   {word} -> {other}" for (word, other), count in _descending(counts.substitutions)),
-        *("", "DELETIONS: count ref", *_counted(counts.deletions)),
-        *("", "INSERTIONS: count hyp", *_counted(counts.insertions)),
-        *("", "PER-WORD STATS: word  corr tot_errs count_in_ref count_in_hyp"),
-    ]
+    yield f"%WER = {percent(errors.total, errors.length):.2f}"
+    kinds = f"{errors.insertions} insertions, {errors.deletions} deletions, {errors.substitutions} substitutions"
+    yield f"Errors: {kinds}, over {errors.length} reference words ({correct} correct)"
+    yield "Search below for sections starting with PER-UTT DETAILS:, SUBSTITUTIONS:, DELETIONS:, INSERTIONS:, PER-WORD STATS:"
+    yield from ("", "PER-UTT DETAILS: corr or (ref->hyp)  ")
+    yield from (f"{item.id}:\t{_arrows(item_steps(item, costs))}" for item in errors.items)
+    yield from ("", "SUBSTITUTIONS: count ref -> hyp")
+    yield from (f"{count}   {word} -> {other}" for (word, other), count in _descending(counts.substitutions))
+    yield from ("", "DELETIONS: count ref", *_counted(counts.deletions))
+    yield from ("", "INSERTIONS: count hyp", *_counted(counts.insertions))
+    yield from ("", "PER-WORD STATS: word  corr tot_errs count_in_ref count_in_hyp")
     table = counts.words().items()
     words = sorted(((wrong, word, right, said, heard) for word, (right, wrong, said, heard) in table), reverse=True)
-    lines += [f"{word}   {right} {wrong} {said} {heard}" for wrong, word, right, said, heard in words]
-    return "\n".join(lines) + "\n"
+    yield from (f"{word}   {right} {wrong} {said} {heard}" for wrong, word, right, said, heard in words)
 
 
 def icefall_transcripts(errors: Errors) -> str:
     """The file recogs-*.txt."""
-    return "".join(
-        f"{item.id}:\tref={item.reference.split()}\n{item.id}:\thyp={item.hypothesis.split()}\n" for item in errors.items
-    )
+    return "".join(_recogs_lines(errors))
+
+
+def _recogs_lines(errors: Errors) -> Iterator[str]:
+    for item in errors.items:
+        yield f"{item.id}:\tref={item.reference.split()}\n{item.id}:\thyp={item.hypothesis.split()}\n"
 
 
 def speechbrain_errors(errors: Errors, costs: Costs = "unit") -> str:
@@ -139,13 +153,33 @@ def speechbrain_errors(errors: Errors, costs: Costs = "unit") -> str:
     SpeechBrain has no infinite rates: errors on an empty reference are taken per one word, those of a set whose references are
     all empty are 0.00 %.
     """
-    counts, lines = [], []
+    totals = Counter[str]()
+    body = "".join(_speechbrain_parts(errors, costs, totals))
+    return _speechbrain_head(errors, totals) + body
+
+
+def _write_speechbrain(path: Path, errors: Errors, costs: Costs) -> None:
+    """`speechbrain_errors` into a file; what follows the head waits on disk until the totals in the head are known."""
+    totals = Counter[str]()
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as body:
+        body.writelines(_speechbrain_parts(errors, costs, totals))
+        body.seek(0)
+        write_parts(path, chain([_speechbrain_head(errors, totals)], iter(lambda: body.read(1 << 20), "")))
+
+
+def _speechbrain_parts(errors: Errors, costs: Costs, totals: Counter[str]) -> Iterator[str]:
+    """Every utterance; insertions, deletions, substitutions ("I", "D", "S") and wrong utterances ("wrong") are added up."""
     for item in errors.items:
         steps = _speechbrain_steps(item, costs)
         names = [step[0] for step in steps]
-        counts.append((names.count("I"), names.count("D"), names.count("S")))
-        lines += [_RULE, f"{item.id}, %WER {_kaldi_counts(counts[-1], item.length, max(1, item.length))}", _semicolons(steps)]
-    wrong, whole = sum(map(any, counts)), [sum(column) for column in zip(*counts, strict=True)] or [0, 0, 0]
+        kinds = {kind: names.count(kind) for kind in "IDS"}
+        totals.update(kinds, wrong=int(any(kinds.values())))
+        rate = _kaldi_counts([*kinds.values()], item.length, max(1, item.length))
+        yield f"{_RULE}\n{item.id}, %WER {rate}\n{_semicolons(steps)}\n"
+
+
+def _speechbrain_head(errors: Errors, totals: Counter[str]) -> str:
+    wrong, whole = totals["wrong"], [totals[kind] for kind in "IDS"]
     example: list[Step] = [("I", "", "and"), ("S", "reference", "hypothesis"), ("C", "on", "on"), ("C", "the", "the")]
     example += [("S", "first", "third"), ("D", "line", "")]
     head = [
@@ -154,7 +188,7 @@ def speechbrain_errors(errors: Errors, costs: Costs = "unit") -> str:
         f"Scored {len(errors)} sentences, 0 not present in hyp.",
         *(_RULE, "ALIGNMENTS", "", "Format:", "<utterance-id>, WER DETAILS", _semicolons(example)),
     ]
-    return "\n".join([*head, *lines]) + "\n"
+    return "\n".join(head) + "\n"
 
 
 def _speechbrain_steps(item: ItemErrors, costs: Costs) -> list[Step]:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from rich.cells import cell_len
 
 from asrcl.exceptions import InputError
-from asrcl.files import write_text
+from asrcl.files import write_parts
 from asrcl.scoring.align import Costs
 from asrcl.scoring.errors import Errors, count_errors
 from asrcl.scoring.formats import (
@@ -80,7 +80,10 @@ def write_trn(path: AnyPath, transcripts: Mapping[str, str]) -> None:
     Raises:
         InputError: an id is empty, has parentheses or a line break, or a text would be read as a comment.
     """
-    lines = []
+    write_parts(path, _trn_lines(path, transcripts))
+
+
+def _trn_lines(path: AnyPath, transcripts: Mapping[str, str]) -> Iterator[str]:
     for key, text in transcripts.items():
         if not key.strip() or key != key.strip() or re.search(r"[()\n]", key):
             raise InputError(
@@ -91,8 +94,7 @@ def write_trn(path: AnyPath, transcripts: Mapping[str, str]) -> None:
             raise InputError(
                 f"{path}: the text of {key} begins with ';;', a comment in .trn; write .jsonl instead"
             )
-        lines.append(line + "\n")
-    write_text(path, "".join(lines))
+        yield line + "\n"
 
 
 def write_kaldi_text(path: AnyPath, transcripts: Mapping[str, str]) -> None:
@@ -106,7 +108,7 @@ def write_kaldi_text(path: AnyPath, transcripts: Mapping[str, str]) -> None:
             raise InputError(
                 f"{path}: id {key!r} cannot be written to a Kaldi file; use ids without white space"
             )
-    write_text(path, "".join(" ".join([key, *text.split()]) + "\n" for key, text in transcripts.items()))
+    write_parts(path, (" ".join([key, *text.split()]) + "\n" for key, text in transcripts.items()))
 
 
 def write_jsonl(
@@ -119,7 +121,7 @@ def write_jsonl(
         rows.append(
             {"id": key, "text": " ".join(text.split())} | ({"speaker": known[key]} if key in known else {})
         )
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_parts(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def score_files(reference: AnyPath, hypothesis: AnyPath, costs: Costs = "unit") -> Errors:

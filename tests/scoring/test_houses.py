@@ -190,3 +190,17 @@ def test_all_files_are_written_and_what_cannot_be_is_said(tmp_path: Path) -> Non
 def test_an_empty_set_makes_empty_files() -> None:
     assert "%SER 0.00 [ 0 / 0 ]" in speechbrain_errors(Errors([]))
     assert icefall_errors(Errors([])).startswith("%WER = 0.00")
+
+
+@pytest.mark.parametrize("costs", ["unit", "sclite"])
+def test_files_hold_what_the_functions_return(tmp_path: Path, costs: str) -> None:
+    """They are written line by line, so that a million utterances do not have to be one text in memory."""
+    draw = random.Random(1)
+    said = {f"s{n % 3}-{n}": " ".join(draw.choices("abcd", k=draw.randint(0, 9))) for n in range(60)}
+    heard = {key: " ".join(draw.choices("abcd", k=draw.randint(0, 9))) for key in said}
+    errors = count_errors(said, heard, costs=costs)
+    write_houses(errors, tmp_path, "x", costs)
+    assert (tmp_path / "hyp.trn.pra").read_text() == sclite_alignments(errors, "hyp.trn", costs)
+    assert (tmp_path / "errs-x.txt").read_text() == icefall_errors(errors, costs)
+    assert (tmp_path / "recogs-x.txt").read_text() == icefall_transcripts(errors)
+    assert (tmp_path / "wer_x.txt").read_text() == speechbrain_errors(errors, costs)
