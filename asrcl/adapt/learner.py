@@ -1,4 +1,4 @@
-"""The three costly operations of a run, each done once for the same inputs: fine-tune, estimate curvature, evaluate."""
+"""The costly operations of a run, each done once for the same inputs: fine-tune, estimate curvature, evaluate, measure a loss."""
 
 from __future__ import annotations
 

@@ -124,7 +124,9 @@ class Tracking:
     def _earlier(self, backend: str, name: str, known: Any, to: str) -> dict[str, Any]:
         """What an earlier run left at this place: its identity and how many steps it has."""
         if isinstance(known, dict) and known.get("to") == to and self._is_there(backend, name):
-            return {"run": known.get("identity"), "steps": int(known.get("steps", 0)), "done": bool(known.get("done"))}
+            steps = known.get("steps")
+            if isinstance(steps, int):  # otherwise the note is damaged, and counts as none
+                return {"run": known.get("identity"), "steps": steps, "done": bool(known.get("done"))}
         return {"run": None, "steps": 0, "done": False}
 
     def _is_there(self, backend: str, name: str) -> bool:

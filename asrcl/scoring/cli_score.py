@@ -13,7 +13,7 @@ from asrcl.exceptions import InputError
 from asrcl.files import write_text
 from asrcl.scoring.align import check_costs
 from asrcl.scoring.confusions import item_steps, most
-from asrcl.scoring.errors import Errors, ItemErrors
+from asrcl.scoring.errors import Errors, ItemErrors, counted
 from asrcl.scoring.houses import three_lines, write_houses
 from asrcl.scoring.recount import recount
 from asrcl.scoring.score import Options, Score, as_csv, score
@@ -179,8 +179,7 @@ def _head(found: Score) -> str:
     lines = [f"{path} ({digest})" for path, digest in found.files.items()]
     lines.append(f"alignment costs: {found.costs}; normaliser: {found.normaliser.name} ({found.normaliser.source})")
     if found.emptied:
-        references = f"{found.emptied} reference{'' if found.emptied == 1 else 's'}"
-        lines.append(f"the normaliser leaves {references} without a word")
+        lines.append(f"the normaliser leaves {counted(found.emptied, 'reference')} without a word")
     return "\n".join(lines)
 
 

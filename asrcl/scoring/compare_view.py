@@ -12,6 +12,7 @@ import numpy as np
 from asrcl.exceptions import InputError
 from asrcl.files import atomic_path
 from asrcl.scoring.compare import Comparison, Pair, rows_of, stars
+from asrcl.scoring.errors import counted
 from asrcl.scoring.formats import AnyPath
 from asrcl.scoring.paired import EFFECTS
 from asrcl.scoring.table import Table, comma_separated, latex, plain
@@ -27,8 +28,8 @@ def as_text(found: Comparison) -> str:
     """Systems, differences, and tests with effect sizes, in columns for the terminal."""
     first = found.systems[0].errors
     speakers = len({item.group for item in first.items})
-    whom = "1 speaker" if speakers == 1 else f"{speakers} speakers"
     seeds = f" ({found.systems[0].seeds} seeds added)" if found.systems[0].seeds > 1 else ""
+    whom = counted(speakers, "speaker")
     head = f"{len(found.systems)} systems on the same {len(first)} items of {whom}{seeds}; normaliser: {found.normaliser}"
     parts = [head, _systems(found), _differences(found), _tests(found), LEGEND, *_remarks(found, speakers)]
     if found.skipped:

@@ -246,6 +246,11 @@ def _count(key: str, group: str, reference: str, hypothesis: str, costs: Costs) 
     return ItemErrors(key, group, *counts, said, heard, count_characters(said, heard), len(said))
 
 
+def counted(count: int, noun: str) -> str:
+    """A count with its noun, for messages: "1 run", "3 runs"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def name_some(ids: Iterable[str]) -> str:
     """A count with the first few names, for messages: "7 (a, b, c, d, e, …)"."""
     names = sorted(ids)

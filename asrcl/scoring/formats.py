@@ -34,6 +34,7 @@ from typing import Any, Final, Literal
 
 from asrcl.exceptions import InputError
 from asrcl.files import parse_json
+from asrcl.scoring.errors import counted
 from asrcl.scoring.sources import AnyPath, Source, format_of, plain_name, read_source, require_format
 
 __all__ = [
@@ -268,7 +269,7 @@ def _pair_name(path: str) -> str:
 def _pair_row(name: str, line: bytes) -> Row:
     fields = _decode(line).split()
     if len(fields) != 2:
-        found = _plural(len(fields), "field")
+        found = counted(len(fields), "field")
         raise ValueError(f"{found}; a table is .csv, .tsv or .jsonl, or has 'id value' lines, as Kaldi's utt2spk")
     return {"id": fields[0], name: fields[1]}
 
@@ -326,7 +327,7 @@ def _csv_row(names: list[str], values: list[str], bad: str) -> Row:
     if bad:
         raise ValueError(bad)
     if len(values) != len(names):
-        raise ValueError(f"{_plural(len(values), 'field')}, the header has {len(names)}; quote fields that hold the separator")
+        raise ValueError(f"{counted(len(values), 'field')}, the header has {len(names)}; quote fields that hold the separator")
     return dict(zip(names, values, strict=True))
 
 
@@ -442,7 +443,3 @@ def _object(line: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError("expected a JSON object; write one object per line (jq -c '.[]' makes that of a list)")
     return row
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

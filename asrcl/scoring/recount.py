@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asrcl.exceptions import InputError
+from asrcl.scoring.errors import counted
 from asrcl.scoring.report import terminal_table
 from asrcl.scoring.results import RunResult, find_results
 from asrcl.scoring.transcripts import score_files
@@ -76,16 +77,12 @@ def _check(run: RunResult, stage: int, domain: int, home: Path) -> None:
 def _verdict(tally: _Tally) -> str:
     lines = []
     if tally.decodes:
-        counted = f"recounted {_number(tally.decodes, 'decode')} of {_number(tally.runs, 'run')}"
-        lines.append(f"{counted}: every count agrees with its results.json")
+        done = f"recounted {counted(tally.decodes, 'decode')} of {counted(tally.runs, 'run')}"
+        lines.append(f"{done}: every count agrees with its results.json")
     else:
         lines.append("nothing was recounted: no run kept its transcripts")
     if tally.unchecked_runs:
-        lines.append(f"{_number(tally.unchecked_runs, 'run')} without transcripts could not be checked")
+        lines.append(f"{counted(tally.unchecked_runs, 'run')} without transcripts could not be checked")
     if tally.missing:
-        lines.append(f"{_number(tally.missing, 'result')} without transcripts could not be checked")
+        lines.append(f"{counted(tally.missing, 'result')} without transcripts could not be checked")
     return "\n".join(lines)
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -232,7 +232,7 @@ def test_two_jobs_share_a_new_database(tmp_path):
     assert set(mlflow_runs(tmp_path)) == {"train/a0", "train/a1", "train/a2"}
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"mlflow": 3}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"mlflow": 3}', '{"mlflow": {"to": "own database, asrcl", "steps": "x"}}'])
 def test_a_damaged_note_is_as_none(tmp_path, content):
     run(tmp_path, "mlflow", method="ft")
     (tmp_path / "run" / "tracking.json").write_text(content)

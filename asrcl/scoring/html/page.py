@@ -13,6 +13,7 @@ from typing import Any, Final
 from asrcl.exceptions import InputError
 from asrcl.files import write_text
 from asrcl.scoring import metrics
+from asrcl.scoring.errors import counted
 from asrcl.scoring.html.examples import MAX_CHARACTERS, decode_examples
 from asrcl.scoring.html.sections import Scenario
 from asrcl.scoring.html.svg import swatch
@@ -119,7 +120,7 @@ def _markup(chart: str) -> Any:
 def _lead(scenarios: Sequence[ScenarioSummary], runs: Sequence[RunResult]) -> str:
     methods, seeds = {run.method for run in runs}, {run.seed for run in runs}
     counts = ((len(runs), "run"), (len(scenarios), "scenario"), (len(methods), "method"), (len(seeds), "seed"))
-    return ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts) + "."
+    return ", ".join(counted(count, noun) for count, noun in counts) + "."
 
 
 def _methods(views: Sequence[Scenario]) -> list[dict[str, Any]]:
