@@ -88,6 +88,11 @@ class _TensorBoard:
         self.writer.close()
 
 
+def kept_name(attachment: Path) -> str:
+    """What a file kept with a run is called: not `results.json`, which reports would find below the folder and take for a run."""
+    return f"asrcl_{attachment.name}"
+
+
 def event_folder(home: Path, name: str) -> Path:
     """Where TensorBoard's files of a run lie."""
     return home / "tensorboard" / name
@@ -128,7 +133,7 @@ class _MLflow:
 
     def close(self, attachment: Path | None = None, failed: bool = False) -> None:
         if attachment is not None:
-            self.client.log_artifact(self.run, str(attachment))
+            self.client.log_text(self.run, attachment.read_text(encoding="utf-8"), kept_name(attachment))
         self.client.set_terminated(self.run, "FAILED" if failed else "FINISHED")
 
 
@@ -191,7 +196,7 @@ class _Wandb:
             import wandb
 
             artifact = wandb.Artifact(self.run.name.replace("/", "-"), type="results")
-            artifact.add_file(str(attachment))
+            artifact.add_file(str(attachment), name=kept_name(attachment))
             self.run.log_artifact(artifact)
         self.run.finish(exit_code=int(failed))
 

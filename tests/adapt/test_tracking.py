@@ -15,6 +15,7 @@ from asrcl.adapt.tracking import flat, result_curves
 from asrcl.exceptions import InputError
 from asrcl.methods import build_method
 from asrcl.scoring import RunResult
+from asrcl.scoring.scan import scan_results
 from asrcl.testing import tiny_learner, tiny_scenario
 
 
@@ -101,9 +102,14 @@ def test_mlflow_has_runs_parameters_curves_and_the_result_file(done):
     losses = client(home).get_metric_history(runs["train/ihr/0/stage2-blobs1"].info.run_id, "train_loss")
     assert [(m.step, m.value) for m in losses] == [(n, e["train_loss"]) for n, e in enumerate(result.stages[1]["training"], 1)]
     identity = runs["ihr/0"].info.run_id
-    assert [f.path for f in client(home).list_artifacts(identity)] == ["results.json"]
+    assert [f.path for f in client(home).list_artifacts(identity)] == ["asrcl_results.json"]
     averages = client(home).get_metric_history(identity, "average")
     assert [m.step for m in averages] == [1, 2, 3] and runs["ihr/0"].data.metrics["AVG"] == averages[-1].value
+
+
+def test_reports_find_the_runs_and_not_what_dashboards_keep_of_them(done):
+    home, result = done
+    assert [run.name for run in scan_results([home]).require()] == [result.name]
 
 
 def test_wandb_files_hold_the_curves(done):
@@ -248,7 +254,7 @@ def test_files_of_a_database_that_is_a_file_lie_beside_the_experiment(tmp_path, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
     run(tmp_path / "home", "mlflow", method="ft")
-    assert not (tmp_path / "mlruns").exists() and list((tmp_path / "home" / "mlflow" / "artifacts").rglob("results.json"))
+    assert not (tmp_path / "mlruns").exists() and list((tmp_path / "home" / "mlflow" / "artifacts").rglob("asrcl_results.json"))
 
 
 def test_a_dashboard_that_fails_is_left_out_with_a_warning(tmp_path, monkeypatch, caplog):
