@@ -190,3 +190,27 @@ def test_generators_do_not_depend_on_global_seeds(tmp_path):
     torch.manual_seed(2)
     make(tmp_path / "b", sizes={"test": 2}, channel="noise")
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_corpora_of_one_domain_and_accent_share_no_id(tmp_path):
+    """Whatever tells them apart: topic, none at all, channel, accent, seed."""
+    sizes = {"test": 2}
+    different = [
+        {}, {"topic": "calls"}, {"topics": False}, {"channel": "telephone"}, {"accent": "US", "topic": "music"}, {"seed": 2},
+    ]  # fmt: skip
+    ids = [row["id"] for changes in different for row in make(tmp_path, sizes=sizes, **changes)]
+    assert len(ids) == len(set(ids)) == 2 * len(different)
+    assert make(tmp_path, sizes={"test": 3})[0]["id"] == ids[0]
+
+
+def test_more_takes_bring_more_speakers(tmp_path):
+    rows = make(tmp_path, sizes={"test": 21}, takes=2)
+    assert len({row["speaker"] for row in rows}) == 20
+    assert rows[20]["speaker"] == rows[0]["speaker"]
+
+
+@pytest.mark.parametrize("topics", [True, False])
+def test_a_topic_that_does_not_exist_is_refused_with_those_that_do(topics, tmp_path):
+    with pytest.raises(InputError, match=r"'sports': no such topic; choose one of .*sport"):
+        make(tmp_path, topic="sports", topics=topics)
+    assert not list(tmp_path.iterdir())

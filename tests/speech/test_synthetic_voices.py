@@ -201,3 +201,18 @@ def test_grammar_refusals():
         sentences(random.Random(0), 1, "valid")
     with pytest.raises(InputError, match="topic"):
         vocabulary("gossip")
+
+
+def test_every_voice_may_make_several_speakers():
+    once, thrice = speakers("SCO", "test"), speakers("SCO", "test", takes=3)
+    assert thrice[: len(once)] == once and len(thrice) == 3 * len(once)
+    assert len({each.name for each in thrice}) == len(thrice)
+    assert {each.voice for each in thrice} == {each.voice for each in once}
+    for n in range(len(once)):
+        same = thrice[n :: len(once)]
+        assert len({(each.rate, each.pitch, each.pitch_range) for each in same}) == 3
+    assert speaker("SCO", "m8", 2).name == "sco-m8.2"
+    with pytest.raises(InputError, match="at least one speaker"):
+        speakers("SCO", "test", takes=0)
+    with pytest.raises(InputError, match="count from 1"):
+        speaker("SCO", "m8", 0)

@@ -10,7 +10,7 @@
 """
 
 from asrcl.speech.synthetic.channel import CHANNELS, apply_channel, noise, reverberation, telephone
-from asrcl.speech.synthetic.corpus import TOPIC_OF, synthesise
+from asrcl.speech.synthetic.corpus import TOPIC_OF, check_settings, synthesise
 from asrcl.speech.synthetic.espeak import ACCENTS, ESPEAK_RATE, Synthesizer
 from asrcl.speech.synthetic.grammar import TOPICS, sentence, sentences, split_of, vocabulary
 from asrcl.speech.synthetic.speakers import POOLS, VARIANTS, Speaker, speaker, speakers
@@ -26,6 +26,7 @@ __all__ = [
     "Speaker",
     "Synthesizer",
     "apply_channel",
+    "check_settings",
     "noise",
     "reverberation",
     "sentence",

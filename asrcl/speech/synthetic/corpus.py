@@ -47,7 +47,7 @@ TOPIC_OF: dict[str, str] = {
 """The topic of each accent's own sentences."""
 
 # Raise when the same settings would give other audio or texts.
-_RECIPE_VERSION = 2
+_RECIPE_VERSION = 3
 _LEVEL_DB, _LEVEL_SPREAD_DB, _PEAK = -26.0, 6.0, 0.95
 _TRIM_DB, _MARGIN_SECONDS = -40.0, 0.05
 
@@ -64,6 +64,13 @@ class _Settings:
     sizes: dict[str, int]
     seed: int
     rate: int
+    takes: int = 1
+
+    @property
+    def name(self) -> str:
+        """Begins the ids of utterances: the domain, and of accent, topic and channel what tells two corpora of it apart."""
+        parts = [self.domain, self.accent, self.topic or "all", self.channel or "", f"s{self.seed}"]
+        return "-".join(part for n, part in enumerate(parts) if part and (n == 0 or part != self.domain))
 
 
 def synthesise(
@@ -78,6 +85,7 @@ def synthesise(
     folder: Path,
     rate: int = 16000,
     topic_share: float = 0.5,
+    takes: int = 1,
 ) -> list[Row]:
     """Make a synthetic corpus, or read it where it has been made before.
 
@@ -94,6 +102,7 @@ def synthesise(
         folder: where corpora are kept.
         rate: samples per second of the audio files.
         topic_share: share of topic sentences; the rest are shared ones.
+        takes: number of speakers that every voice variant makes, each with a pitch and a pace of its own.
 
     Returns:
         One dict per utterance with the keys id, path (absolute), start and end (samples), kind ("audio"),
@@ -103,9 +112,10 @@ def synthesise(
         InputError: an argument names something that does not exist or is out of range, espeak-ng is not
             installed, or the folder cannot be written.
     """
-    own_topic = (topic or TOPIC_OF.get(accent)) if topics else None
-    settings = _Settings(domain, accent, own_topic, topic_share, channel, _ordered(sizes), seed, rate)
-    _check(settings)
+    settings = check_settings(
+        domain, accent=accent, topic=topic, channel=channel, sizes=sizes, seed=seed, topics=topics, rate=rate,
+        topic_share=topic_share, takes=takes,
+    )  # fmt: skip
     key = _key(settings)
     home = Path(folder).absolute() / f"{domain}-{hash_json(key)}"
     manifest = home / "manifest.jsonl"
@@ -115,6 +125,32 @@ def synthesise(
         write_json(home / "settings.json", key)
         write_text(manifest, "".join(json.dumps(row) + "\n" for row in rows))
     return _read(manifest)
+
+
+def check_settings(
+    domain: str,
+    *,
+    accent: str,
+    topic: str | None = None,
+    channel: str | None = None,
+    sizes: dict[str, int],
+    seed: int,
+    topics: bool = True,
+    rate: int = 16000,
+    topic_share: float = 0.5,
+    takes: int = 1,
+) -> _Settings:
+    """The arguments of `synthesise` brought into one form, without making anything.
+
+    Raises:
+        InputError: an argument names something that does not exist or is out of range.
+    """
+    if topic is not None:  # refused even where topics are off
+        grammar.sentence(random.Random(0), topic)
+    own_topic = (topic or TOPIC_OF.get(accent)) if topics else None
+    settings = _Settings(domain, accent, own_topic, topic_share, channel, _ordered(sizes), seed, rate, takes)
+    _check(settings)
+    return settings
 
 
 def _ordered(sizes: dict[str, int]) -> dict[str, int]:
@@ -134,6 +170,7 @@ def _check(settings: _Settings) -> None:
     if not settings.sizes:
         raise InputError("sizes: all are 0; ask for at least one utterance in train, dev or test")
     check_channel(settings.channel)
+    speakers(settings.accent, "test", settings.takes)
     # Refuses an unknown topic and a share outside [0, 1].
     grammar.sentence(random.Random(0), settings.topic, topic_share=settings.topic_share)
 
@@ -141,7 +178,7 @@ def _check(settings: _Settings) -> None:
 def _key(settings: _Settings) -> Row:
     """The settings with all that they refer to: sentences, speakers, and the version of the voices."""
     topics = [grammar.SHARED, *grammar.TOPICS.values()]
-    cast = [each for split in POOLS for each in speakers(settings.accent, split)]
+    cast = [each for split in POOLS for each in speakers(settings.accent, split, settings.takes)]
     return {
         **dataclasses.asdict(settings),
         "recipe": _RECIPE_VERSION,
@@ -182,7 +219,7 @@ def _make_split(settings: _Settings, split: str, home: Path) -> list[Row]:
         pieces.append(_to_int16(wave))
         rows.append(
             {
-                "id": f"{settings.domain}-{split}-{index:05d}",
+                "id": f"{settings.name}-{split}-{index:05d}",
                 "path": f"{split}-{speaker.name}.flac",
                 "start": start,
                 "end": start + len(wave),
@@ -211,7 +248,7 @@ def _utterances(settings: _Settings, split: str) -> Iterator[tuple[str, Speaker,
         settings.topic,
         topic_share=settings.topic_share,
     )
-    cast = speakers(settings.accent, split)
+    cast = speakers(settings.accent, split, settings.takes)
     resample = torchaudio.transforms.Resample(ESPEAK_RATE, settings.rate)
     with Synthesizer() as synthesizer:
         for index, text in enumerate(texts):

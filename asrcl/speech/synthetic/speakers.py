@@ -45,26 +45,35 @@ class Speaker:
     pitch_range: int  # 0 to 99
 
 
-def speaker(accent: str, variant: str) -> Speaker:
-    """The speaker of an accent with a voice variant; pitch and pace follow from the two names alone.
+def speaker(accent: str, variant: str, take: int = 1) -> Speaker:
+    """The speaker of an accent with a voice variant; pitch and pace follow from the two names and the take alone.
+
+    Args:
+        accent: key of `ACCENTS`.
+        variant: one of `VARIANTS`.
+        take: number of the speaker among those who share the variant, from 1; each has a pitch and a pace of its own.
 
     Raises:
-        InputError: no such accent.
+        InputError: no such accent, or a take below 1.
     """
     if accent not in ACCENTS:
         raise InputError(f"accent {accent!r}: no such accent; choose one of {', '.join(ACCENTS)}")
-    name = f"{accent}-{variant}".lower().replace(" ", "_")
+    if take < 1:
+        raise InputError(f"take {take}: count from 1")
+    name = f"{accent}-{variant}".lower().replace(" ", "_") + (f".{take}" if take > 1 else "")
     rate, pitch, pitch_range = hashlib.sha256(name.encode()).digest()[:3]
     voice = f"{ACCENTS[accent]}+{variant}"
     return Speaker(name, voice, 160 + rate % 31, 42 + pitch % 17, 40 + pitch_range % 21)
 
 
-def speakers(accent: str, split: str) -> list[Speaker]:
-    """All speakers of one accent and split.
+def speakers(accent: str, split: str, takes: int = 1) -> list[Speaker]:
+    """All speakers of one accent and split: every voice variant of the split, `takes` times with another pitch and pace.
 
     Raises:
-        InputError: no such accent or split.
+        InputError: no such accent or split, or no takes.
     """
     if split not in POOLS:
         raise InputError(f"split {split!r}: must be one of {', '.join(POOLS)}")
-    return [speaker(accent, variant) for variant in POOLS[split]]
+    if takes < 1:
+        raise InputError(f"takes {takes}: ask for at least one speaker of every voice")
+    return [speaker(accent, variant, take) for take in range(1, takes + 1) for variant in POOLS[split]]
