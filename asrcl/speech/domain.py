@@ -91,19 +91,30 @@ class SpeechDomain:
         tokenizer: the scenario's one tokeniser.
         max_frames: padded frames per batch at most.
         max_items: utterances per batch at most.
+        splits: those that a run needs.
+        evaluation_frames, evaluation_items: the same limits outside of training, where no gradients are kept; None: as there.
 
     Raises:
         InputError: a split that a run needs is empty.
     """
 
     def __init__(
-        self, name: str, store: FeatureStore, tokenizer: Tokenizer, max_frames: int = 4000, max_items: int = 16
+        self,
+        name: str,
+        store: FeatureStore,
+        tokenizer: Tokenizer,
+        max_frames: int = 4000,
+        max_items: int = 16,
+        splits: Sequence[str] = ("train", "dev", "test"),
+        evaluation_frames: int | None = None,
+        evaluation_items: int | None = None,
     ) -> None:
         self.name = name
+        self.evaluation = evaluation_frames or max_frames, evaluation_items or max_items
         self.max_frames, self.max_items = max_frames, max_items
         self._store, self._tokenizer = store, tokenizer
         self._rows: dict[str, list[dict[str, Any]]] = {}
-        for split in ("train", "dev", "test"):
+        for split in splits:
             if not self.rows(split):
                 raise InputError(
                     f"{store.folder}: domain {name} has no {split} utterances; give it a {split} set or leave it out"
@@ -136,7 +147,8 @@ class SpeechDomain:
             raise InputError(f"domain {self.name}: no split {split}; choose train, dev or test")
         generator = random.Random(seed)
         lengths = [row["frames"] for row in rows]
-        groups = bucket(lengths, self.max_frames, self.max_items, generator if shuffle else None)
+        limits = (self.max_frames, self.max_items) if split == "train" else self.evaluation
+        groups = bucket(lengths, *limits, generator if shuffle else None)
         if shuffle:
             generator.shuffle(groups)
         for group in groups:

@@ -79,6 +79,11 @@ class ConvolutionalSubsampling(nn.Module):
         return [first, self._after(first)]
 
 
+def padded_beyond(lengths: Tensor, size: int) -> Tensor:
+    """`[B, size]`, True at positions that lie beyond each length."""
+    return torch.arange(size, device=lengths.device)[None] >= lengths[:, None]
+
+
 def _check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 1:
@@ -168,11 +173,10 @@ class ConformerASR(nn.Module):
     def encode(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encoder states `[B, S, D]` and their lengths `[B]` for features `[B, T, F]` of `lengths` frames."""
         features = features[:, : int(lengths.max())]  # the attention masks end with the longest utterance
-        beyond = torch.arange(features.shape[1], device=features.device)[None] >= lengths[:, None]
+        beyond = padded_beyond(lengths, features.shape[1])
         frames = self.frontend(features.masked_fill(beyond[..., None], 0.0))
         frame_lengths = self.frontend.lengths(lengths)
-        positions = torch.arange(frames.shape[1], device=frames.device)
-        self._padded = positions[None] >= frame_lengths[:, None]
+        self._padded = padded_beyond(frame_lengths, frames.shape[1])
         try:
             states = self.transformer.encode(frames, wav_len=frame_lengths / frames.shape[1])
         finally:
@@ -191,7 +195,7 @@ class ConformerASR(nn.Module):
             embedded + self.transformer.positional_encoding_decoder(embedded),
             states,
             tgt_mask=torch.ones(2 * prefix.shape[1:], dtype=torch.bool, device=prefix.device).triu(1),
-            memory_key_padding_mask=torch.arange(states.shape[1], device=states.device)[None] >= lengths[:, None],
+            memory_key_padding_mask=padded_beyond(lengths, states.shape[1]),
         )
         return self.attention_head(hidden)
 
