@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from asrcl.exceptions import InputError
-from asrcl.files import atomic_path, hash_file, hash_json, read_json, write_json, write_parts, write_text
+from asrcl.files import atomic_path, copy_file, hash_file, hash_json, read_json, write_json, write_parts, write_text
 
 
 def test_a_write_replaces_the_file_and_makes_its_folder(tmp_path):
@@ -126,3 +126,11 @@ def test_parts_are_written_one_by_one_and_all_or_nothing(tmp_path):
     with pytest.raises(ValueError):
         write_parts(path, failing())
     assert path.read_text(encoding="utf-8") == "é0\né1\né2\n" and [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_a_copy_replaces_the_file_and_makes_its_folder(tmp_path):
+    (tmp_path / "a").write_bytes(b"new")
+    (tmp_path / "b").write_bytes(b"old")
+    copy_file(tmp_path / "a", tmp_path / "b")
+    copy_file(tmp_path / "a", tmp_path / "deep" / "c")
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "deep" / "c").read_bytes() == b"new"

@@ -8,7 +8,6 @@ processes of one `torchrun` make it together.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -61,15 +60,3 @@ class Cache:
         if processes.agree(not final.is_dir()):
             _make_together(processes, final, key, make)
         return final
-
-
-def link(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`, by a hard link where the file system can."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.part")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)

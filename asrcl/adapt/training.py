@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from asrcl.adapt.distributed import Processes
+from asrcl.adapt.progress import duration
 from asrcl.adapt.protocols import Batch, Domain, StateDict, Task
 from asrcl.adapt.resume import load_progress, save_progress
 from asrcl.adapt.trackers import TrackedRun
@@ -274,14 +275,17 @@ class Trainer:
         if self.processes.rank:
             return
         epoch = self.progress.epoch
+        done = self.progress.history[-5:]
+        left = (self.config.epochs - epoch) * sum(entry["seconds"] for entry in done) / len(done)
         logger.info(
-            "%s epoch %d/%d: train loss %.3f, dev loss %.3f, %.1f s",
+            "%s epoch %d/%d: train loss %.3f, dev loss %.3f, %.1f s%s",
             self.domain.name,
             epoch,
             self.config.epochs,
             record["train_loss"],
             record["dev_loss"],
             record["seconds"],
+            f", {duration(left)} left" if left else "",
         )
         if run:
             run.log(record, epoch)

@@ -10,7 +10,6 @@ from adapt_cases import QUICK, CountingTask, equal_states, with_domain
 from adapt_processes import make_alone
 
 from asrcl.adapt import Cache, CurvatureConfig, DomainLearner, fingerprint, load_state, run_method, save_state
-from asrcl.adapt.cache import link
 from asrcl.exceptions import InputError
 from asrcl.files import read_json
 from asrcl.methods import Method, build_method
@@ -200,17 +199,6 @@ def test_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(InputError, match="file/cache/kind: cannot write here"):
         Cache(tmp_path / "file" / "cache").entry("kind", {}, lambda folder: None)
-
-
-def test_link_replaces_what_is_there(tmp_path):
-    (tmp_path / "a").write_text("new")
-    (tmp_path / "b").write_text("old")
-    link(tmp_path / "a", tmp_path / "b")
-    link(tmp_path / "a", tmp_path / "deep" / "c")
-    assert (tmp_path / "b").read_text() == (tmp_path / "deep" / "c").read_text() == "new"
-
-
-# --- weights
 
 
 def test_fingerprint_sees_names_types_shapes_and_values():
