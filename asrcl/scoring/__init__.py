@@ -6,7 +6,7 @@ What an evaluation stores is here; `asrcl.scoring.significance` (scipy), `asrcl.
 
 from asrcl.scoring.errors import Errors, ItemErrors, count_errors
 from asrcl.scoring.metrics import METRICS, Metric
-from asrcl.scoring.results import RunResult, find_results
+from asrcl.scoring.results import ProbeCounts, RunResult, find_results
 from asrcl.scoring.transcripts import (
     read_transcripts,
     score_files,
@@ -21,6 +21,7 @@ __all__ = [
     "Errors",
     "ItemErrors",
     "Metric",
+    "ProbeCounts",
     "RunResult",
     "count_errors",
     "find_results",

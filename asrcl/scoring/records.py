@@ -74,13 +74,19 @@ class Sweep:
         method: its id.
         seeds: of the runs.
         knobs: names of the settings.
-        rows: per setting the knobs and `old`, `new`, `average`: dev error rates in percent.
+        rows: per setting the knobs and `old`, `new`, `average`: dev error rates in percent, best first.
+        protocol: after which adaptations they were measured: "first" or "sequence".
+        domains: those of the measurement, in order; empty where not kept.
+        space: the values that could be drawn for each knob; empty where not kept.
     """
 
     method: str
     seeds: list[int]
     knobs: list[str]
     rows: list[dict[str, Any]]
+    protocol: str = "first"
+    domains: list[str] = field(default_factory=list)
+    space: dict[str, list[Any]] = field(default_factory=dict)
 
 
 def training(run: RunResult, stage: int) -> dict[str, list[float]]:
@@ -171,7 +177,9 @@ def _sweep(content: Any, method: str, where: str) -> Sweep:
         raise InputError(f"{where}: needs `rows`, each with numbers `old` and `new`; run asrcl tune again")
     knobs = [name for name in rows[0] if name not in RATES]
     seeds = [seed for seed in content.get("seeds", []) if isinstance(seed, int)]
-    return Sweep(str(content.get("method", method)), seeds, knobs, rows)
+    protocol, domains = str(content.get("protocol", "first")), list(map(str, content.get("domains") or []))
+    space = {str(knob): list(values) for knob, values in (content.get("space") or {}).items()}
+    return Sweep(str(content.get("method", method)), seeds, knobs, rows, protocol, domains, space)
 
 
 def _is_setting(row: Any) -> bool:

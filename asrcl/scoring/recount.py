@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,17 @@ class _Tally:
     runs: int = 0
     missing: int = 0
     unchecked_runs: int = 0
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One evaluation: its file of items, and its counts."""
+
+    file: str | None
+    errors: int | None
+    length: int
+    character_errors: int | None
+    character_length: int
 
 
 def recount(folder: Path) -> str:
@@ -44,31 +56,44 @@ def recount(folder: Path) -> str:
 
 def _recount_run(run: RunResult, tally: _Tally) -> None:
     decodes = 0
-    for stage, row in enumerate(run.errors):
-        for domain, measured in enumerate(row):
-            home = _decode_folder(run, stage, domain)
-            if home is not None:
-                _check(run, stage, domain, home)
-                decodes += 1
-            elif measured is not None:
-                tally.missing += 1
+    for measured in _measured(run):
+        home = _decode_folder(run, measured.file)
+        if home is not None:
+            _check(measured, home)
+            decodes += 1
+        elif measured.errors is not None:
+            tally.missing += 1
     tally.decodes += decodes
     tally.runs += decodes > 0
     tally.unchecked_runs += decodes == 0
 
 
-def _decode_folder(run: RunResult, stage: int, domain: int) -> Path | None:
+def _measured(run: RunResult) -> Iterator[_Measured]:
+    """What a run says of every stage and domain, and of every stage and probe."""
+    for stage, row in enumerate(run.errors):
+        for domain, errors in enumerate(row):
+            file = run.item_files[stage][domain] if run.item_files else None
+            characters = run.character_errors[stage][domain] if run.character_errors else None
+            length = run.character_lengths[domain] if run.character_errors else 0
+            yield _Measured(file, errors, run.lengths[domain], characters, length)
+    for probe in run.probes:
+        for stage, errors in enumerate(probe.errors):
+            file = probe.item_files[stage] if probe.item_files else None
+            characters = probe.character_errors[stage] if probe.character_errors else None
+            yield _Measured(file, errors, probe.length, characters, probe.character_length)
+
+
+def _decode_folder(run: RunResult, file: str | None) -> Path | None:
     """Where the transcripts of an evaluation lie; None if none were kept, as of tasks without words."""
-    name = run.item_files[stage][domain] if run.item_files else None
-    return None if name is None or run.folder is None or run.unit != "word" else (run.folder / name).parent
+    return None if file is None or run.folder is None or run.unit != "word" else (run.folder / file).parent
 
 
-def _check(run: RunResult, stage: int, domain: int, home: Path) -> None:
+def _check(measured: _Measured, home: Path) -> None:
     found = score_files(home / "ref.trn", home / "hyp.trn")
-    pairs = {"errors": (found.total, run.errors[stage][domain]), "reference words": (found.length, run.lengths[domain])}
-    if run.character_errors and run.character_errors[stage][domain] is not None:
-        pairs["character errors"] = found.character_errors, run.character_errors[stage][domain]
-        pairs["reference characters"] = found.character_length, run.character_lengths[domain]
+    pairs = {"errors": (found.total, measured.errors), "reference words": (found.length, measured.length)}
+    if measured.character_errors is not None:
+        pairs["character errors"] = found.character_errors, measured.character_errors
+        pairs["reference characters"] = found.character_length, measured.character_length
     for what, (here, stored) in pairs.items():
         if here != stored:
             raise InputError(f"{home}: {what}: {here} here, {stored} in results.json; run the decode stage again")

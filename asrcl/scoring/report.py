@@ -33,6 +33,9 @@ from asrcl.scoring.tables import (
     metrics_csv,
     metrics_table,
     orders_table,
+    probe_caption,
+    probe_sizes,
+    probe_tables,
     significance_table,
 )
 
@@ -166,6 +169,7 @@ def _scenario_section(summary: ScenarioSummary, heatmap: str, stages: str) -> st
         _caption(summary),
         markdown(main_table(summary)),
         _tests(summary),
+        _probes(summary),
         f"![{summary.rate_name} on each domain after each stage]({heatmap})\n",
         f"![mean {summary.rate_name} over the domains seen so far]({stages})\n",
         *(f"### {step.name}\n\n{step.caption}\n\n{markdown(step.table)}" for step in step_tables(summary)),
@@ -181,12 +185,17 @@ def _caption(summary: ScenarioSummary) -> str:
     reference = summary.reference
     return (
         f"Domains in order: {' → '.join(summary.domains)}. Test sets, in {summary.unit}s: "
-        f"{', '.join(f'{domain} {length}' for domain, length in sizes)}.\n\n"
+        f"{', '.join(f'{domain} {length}' for domain, length in [*sizes, *probe_sizes(summary)])}.\n\n"
         f"{summary.rate_name} in % on each domain after the last stage, mean over seeds (AVG with the "
         "standard deviation over seeds). CI95 of AVG resamples speakers, jointly over domains and seeds. "
         "Bold: best of its column, without the first model, separate models and joint training. "
         f"p ({reference}): Wilcoxon test against it, Holm-corrected; + where {reference} is better.\n"
     )
+
+
+def _probes(summary: ScenarioSummary) -> str:
+    tables = probe_tables(summary)
+    return "\n".join([f"{probe_caption(summary)}\n", *map(markdown, tables)]) if tables else ""
 
 
 def _tests(summary: ScenarioSummary) -> str:

@@ -7,7 +7,7 @@ itself, so that the folder of a run can be moved as a whole.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +29,27 @@ class OtherVersionError(InputError):
 
 
 @dataclass
+class ProbeCounts:
+    """The counts on a test set that no stage trains on; lists have one entry per stage, None where not measured.
+
+    Attributes:
+        name: of the probe.
+        errors: errors on its test set.
+        length: reference units of it.
+        character_errors: likewise in characters; None where not counted.
+        character_length: likewise in characters.
+        item_files: path of each evaluation's saved `Errors`, relative to results.json.
+    """
+
+    name: str
+    errors: list[int | None]
+    length: int
+    character_errors: list[int | None] = field(default_factory=list)
+    character_length: int = 0
+    item_files: list[str | None] = field(default_factory=list)
+
+
+@dataclass
 class RunResult:
     """The outcome of one run: a method, a seed, the domains in their order, and the counts after every stage.
 
@@ -46,6 +67,7 @@ class RunResult:
         character_errors: likewise in characters; empty where not counted.
         character_lengths: likewise in characters.
         item_files: path of each evaluation's saved `Errors`, relative to results.json; empty if not kept.
+        probes: counts on test sets that no stage trains on; they enter no metric.
         validation: what was tuned on dev data, free-form; `sweep` is shown in reports.
         config: the resolved configuration.
         command: what to type to make this run again.
@@ -65,6 +87,7 @@ class RunResult:
     character_errors: Counts = field(default_factory=list)
     character_lengths: list[int] = field(default_factory=list)
     item_files: list[list[str | None]] = field(default_factory=list)
+    probes: list[ProbeCounts] = field(default_factory=list)
     validation: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     command: str = ""
@@ -86,6 +109,17 @@ class RunResult:
         """R in characters, [T, T]; all nan where characters were not counted."""
         size = len(self.domains)
         return _rates(self.character_errors or _nothing(size), self.character_lengths or [0] * size, size)
+
+    def probe_rates(self) -> Matrix:
+        """Error rates of the probes in percent, [T, probes]; of the initial model, every stage has those of the first."""
+        rates = np.full((len(self.domains), len(self.probes)), np.nan)
+        for j, probe in enumerate(self.probes):
+            for i, count in enumerate(probe.errors):
+                if count is not None:
+                    rates[i, j] = percent(count, probe.length)
+                elif self.method == "initial" and i:
+                    rates[i, j] = rates[i - 1, j]
+        return rates
 
     def completed(self, rates: Matrix | None = None) -> Matrix:
         """R (or `rates`, a matrix like it) with the entries that follow from what the method is, [T, T].
@@ -120,15 +154,30 @@ class RunResult:
         Raises:
             InputError: no items were kept, their file is missing, or it contradicts the counts of the run.
         """
-        path = self._item_path(stage, domain)
+        return self._load_items(self._item_path(stage, domain), self.errors[stage][domain], self.lengths[domain])
+
+    def _load_items(self, path: Path, total: int | None, length: int) -> Errors:
         errors = Errors.load(path)
-        expected = (self.errors[stage][domain], self.lengths[domain], self.unit)
+        expected = (total, length, self.unit)
         found = (errors.total, errors.length, errors.unit)
         if found != expected:
             raise InputError(
                 f"{path}: holds {_say(found)}, its run says {_say(expected)}; evaluate this run again"
             )
         return errors
+
+    def probe_items(self, probe: int) -> Errors | None:
+        """The stored counts per item of a probe (an index) after the last stage; None where they were not kept.
+
+        Raises:
+            InputError: their file is missing, or it contradicts the counts of the run.
+        """
+        counts = self.probes[probe]
+        measured = [i for i, file in enumerate(counts.item_files) if file is not None]
+        if not measured or (measured[-1] < len(self.domains) - 1 and self.method != "initial") or self.folder is None:
+            return None
+        stage = measured[-1]
+        return self._load_items(self.folder / str(counts.item_files[stage]), counts.errors[stage], counts.length)
 
     def has_items(self, stage: int, domain: int) -> bool:
         """Whether counts per item were kept for this evaluation."""
@@ -142,6 +191,7 @@ class RunResult:
         """
         self.validate(str(path))
         content = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "folder"}
+        content["probes"] = [asdict(probe) for probe in self.probes]
         write_json(path, {"format": FORMAT} | content)
         self.folder = Path(path).parent
 
@@ -165,7 +215,8 @@ class RunResult:
             raise InputError(
                 f"{path}: missing or unknown fields: {', '.join(wrong)}; run it again with this version"
             )
-        run = cls(**content, folder=Path(path).parent)
+        probes = [_probe(entry, str(path)) for entry in content.pop("probes", None) or []]
+        run = cls(**content, probes=probes, folder=Path(path).parent)
         run.validate(str(path))
         return run
 
@@ -187,6 +238,8 @@ class RunResult:
             _check_row(self.character_lengths, size, f"{where}: character_lengths")
         if self.item_files:
             _check_square(self.item_files, size, f"{where}: item_files", str)
+        for probe in self.probes:
+            _check_probe(probe, size, f"{where}: probe {probe.name}", self.domains)
 
     def _item_path(self, stage: int, domain: int) -> Path:
         where = f"{self.name}: stage {stage + 1}, domain {self.domains[domain]}"
@@ -233,6 +286,7 @@ def _check_plain(run: RunResult, where: str) -> None:
         dict: ("validation", "config", "environment", "references"),
         list: (
             "domains",
+            "probes",
             "errors",
             "lengths",
             "character_errors",
@@ -263,6 +317,25 @@ def _check_square(matrix: Any, size: int, where: str, kind: type) -> None:
                 raise InputError(
                     f"{where}[{i}][{j}] is {value!r}, expected {kind.__name__} or null; run it again"
                 )
+
+
+def _probe(entry: Any, where: str) -> ProbeCounts:
+    try:
+        return ProbeCounts(**entry)
+    except TypeError as error:
+        raise InputError(f"{where}: probes: not what a run writes ({error}); run it again with this version") from error
+
+
+def _check_probe(probe: ProbeCounts, size: int, where: str, domains: list[str]) -> None:
+    if not isinstance(probe.name, str) or probe.name in domains:
+        raise InputError(f"{where}: needs a name of its own; run it again")
+    _check_row([probe.length, probe.character_length], 2, where)
+    for name, kind in (("errors", int), ("character_errors", int), ("item_files", str)):
+        row = getattr(probe, name)
+        if (row or name == "errors") and (not isinstance(row, list) or len(row) != size):
+            raise InputError(f"{where}: {name} must be {size} entries, one per stage; run it again")
+        if wrong := [value for value in row if value is not None and not _is_valid(value, kind)]:
+            raise InputError(f"{where}: {name} holds {wrong[0]!r}, expected {kind.__name__} or null; run it again")
 
 
 def _check_row(row: Any, size: int, where: str) -> None:

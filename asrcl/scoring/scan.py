@@ -115,7 +115,8 @@ def scan_results(folders: Iterable[str | os.PathLike[str]]) -> Scan:
 
 def _missing_items(run: RunResult) -> str:
     """What to say of files that a run names and that are not there; empty if all are."""
-    names = [name for row in run.item_files for name in row if name is not None]
+    rows = [*run.item_files, *(probe.item_files for probe in run.probes)]
+    names = [name for row in rows for name in row if name is not None]
     lost = [name for name in names if not ((run.folder or Path()) / name).is_file()]
     if not lost:
         return ""

@@ -57,6 +57,8 @@ class MethodSummary:
         comparison: the reference method against this one; None for itself or without a common seed.
         p_holm: the comparison's p value after Holm's correction; nan without one.
         difference: AVG of the reference method minus AVG of this one, resampling speakers; None where `comparison` is.
+        probes: error rates on the scenario's probes of every seed and stage, [S, T, probes]; nan where not measured.
+        probe_intervals: of each probe after the last stage, resampling speakers; None without counts per item.
     """
 
     method: str
@@ -68,6 +70,8 @@ class MethodSummary:
     comparison: Comparison | None = None
     p_holm: float = float("nan")
     difference: PairedInterval | None = None
+    probes: Matrix = field(default_factory=lambda: np.zeros((1, 1, 0)))
+    probe_intervals: tuple[Interval | None, ...] = ()
 
     @property
     def matrix(self) -> Matrix:
@@ -101,6 +105,7 @@ class ScenarioSummary:
         runs: what they were made from.
         reference: the method that the others are tested against.
         items: (method, seed) to the counts per item of every domain after the last stage; None where not kept.
+        probes: names of the test sets that no stage trains on.
     """
 
     scenario: str
@@ -110,6 +115,7 @@ class ScenarioSummary:
     runs: list[RunResult] = field(repr=False)
     reference: str = "ihr"
     items: Items = field(repr=False, default_factory=dict)
+    probes: list[str] = field(default_factory=list)
 
     def runs_of(self, method: str) -> list[RunResult]:
         """The runs of a method, by seed."""
@@ -166,16 +172,17 @@ def final_items(run: RunResult) -> list[Errors] | None:
 def _summarise_scenario(runs: list[RunResult], reference: str, labels: Mapping[str, str]) -> ScenarioSummary:
     items = {(run.method, run.seed): final_items(run) for run in runs}
     found = {run.method for run in runs}
+    probes = list(dict.fromkeys(probe.name for run in runs for probe in run.probes))
     methods = []
     for method in sorted(found, key=lambda key: _rank(key, reference)):
         members = sorted((run for run in runs if run.method == method), key=lambda run: run.seed)
-        summary = _summarise_method(members, runs, labels.get(method, method))
+        summary = _summarise_method(members, runs, labels.get(method, method), probes)
         seeds = [items[method, seed] for seed in summary.seeds]
         interval = average_interval([part for part in seeds if part is not None]) if all(seeds) else None
         pairs = [] if method == reference else _pairs(items, reference, method)
         test, difference = _compare(pairs, runs[0].domains) if pairs else (None, None)
         methods.append(replace(summary, interval=interval, comparison=test, difference=difference))
-    return ScenarioSummary(runs[0].scenario, runs[0].domains, runs[0].unit, methods, runs, reference, items)
+    return ScenarioSummary(runs[0].scenario, runs[0].domains, runs[0].unit, methods, runs, reference, items, probes)
 
 
 def _rank(method: str, reference: str) -> tuple[int, str]:
@@ -184,13 +191,36 @@ def _rank(method: str, reference: str) -> tuple[int, str]:
     return order.get(method, 3), method
 
 
-def _summarise_method(members: list[RunResult], runs: list[RunResult], label: str) -> MethodSummary:
+def _summarise_method(
+    members: list[RunResult], runs: list[RunResult], label: str, probes: Sequence[str]
+) -> MethodSummary:
     per_seed = [
         _values(run, {other.method: other for other in runs if other.seed == run.seed}) for run in members
     ]
     values = {key: np.array([value[key] for value in per_seed]) for key in per_seed[0]}
     matrices = np.stack([run.completed() for run in members])
-    return MethodSummary(members[0].method, label, [run.seed for run in members], matrices, values)
+    return MethodSummary(
+        members[0].method,
+        label,
+        [run.seed for run in members],
+        matrices,
+        values,
+        probes=np.stack([_probe_columns(run, probes) for run in members]),
+        probe_intervals=tuple(_probe_interval(members, name) for name in probes),
+    )
+
+
+def _probe_columns(run: RunResult, names: Sequence[str]) -> Matrix:
+    """Error rates on the named probes, [T, names]; nan where the run lacks one."""
+    known = {probe.name: column for probe, column in zip(run.probes, run.probe_rates().T, strict=True)}
+    columns = [known.get(name, np.full(len(run.domains), np.nan)) for name in names]
+    return np.stack(columns, axis=1) if columns else np.zeros((len(run.domains), 0))
+
+
+def _probe_interval(runs: Sequence[RunResult], name: str) -> Interval | None:
+    found = [[run.probe_items(n) for n, probe in enumerate(run.probes) if probe.name == name] for run in runs]
+    seeds = [items for items in found if items and items[0] is not None]
+    return average_interval(seeds) if len(seeds) == len(runs) else None  # type: ignore[arg-type]
 
 
 def _values(run: RunResult, peers: Mapping[str, RunResult]) -> dict[str, float]:
@@ -264,6 +294,15 @@ def _require_same_tests(runs: list[RunResult]) -> None:
             if getattr(run, name) != getattr(first, name):
                 raise InputError(
                     f"{run.folder}: {name} of {run.name} differ from those of {first.name}; "
+                    "only runs on the same test sets belong in one report"
+                )
+    lengths: dict[str, tuple[int, RunResult]] = {}
+    for run in runs:
+        for probe in run.probes:
+            length, other = lengths.setdefault(probe.name, (probe.length, run))
+            if length != probe.length:
+                raise InputError(
+                    f"{run.folder}: probe {probe.name} of {run.name} differs from that of {other.name}; "
                     "only runs on the same test sets belong in one report"
                 )
 

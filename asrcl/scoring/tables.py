@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+import numpy as np
+
 from asrcl.scoring.metrics import METRICS
 from asrcl.scoring.orders import OrderSummary
 from asrcl.scoring.significance import Comparison
-from asrcl.scoring.summary import REFERENCES, MethodSummary, ScenarioSummary
+from asrcl.scoring.summary import REFERENCES, MethodSummary, ScenarioSummary, mean_known
 from asrcl.scoring.table import NONE, Cell, Table, comma_separated, plain
 
 SHOWN: Final = ("avg", "word_weighted_avg", "bwt", "fwt", "cov", "forgetting", "intransigence")
@@ -37,7 +39,7 @@ def main_table(summary: ScenarioSummary) -> Table:
     """Methods by domains and metrics, after the last stage; the best of each column marked, references apart."""
     reference, images = summary.reference, summary.unit == "image"
     characters = summary.unit == "word" and any(not math.isnan(method.mean("cer_avg")) for method in summary.methods)
-    header = ["Method", "seeds", *summary.domains, METRICS["avg"].symbol, "CI95"]
+    header = ["Method", "seeds", *summary.domains, METRICS["avg"].symbol, "CI95", *summary.probes]
     header += [METRICS[key].symbol for key in SHOWN[1:]]
     header += (["ACC"] if images else []) + (["CER"] if characters else []) + [f"p ({reference})"]
     rows = [_main_row(method, reference, characters, images) for method in summary.methods]
@@ -63,6 +65,35 @@ def matrix_table(summary: ScenarioSummary, method: MethodSummary) -> Table:
         for stage, (name, values) in enumerate(zip(summary.domains, method.matrix, strict=True))
     ]
     return Table([method.label, *summary.domains], rows)
+
+
+def probe_sizes(summary: ScenarioSummary) -> list[tuple[str, int]]:
+    """Name and reference length of every probe."""
+    found = {probe.name: probe.length for run in summary.runs for probe in run.probes}
+    return [(f"{name} (never trained on)", length) for name, length in found.items()]
+
+
+def probe_caption(summary: ScenarioSummary) -> str:
+    """What the tables of probes show."""
+    return (
+        f"{summary.rate_name} in % on what no stage trains on, after every stage, mean over seeds; CI95 after the last stage "
+        "resamples speakers. Not part of AVG or any other metric."
+    )
+
+
+def probe_tables(summary: ScenarioSummary) -> list[Table]:
+    """Per probe the error rate after every stage, with the interval over speakers after the last; mean over seeds."""
+    tables = []
+    for n, probe in enumerate(summary.probes):
+        header = [probe, *(f"{stage} {domain}" for stage, domain in enumerate(summary.domains, 1)), "CI95"]
+        measured = [method for method in summary.methods if not np.isnan(method.probes[:, :, n]).all()]
+        rows = []
+        for method in measured:
+            rates, interval = mean_known(list(method.probes))[:, n].tolist(), method.probe_intervals[n]
+            limits = NONE if interval is None or math.isnan(interval.low) else f"{interval.low:.2f}–{interval.high:.2f}"
+            rows.append([Cell(method.label), *(Cell(number(rate), rate) for rate in rates), Cell(limits)])
+        tables.append(Table(header, rows, [method.method for method in measured]))
+    return tables
 
 
 def metrics_table(keys: Sequence[str], *, accuracies: bool = False) -> Table:
@@ -131,7 +162,7 @@ def verdict(method: MethodSummary) -> str:
 def main_csv(summary: ScenarioSummary) -> str:
     """The main table with all digits: means, deviations, interval, p values."""
     keys = [*SHOWN, "accuracy", "cer_avg"]
-    header = ["scenario", "method", "label", "seeds", *summary.domains]
+    header = ["scenario", "method", "label", "seeds", *summary.domains, *summary.probes]
     header += [name for key in keys for name in (key, f"{key}_sd")] + ["avg_ci_low", "avg_ci_high", "p", "p_holm"]
     return comma_separated(header, (_csv_row(summary, method, keys) for method in summary.methods))
 
@@ -154,6 +185,7 @@ def _csv_row(summary: ScenarioSummary, method: MethodSummary, keys: Sequence[str
     interval, test = method.interval, method.comparison
     return [
         *(summary.scenario, method.method, method.label, len(method.seeds), *method.final.tolist()),
+        *mean_known(list(method.probes))[-1].tolist(),
         *(value for key in keys for value in (method.mean(key), method.deviation(key))),
         *((interval.low, interval.high) if interval else (None, None)),
         *(test.p_value if test else None, method.p_holm),
@@ -168,6 +200,7 @@ def _main_row(method: MethodSummary, reference: str, characters: bool, images: b
     row += [Cell(number(value), value) for value in method.final.tolist()]
     row.append(Cell(number(average) + spread, average))
     row.append(Cell(f"{interval.low:.2f}–{interval.high:.2f}" if known and interval else NONE))
+    row += [Cell(number(value), value) for value in mean_known(list(method.probes))[-1].tolist()]
     row += [Cell(number(method.mean(key), key), method.mean(key)) for key in SHOWN[1:]]
     extra = (["accuracy"] if images else []) + (["cer_avg"] if characters else [])
     row += [Cell(number(method.mean(key)), method.mean(key)) for key in extra]

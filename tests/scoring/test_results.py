@@ -1,11 +1,16 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from asrcl.exceptions import InputError
-from asrcl.scoring import Errors, RunResult, find_results
+from asrcl.scoring import Errors, ItemErrors, ProbeCounts, RunResult, find_results
+from asrcl.scoring.report import write_report
+from asrcl.scoring.scan import scan_results
+from asrcl.scoring.summary import summarise
+from asrcl.scoring.tables import main_csv, main_table, probe_tables
 
 
 def run_of(method: str, errors: list, **fields) -> RunResult:
@@ -128,3 +133,80 @@ def test_save_refuses_what_load_would_refuse(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="errors must be 1 rows"):
         RunResult("toy", "ft", 0, "word", ["a"], [[1, 2]], [3]).save(tmp_path / "results.json")
     assert not (tmp_path / "results.json").exists()
+
+
+# --- probes
+
+
+def with_probe(folder, fake_run, method="ft", seed=0, errors=(6, 9, 12, 15, 18), name="street"):
+    """A made-up run that was also scored on a probe of 300 words in six speakers; its last stage kept the items."""
+    run = fake_run(folder, method, seed)
+    last = [n for n, count in enumerate(errors) if count is not None][-1]
+    items = [ItemErrors(f"p{n}", f"s{n}", errors[last] // 6, 0, 0, 50) for n in range(6)]
+    Errors(items).save(run.folder / "street.jsonl")
+    files = ["street.jsonl" if n == last else None for n in range(5)]
+    run.probes = [ProbeCounts(name, list(errors), 300, [None] * 5, 0, files)]
+    run.save(run.folder / "results.json")
+    return RunResult.load(run.folder / "results.json")
+
+
+def test_probes_survive_a_round_trip(tmp_path: Path, fake_run) -> None:
+    run = with_probe(tmp_path, fake_run)
+    assert run.probes[0] == ProbeCounts("street", [6, 9, 12, 15, 18], 300, [None] * 5, 0, [None] * 4 + ["street.jsonl"])
+    assert run.probe_rates()[:, 0].tolist() == [2.0, 3.0, 4.0, 5.0, 6.0]
+    assert run.probe_items(0).total == 18
+    first = with_probe(tmp_path, fake_run, "initial", errors=(6, None, None, None, None))
+    assert first.probe_rates()[:, 0].tolist() == [2.0] * 5 and first.probe_items(0).total == 6
+    part = with_probe(tmp_path, fake_run, "ihr", errors=(6, None, None, None, None))
+    assert np.isnan(part.probe_rates()[1:, 0]).all() and part.probe_items(0) is None
+
+
+def test_probes_enter_the_tables_and_no_metric(tmp_path: Path, fake_run) -> None:
+    plain = summarise([fake_run(tmp_path / "a", "ft", 0), fake_run(tmp_path / "a", "ihr", 0)])[0]
+    runs = [with_probe(tmp_path / "b", fake_run, method) for method in ("ft", "ihr")]
+    probed = summarise([runs[0], replace(runs[1], probes=[])])[0]
+    assert probed.probes == ["street"]
+    for before, after in zip(plain.methods, probed.methods, strict=True):
+        assert {key: value.tolist() for key, value in before.values.items()} == {k: v.tolist() for k, v in after.values.items()}
+    table = main_table(probed)
+    column = table.header.index("street")
+    assert table.header[column - 1] == "CI95" and [row[column].text for row in table.rows] == ["6.00", "–"]
+    (probe,) = probe_tables(probed)
+    assert [cell.text for cell in probe.rows[0]] == ["Fine-tuning (FT)", "2.00", "3.00", "4.00", "5.00", "6.00", "6.00–6.00"]
+    assert probe.keys == ["ft"]
+    assert "street" in main_csv(probed).splitlines()[0] and probe_tables(plain) == []
+    text = write_report([*runs], tmp_path / "report").read_text(encoding="utf-8")
+    assert "street (never trained on) 300" in text and "on what no stage trains on" in text
+
+
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        ({"errors": [1, 2]}, "errors must be 5 entries"),
+        ({"errors": [1, 2, 3, 4, -1]}, "errors holds -1"),
+        ({"name": "us"}, "needs a name of its own"),
+        ({"item_files": [1] * 5}, "item_files holds 1"),
+        ({"length": "many"}, "must be 2 counts"),
+        ({"colour": "red"}, "probes: not what a run writes"),
+    ],
+)
+def test_damaged_probes_are_refused(tmp_path: Path, fake_run, change, word) -> None:
+    path = with_probe(tmp_path, fake_run).folder / "results.json"
+    content = json.loads(path.read_text())
+    content["probes"][0] |= change
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=word):
+        RunResult.load(path)
+
+
+def test_probes_of_different_length_do_not_share_a_report(tmp_path: Path, fake_run) -> None:
+    first, second = with_probe(tmp_path, fake_run), with_probe(tmp_path, fake_run, "ihr")
+    second.probes[0].length = 200
+    with pytest.raises(InputError, match="probe street of accents/ihr/0 differs"):
+        summarise([first, second])
+
+
+def test_a_lost_file_of_a_probe_makes_a_run_incomplete(tmp_path: Path, fake_run) -> None:
+    run = with_probe(tmp_path, fake_run)
+    (run.folder / "street.jsonl").unlink()
+    assert any("street.jsonl: missing" in line for line in scan_results([tmp_path]).lines())

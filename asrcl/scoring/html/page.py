@@ -25,7 +25,18 @@ from asrcl.scoring.rows import run_seconds
 from asrcl.scoring.step_tables import step_tables
 from asrcl.scoring.summary import ScenarioSummary
 from asrcl.scoring.table import Cell, Table, plain
-from asrcl.scoring.tables import SHOWN, definitions, main_table, metrics_table, number, orders_table, significance_table
+from asrcl.scoring.tables import (
+    SHOWN,
+    definitions,
+    main_table,
+    metrics_table,
+    number,
+    orders_table,
+    probe_caption,
+    probe_sizes,
+    probe_tables,
+    significance_table,
+)
 
 LONG_NAME: Final = 8
 _REFERENCE_NOTE = "Bold: best of its column, without the first model, separate models and joint training."
@@ -158,11 +169,13 @@ def _scenario(view: Scenario, index: int, budget: int) -> dict[str, Any]:
         "long_names": max(map(len, summary.domains)) > LONG_NAME,
         "rate": summary.rate_name,
         "reference": view.labels.get(summary.reference, summary.reference),
-        "caption": caption + ", ".join(f"{domain} {length}" for domain, length in sizes) + ".",
+        "caption": caption + ", ".join(f"{domain} {length}" for domain, length in [*sizes, *probe_sizes(summary)]) + ".",
         "main": main_table(summary),
         "main_note": note,
         "definitions": definitions(),
         "tests": significance_table(summary),
+        "probes": probe_tables(summary),
+        "probe_note": probe_caption(summary),
         "stages": _drawn(view.stages()),
         "pareto": [_drawn(plane) for plane in view.pareto()],
         "heat": view.heat_maps(),

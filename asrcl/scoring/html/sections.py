@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from asrcl.scoring import records
+from asrcl.scoring.errors import counted
 from asrcl.scoring.html import charts
 from asrcl.scoring.html.charts import Line, Point
 from asrcl.scoring.html.svg import Look, looks
@@ -76,9 +77,14 @@ class Scenario:
         return {"maps": maps, "low": number(low), "high": number(high), "steps": steps}
 
     def sweep_views(self) -> list[dict[str, Any]]:
-        """Knobs tried on dev data: the plane of old and new rates of all methods together, then per method with the numbers."""
-        together = [self._together()] if len(self.sweeps) > 1 else []
-        return [*together, *(self._sweep_view(sweep) for sweep in self.sweeps)]
+        """Settings tried on dev data: per protocol all methods on one plane, then each method by itself."""
+        views = []
+        for protocol in dict.fromkeys(sweep.protocol for sweep in self.sweeps):
+            members = [sweep for sweep in self.sweeps if sweep.protocol == protocol]
+            after = _after(members[0])
+            views += [self._together(members, after)] if len(members) > 1 else []
+            views += [self._sweep_view(sweep, after) for sweep in members]
+        return views
 
     def training(self) -> list[dict[str, Any]]:
         """Loss per epoch, a chart per stage: dev loss strong, training loss thin; means over seeds."""
@@ -127,34 +133,49 @@ class Scenario:
         table = Table(["Method", "old (%)", "new (%)"], rows, [point.method for point in points])
         return {"name": name, "chart": chart, "table": table}
 
-    def _together(self) -> dict[str, Any]:
-        points = [point for sweep in self.sweeps for point in self._settings(sweep, self.labels.get(sweep.method, sweep.method))]
-        seeds = "" if len({tuple(sweep.seeds) for sweep in self.sweeps}) == 1 else " The methods were tried with different seeds."
-        return {"name": "All methods", "method": "", "chart": self._dev_plane(points), "table": None, "note": seeds}
+    def _together(self, sweeps: Sequence[records.Sweep], after: str) -> dict[str, Any]:
+        points = [point for sweep in sweeps for point in self._settings(sweep, self.labels.get(sweep.method, sweep.method))]
+        same = len({tuple(sweep.seeds) for sweep in sweeps}) == 1
+        note = "" if same else " The methods were tried with different seeds."
+        best = [
+            [Cell(self.labels.get(s.method, s.method)), Cell(str(len(s.rows)), len(s.rows)), Cell(_words(s.rows[0], s.knobs))]
+            + [Cell(number(value), value) for value in (s.rows[0]["old"], s.rows[0]["new"], _average(s.rows[0]))]
+            for s in sweeps
+        ]
+        header = ["Method", "settings", "chosen", "old (%)", "new (%)", "mean (%)"]
+        table = Table(header, best, [sweep.method for sweep in sweeps])
+        return {
+            "name": f"All methods, {after}", "method": "", "chart": self._dev_plane(points), "table": table, "after": after,
+            "note": note, "behind": "What was chosen",
+        }  # fmt: skip
 
     def _settings(self, sweep: records.Sweep, label: str = "") -> list[Point]:
         """One point per setting, its knobs for the pointer."""
         points = []
         for row in sweep.rows:
-            words = ", ".join(f"{knob} {row.get(knob)}" for knob in sweep.knobs)
-            points.append(Point(sweep.method, f"{label} {words}".strip(), row["old"], row["new"]))
+            points.append(Point(sweep.method, f"{label} {_words(row, sweep.knobs)}".strip(), row["old"], row["new"]))
         return points
 
     def _dev_plane(self, points: Sequence[Point]) -> str:
         old, new = (f"dev {self.summary.rate_name} on the {age} domain (%)" for age in ("old", "new"))
         return charts.old_against_new(points, self.looks, old, new)
 
-    def _sweep_view(self, sweep: records.Sweep) -> dict[str, Any]:
+    def _sweep_view(self, sweep: records.Sweep, after: str) -> dict[str, Any]:
         header = [*sweep.knobs, "old (%)", "new (%)", "mean (%)"]
         rows = [
             [*(_setting(row.get(knob)) for knob in sweep.knobs)]
-            + [Cell(number(value), value) for value in (row["old"], row["new"], (row["old"] + row["new"]) / 2)]
+            + [Cell(number(value), value) for value in (row["old"], row["new"], _average(row))]
             for row in sweep.rows
         ]
         chart = self._dev_plane(self._settings(sweep))
         seeds = f", seeds {', '.join(map(str, sweep.seeds))}" if sweep.seeds else ""
-        name = f"{self.labels.get(sweep.method, sweep.method)}{seeds}"
-        return {"name": name, "method": sweep.method, "chart": chart, "table": Table(header, rows), "note": ""}
+        name = f"{self.labels.get(sweep.method, sweep.method)}, {after}{seeds}"
+        drawn = "; ".join(f"{knob}: {', '.join(map(str, values))}" for knob, values in sweep.space.items())
+        note = f" {counted(len(rows), 'setting')} of the space {drawn}." if drawn else ""
+        return {
+            "name": name, "method": sweep.method, "chart": chart, "table": Table(header, rows), "after": after,
+            "note": note, "behind": "All settings",
+        }  # fmt: skip
 
     def _losses(self, method: MethodSummary, stage: int) -> list[Line]:
         found = [records.training(run, stage) for run in self.summary.runs_of(method.method)]
@@ -243,6 +264,21 @@ def _block_row(block: records.Block) -> list[Cell]:
 
 def _some(shown: int, total: int, what: str) -> str:
     return f"The {shown} of {total} {what}" if shown < total else f"All {total} {what.split()[0]}"
+
+
+def _after(sweep: records.Sweep) -> str:
+    if sweep.protocol == "first":
+        return "first adaptation"
+    return f"all adaptations ({' → '.join(sweep.domains)})" if sweep.domains else "all adaptations"
+
+
+def _average(row: dict[str, Any]) -> float:
+    """The mean over domains; of two, it follows from old and new."""
+    return float(row.get("average", (row["old"] + row["new"]) / 2))
+
+
+def _words(row: dict[str, Any], knobs: Sequence[str]) -> str:
+    return ", ".join(f"{knob} {row.get(knob)}" for knob in knobs)
 
 
 def _setting(value: Any) -> Cell:

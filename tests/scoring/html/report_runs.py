@@ -38,7 +38,8 @@ def write_runs(
         for seed in range(1, seeds + 1):
             _write_run(folder / scenario / method / str(seed), scenario, method, seed, utterances, domains, records)
     if records:
-        rows = [{"tau": tau, "old": 6 + 3 * tau, "new": 30 / tau, "average": 0} for tau in (0.5, 1, 1.5, 2, 3)]
+        rates = [(tau, 6 + 3 * tau, 30 / tau) for tau in (0.5, 1, 1.5, 2, 3)]
+        rows = [{"tau": tau, "old": old, "new": new, "average": (old + new) / 2} for tau, old, new in rates]
         _dump(folder / scenario / "tuning" / "ihr.json", {"method": "ihr", "seeds": [1], "rows": rows})
     return folder / scenario
 

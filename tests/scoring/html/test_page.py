@@ -75,8 +75,9 @@ def test_the_numbers_are_those_of_the_summary(page: Path, summary: ScenarioSumma
 def test_every_section_is_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for words in (
-        "Significance", "After every stage", "Old against new", "Every domain after every stage", "Knobs tried on dev data",
-        "Training", "How far the weights move", "predicted loss increase", "Curvature", "eigenvalue", "What was recognised",
+        "Significance", "After every stage", "Old against new", "Every domain after every stage",
+        "Hyper-parameters tried on dev data", "Training",
+        "How far the weights move", "predicted loss increase", "Curvature", "eigenvalue", "What was recognised",
         "What the numbers mean", "Source commit abc1234", "asrcl decode --methods ihr --seeds 1",
         "Where configurations differ", "accents/ihr/1–2", "BWT = ",
     ):  # fmt: skip
@@ -111,7 +112,8 @@ def test_one_run_of_one_domain_without_anything(tmp_path: Path) -> None:
     text = write_html(summarise([run]), tmp_path / "r.html", notices=["1 results file not used"]).read_text(encoding="utf-8")
     Checker(text)
     assert "1 run, 1 scenario, 1 method, 1 seed." in text and "1 results file not used" in text and "93.00" in text
-    for absent in ("Old against new", "What was recognised", "Training<", "Curvature<", "Significance", "Knobs", "WER"):
+    sections = ("Old against new", "What was recognised", "Training<", "Curvature<", "Significance", "Hyper-parameters", "WER")
+    for absent in sections:
         assert absent not in text, absent
     assert "There is one run." not in text and "No configuration was recorded." in text
     assert "with accuracies A = 100 − R" in text
@@ -203,11 +205,42 @@ def render_page(exp: Path) -> str:
 def test_sweeps_of_several_methods_share_one_plane(tmp_path: Path) -> None:
     folder = write_runs(tmp_path, ("ft", "ihr"), seeds=1, utterances=4)
     one = render_page(folder)
-    assert "<h4>All methods</h4>" not in one
-    rows = [{"strength": s, "old": 9.0 - s, "new": 5.0 + s, "average": 0} for s in (1, 2)]
+    assert "<h4>All methods" not in one
+    rows = [{"strength": s, "old": 9.0 - s, "new": 5.0 + s, "average": 7.0} for s in (1, 2)]
     (folder / "tuning" / "fta.json").write_text(json.dumps({"method": "fta", "seeds": [1, 2], "rows": rows}))
     both = render_page(folder)
-    plane = both.split("<h4>All methods</h4>")[1].split("</figure>")[0]
-    assert plane.count("strength ") == 2 and plane.count("tau ") == 5 and "tried with different seeds" in plane
-    assert "<details>" not in plane
-    assert legend_after(both, "Knobs tried on dev data") == ["IHR", "fta"]
+    plane = both.split("<h4>All methods, first adaptation</h4>")[1].split("</figure>")[0]
+    drawn = plane.split("<details>")[0]
+    assert drawn.count("strength ") == 2 and drawn.count("tau ") == 5 and "tried with different seeds" in drawn
+    assert "<summary>What was chosen</summary>" in plane and "After the first adaptation." in plane
+    chosen = plane.split("<summary>What was chosen</summary>")[1]
+    assert "tau 0.5" in chosen and "strength 1" in chosen and "strength 2" not in chosen
+    assert legend_after(both, "Hyper-parameters tried on dev data") == ["IHR", "fta"]
+
+
+def test_searches_of_two_protocols_stand_apart(tmp_path: Path) -> None:
+    folder = write_runs(tmp_path, ("ft", "ihr"), seeds=1, utterances=4)
+    rows = [{"train.adapt.epochs": n, "old": 9.0, "new": 5.0, "average": 8.2} for n in (4, 8)]
+    search = {"method": "ft", "protocol": "sequence", "domains": ["US", "WMI", "ENG"], "seeds": [1], "rows": rows}
+    search["space"] = {"train.adapt.epochs": [4, 8, 16]}
+    (folder / "tuning" / "ft-sequence.json").write_text(json.dumps(search))
+    page = render_page(folder)
+    assert "<h4>Fine-tuning (FT), all adaptations (US → WMI → ENG), seeds 1</h4>" in page
+    assert "<h4>IHR, first adaptation, seeds 1</h4>" in page and "<h4>All methods" not in page
+    view = page.split("all adaptations (US → WMI → ENG), seeds 1")[1].split("</figure>")[0]
+    assert "2 settings of the space train.adapt.epochs: 4, 8, 16" in view and "8.20" in view
+
+
+def test_probes_have_a_column_and_a_table(tmp_path: Path) -> None:
+    folder = write_runs(tmp_path, ("ft", "ihr"), seeds=2, utterances=4)
+    before = render_page(folder)
+    assert "what no stage trains on" not in before
+    for path in folder.glob("*/*/results.json"):
+        content = json.loads(path.read_text())
+        stages = len(content["domains"])
+        content["probes"] = [{"name": "street", "errors": list(range(10, 10 + stages)), "length": 40}]
+        path.write_text(json.dumps(content))
+    page = render_page(folder)
+    words = Checker(page).words
+    assert "street: what no stage trains on" in words and "street (never trained on) 40" in "".join(words)
+    assert words.count("street") >= 2 and "25.00" in words and "35.00" in words
