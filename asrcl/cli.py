@@ -93,17 +93,24 @@ def adapt(
 @app.command()
 def tune(
     overrides: Overrides = None,
-    method: Annotated[str, typer.Option(help="a name under `methods` of the configuration")] = "ihr",
+    methods: Annotated[str, typer.Option("--methods", "--method", help="names under `methods` of the configuration")] = "ihr",
     grid: Annotated[
-        str, typer.Option(help="knobs and values, e.g. 'tau=1,2 damping=1,10'")
-    ] = "tau=0.5,1,2 damping=1,10",
+        str, typer.Option(help="every combination of these, e.g. 'tau=1,2 train.adapt.epochs=4,8'; default: draws from `search`")
+    ] = "",
+    settings: Annotated[int | None, typer.Option(help="how many settings to draw for every method", min=1)] = None,
+    protocol: Annotated[
+        str, typer.Option(help="first: after the first adaptation; sequence: after all, domains in another order")
+    ] = "first",
     seeds: Seeds = "1",
 ) -> None:
-    """Try knobs on the validation sets of the first adaptation."""
-    from asrcl.speech.experiment import tune_method
+    """Search options of methods and of the run (those with a dot) on validation sets; every method gets as many settings."""
+    from asrcl.speech.tuning import search_all, searches
 
-    rows = tune_method(_config(overrides), method, _grid(grid), _numbers(seeds))
-    _table(f"{method}: dev error rate (%) after the first adaptation", rows)
+    config = _config([*(overrides or []), *([] if any(o.startswith("tuned=") for o in overrides or []) else ["tuned=none"])])
+    found = searches(config, _words(methods), _grid(grid) if grid else None, settings)
+    for method, rows in search_all(config, found, _numbers(seeds), protocol).items():
+        after = "the first adaptation" if protocol == "first" else "all adaptations"
+        _table(f"{method}: dev error rate (%) after {after}", rows)
 
 
 def _grid(text: str) -> dict[str, list[Any]]:
@@ -126,6 +133,10 @@ def _value(text: str) -> Any:
     return {"true": True, "false": False, "null": None}.get(text, text)
 
 
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _table(title: str, rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -134,7 +145,7 @@ def _table(title: str, rows: list[dict[str, Any]]) -> None:
     for column in rows[0]:
         table.add_column(column, justify="right")
     for row in rows:
-        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
+        table.add_row(*(f"{v:.2f}" if name in ("old", "new", "average") else _plain(v) for name, v in row.items()))
     Console().print(table)
 
 

@@ -43,12 +43,16 @@ def write_tones(folder: Path) -> TonesScenario:
     for domain, pitch in DOMAINS.items():
         for split, size in SIZES.items():
             _write_split(folder / "data" / domain / split, f"{domain}-{split}", pitch, size)
+    _write_split(folder / "data" / "probe" / "test", "probe-test", 600.0, 4)
     parts = [
         f"{{kind: kaldi, folder: '${{data_dir}}/{{domain}}/{split}', split: {split}}}" for split in SIZES
     ]
     listed = [f"  - {{name: {name}, corpus: [{', '.join(parts)}]}}".replace("{domain}", name) for name in DOMAINS]
     scenario = ["name: tones", "features: {bins: 8}", "tokens: {size: 40, kind: char}", "domains:", *listed]
-    for name, text in (("scenario/tones", "\n".join(scenario) + "\n"), ("model/nano", NANO), ("train/nano", TRAIN)):
+    probe = f"  - {{name: probe, corpus: {parts[-1].replace('{domain}', 'probe')}}}"
+    probed = "\n".join(["defaults: [tones, _self_]", "name: probed", "probes:", probe]) + "\n"
+    files = {"scenario/tones": "\n".join(scenario) + "\n", "scenario/probed": probed, "model/nano": NANO, "train/nano": TRAIN}
+    for name, text in files.items():
         path = folder / "conf" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -108,5 +112,5 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tones(tmp_path_factory: pytest.TempPathFactory) -> TonesScenario:
-    """A scenario of two domains of tones (Kaldi folders), a nano model and one epoch of training, as a user would write it."""
+    """Scenarios of two domains of tones (Kaldi folders), one with a probe; a nano model and one epoch of training."""
     return write_tones(tmp_path_factory.mktemp("tones"))

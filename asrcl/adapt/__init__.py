@@ -7,7 +7,7 @@ from asrcl.adapt.protocols import Batch, Domain, StateDict, Task
 from asrcl.adapt.scenario import Scenario, UnionDomain
 from asrcl.adapt.tracking import Tracking, TrackingConfig
 from asrcl.adapt.training import TrainConfig, Trainer
-from asrcl.adapt.tuning import grid, tune
+from asrcl.adapt.tuning import dev_rates, draw, grid, tune
 from asrcl.adapt.weights import average_states, fingerprint, load_state, save_state, state_of
 from asrcl.curvature import Curvature
 from asrcl.methods import build_method
@@ -40,7 +40,9 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     # curvature
     "Curvature",
     "estimate_on_domain",
-    # choosing knobs
+    # choosing hyper-parameters
+    "dev_rates",
+    "draw",
     "grid",
     "tune",
     # results kept by content

@@ -73,6 +73,7 @@ class DomainLearner:
         diagnostics: what `record` says of layers and curvature: "none" nothing, "used" what the method's own curvature tells,
             "all" also for methods that need none, at the cost of an estimate per domain.
         tracking: dashboards for curves; None for TensorBoard's files beside the cache.
+        progress: called after every stage; says how far the work is.
         record: what the current stage did, for the result file.
         costs: seconds and memory of the current stage, kept apart because no two runs agree on them.
     """
@@ -88,6 +89,7 @@ class DomainLearner:
     stages: int | None = None
     diagnostics: Literal["none", "used", "all"] = "used"
     tracking: Tracking | None = None
+    progress: Callable[[], str] = str
     record: dict[str, Any] = field(default_factory=dict)
     costs: dict[str, Any] = field(default_factory=dict)
     _curvatures: dict[str, Path] = field(default_factory=dict, repr=False)
@@ -343,15 +345,16 @@ def train_initial(
     path: Path,
     device: str = "cpu",
     tracking: Tracking | None = None,
+    domain: Domain | None = None,
 ) -> StateDict:
-    """Train the initial model on the first domain from fresh weights and write it to `path`.
+    """Train the initial model from fresh weights on `domain`, by default the first of the scenario, and write it to `path`.
 
     The weights come from the cache where the same training has been done before.
     """
     torch.manual_seed(seed)
     fresh = {name: value.clone() for name, value in scenario.build_model().state_dict().items()}
     learner = DomainLearner(scenario, cache, train, CurvatureConfig(), seed, device, tracking=tracking)
-    state = learner.fine_tune(fresh, scenario.domains[0], Method())
+    state = learner.fine_tune(fresh, domain or scenario.domains[0], Method())
     save_state(state, path)
     write_json(path.with_suffix(".json"), {"seed": seed, "train": asdict(train), **learner.record, **learner.costs})
     return state

@@ -17,17 +17,18 @@ from asrcl.adapt.weights import fingerprint, save_state
 from asrcl.exceptions import InputError
 from asrcl.files import write_json
 from asrcl.methods import Method
-from asrcl.scoring import Errors, ItemErrors, RunResult, write_trn
+from asrcl.scoring import Errors, ItemErrors, ProbeCounts, RunResult, write_trn
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Stage:
-    """What one stage left: the model each domain is decoded with, errors per domain, what was done and what it cost."""
+    """What one stage left: the model each domain is decoded with, errors per domain and probe, what was done and what it cost."""
 
     models: list[StateDict]
     errors: list[Errors | None]
+    probes: list[Errors | None] = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)
     costs: dict[str, Any] = field(default_factory=dict)
 
@@ -81,15 +82,20 @@ def run_stages(learner: DomainLearner, method: Method, split: str | None, count:
         learner.stage, learner.record, learner.costs = number, {}, {}
         models = _next_models(learner, method, models)
         errors: list[Errors | None] = [None] * len(domains)
+        probes: list[Errors | None] = [None] * len(scenario.probes)
         if split and (number in (1, len(domains)) or not method.last_only):
             errors = [learner.evaluate(models[n], seen, split) for n, seen in enumerate(domains)]
-        name = learner.label or method.name
-        logger.info("%s seed %d stage %d (%s): %s", name, learner.seed, number, domain.name, _rates(errors))
-        yield Stage(models, errors, learner.record, learner.costs)
+            if split == "test" and not method.own_model_per_domain:  # no domain tells such a method which model a probe wants
+                probes = [learner.evaluate(models[number - 1], probe, split) for probe in scenario.probes]
+        _log_stage(learner, method, domain.name, [*errors, *probes])
+        yield Stage(models, errors, probes, learner.record, learner.costs)
 
 
-def _rates(errors: Sequence[Errors | None]) -> str:
-    return "error rates " + " ".join(f"{item.rate:.1f}" for item in errors if item) if any(errors) else "adapted"
+def _log_stage(learner: DomainLearner, method: Method, domain: str, errors: Sequence[Errors | None]) -> None:
+    rates = " ".join(f"{item.rate:.1f}" for item in errors if item)
+    what, progress = f"error rates {rates}" if rates else "adapted", learner.progress()
+    name = f"{learner.label or method.name} seed {learner.seed} stage {learner.stage} ({domain})"
+    logger.info("%s: %s%s", name, what, f"; {progress}" if progress else "")
 
 
 def _next_models(learner: DomainLearner, method: Method, previous: list[StateDict]) -> list[StateDict]:
@@ -127,6 +133,7 @@ def write_results(learner: DomainLearner, method: str, history: list[Stage], fol
         for name, errors in zip(domains, stage.errors, strict=True):
             if errors is not None:
                 write_decode(errors, folder / f"stage{number}" / name)
+    probes = [_probe_counts(name, n, history, folder) for n, name in enumerate(p.name for p in learner.scenario.probes)]
     last = history[-1].errors
     assert all(errors is not None for errors in last)
     result = RunResult(
@@ -143,6 +150,7 @@ def write_results(learner: DomainLearner, method: str, history: list[Stage], fol
             [f"stage{n}/{name}/utterances.jsonl" if e else None for name, e in zip(domains, stage.errors, strict=True)]
             for n, stage in enumerate(history, 1)
         ],
+        probes=[probe for probe in probes if probe is not None],
         config=learner.scenario.config,
         command=command,
         environment=environment(learner.device),
@@ -153,6 +161,26 @@ def write_results(learner: DomainLearner, method: str, history: list[Stage], fol
     if learner.tracking is not None and Processes().rank == 0:
         learner.tracking.result(result, folder)
     return result
+
+
+def _probe_counts(name: str, index: int, history: list[Stage], folder: Path) -> ProbeCounts | None:
+    """What a run says of a probe, its decodes written; None where the method has no model for it."""
+    found = [stage.probes[index] for stage in history]
+    measured = [errors for errors in found if errors is not None]
+    if not measured:
+        return None
+    files = [f"stage{number}/{name}/utterances.jsonl" if errors else None for number, errors in enumerate(found, 1)]
+    for errors, file in zip(found, files, strict=True):
+        if errors is not None and file is not None:
+            write_decode(errors, (folder / file).parent)
+    return ProbeCounts(
+        name,
+        errors=[errors.total if errors else None for errors in found],
+        length=measured[0].length,
+        character_errors=[errors.character_errors if errors else None for errors in found],
+        character_length=measured[0].character_length,
+        item_files=files,
+    )
 
 
 def write_decode(errors: Errors, folder: Path) -> None:

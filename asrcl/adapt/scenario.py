@@ -27,6 +27,7 @@ class Scenario:
         config: everything the user chose, for the result file.
         model_config: what the model does beyond its weights' names, shapes and values (dropout, heads, activation), as JSON
             values for cache keys; may stay empty where `build_model` never changes.
+        probes: domains that are never trained on; their test sets are scored after every stage.
     """
 
     name: str
@@ -36,10 +37,11 @@ class Scenario:
     initial: StateDict | None = None
     config: dict[str, Any] = field(default_factory=dict)
     model_config: dict[str, Any] = field(default_factory=dict)
+    probes: Sequence[Domain] = ()
 
     def __post_init__(self) -> None:
-        names = [domain.name for domain in self.domains]
-        if not names:
+        names = [domain.name for domain in [*self.domains, *self.probes]]
+        if not self.domains:
             raise InputError(f"scenario {self.name}: no domains; list at least one")
         if len(set(names)) < len(names):
             raise InputError(f"scenario {self.name}: domain names repeat ({', '.join(names)}); rename them")

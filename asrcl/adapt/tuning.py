@@ -1,16 +1,19 @@
-"""Choosing the knobs of a method on the validation sets of the first adaptation, as the IHR paper does; then they are fixed."""
+"""Choosing hyper-parameters on validation sets: settings drawn from a stated space, each scored after one or all adaptations."""
 
 from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from asrcl.adapt.learner import DomainLearner
 from asrcl.adapt.loop import run_stages
 from asrcl.exceptions import InputError
-from asrcl.methods import build_method
+from asrcl.methods import Method, build_method
 
 logger = logging.getLogger(__name__)
 
@@ -20,31 +23,71 @@ def grid(choices: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
 
 
-def tune(
-    learner: DomainLearner, name: str, options: dict[str, Any], choices: Mapping[str, Sequence[Any]]
-) -> list[dict[str, Any]]:
-    """Dev error rates after the first adaptation, for every combination of knobs.
+def draw(choices: Mapping[str, Sequence[Any]], count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """`count` different settings from a space, or all of it where it has no more.
+
+    They are points of a scrambled Halton sequence (`scipy.stats.qmc`), so that few settings still spread over every option;
+    a longer list begins with the shorter one, and the same arguments give the same list.
 
     Args:
-        learner: scenario (two domains at least), cache, settings.
-        name: of the method.
-        options: its fixed options.
-        choices: values to try for each knob; they override `options`.
+        choices: the values of every option, all equally likely.
+        count: how many settings.
+        seed: of the scrambling.
+
+    Raises:
+        InputError: an option without values, or a count below 1.
+    """
+    from scipy.stats import qmc
+
+    if empty := [name for name, values in choices.items() if not values]:
+        raise InputError(f"search space: no values for {', '.join(empty)}")
+    if count < 1:
+        raise InputError(f"search: {count} settings; ask for at least one")
+    if math.prod(len(values) for values in choices.values()) <= count:
+        return grid(choices)
+    sequence, sizes = qmc.Halton(len(choices), seed=seed), np.array([len(values) for values in choices.values()])
+    found: dict[tuple[int, ...], None] = {}
+    while len(found) < count:
+        found[tuple(int(index) for index in (sequence.random(1)[0] * sizes).astype(int))] = None
+    return [{name: choices[name][i] for name, i in zip(choices, point, strict=True)} for point in found]
+
+
+def dev_rates(learner: DomainLearner, method: Method, domains: int | None = 2) -> dict[str, float]:
+    """Dev error rates, in percent, after adapting to the second domain, or to the first `domains` (None: to all).
 
     Returns:
-        One row per setting, best first: the knobs, `old` and `new` (dev error rates in percent on the first and the second
-        domain), and their mean, `average`.
+        `old`, the mean over all domains but the last one learned; `new`, of that one; `average`, the mean over all.
 
     Raises:
         InputError: a scenario of one domain.
     """
     if len(learner.scenario.domains) < 2:
         raise InputError(f"scenario {learner.scenario.name}: tuning needs a second domain")
+    *_, after = run_stages(learner, method, "dev", count=domains)
+    rates = [errors.rate for errors in after.errors if errors is not None]
+    return {"old": float(np.mean(rates[:-1])), "new": rates[-1], "average": float(np.mean(rates))}
+
+
+def tune(
+    learner: DomainLearner, name: str, options: dict[str, Any], choices: Mapping[str, Sequence[Any]]
+) -> list[dict[str, Any]]:
+    """Dev error rates after the first adaptation, for every combination of options of a method.
+
+    Args:
+        learner: scenario (two domains at least), cache, settings.
+        name: of the method.
+        options: its fixed options.
+        choices: values to try for each option; they override `options`.
+
+    Returns:
+        One row per setting, best first: the options, and the rates of `dev_rates`.
+
+    Raises:
+        InputError: a scenario of one domain, an unknown method or option.
+    """
     rows = []
-    for knobs in grid(choices):
-        method = build_method(name, **{**options, **knobs})
-        *_, after = run_stages(learner, method, "dev", count=2)
-        old, new = (errors.rate for errors in after.errors if errors is not None)
-        rows.append({**knobs, "old": old, "new": new, "average": (old + new) / 2})
-        logger.info("%s %s: old %.2f, new %.2f, average %.2f", name, knobs, old, new, (old + new) / 2)
+    for setting in grid(choices):
+        rates = dev_rates(learner, build_method(name, **{**options, **setting}))
+        rows.append({**setting, **rates})
+        logger.info("%s %s: old %.2f, new %.2f, average %.2f", name, setting, *rates.values())
     return sorted(rows, key=lambda row: row["average"])

@@ -6,13 +6,16 @@ A scenario of your own is a YAML file in a folder of your own, `my_conf/scenario
 
 Such a folder may hold files of any group (scenario, model, train, ...), under names that `conf/` does not use. A scenario
 has a `name` and a list `domains`, each with a `name` and a `corpus` (its `kind` and the options of that loader), and may set
-`features`, `text` and `tokens`; `defaults: [accents, _self_]` takes over from a shipped one what the file leaves out.
+`features`, `text` and `tokens`; `probes`, domains that are scored after every stage and never trained on; and `initial`, where
+the first model comes from (see `asrcl.speech.initial`). `defaults: [accents_topics, _self_]` takes over from a shipped one what
+the file leaves out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -65,6 +68,36 @@ class Config:
             raise InputError("device=cuda: no GPU here; use device=cpu or device=auto")
         return wanted
 
+    def changed(self, changes: Mapping[str, Any], where: str = "", *, keep_typed: bool = False) -> Config:
+        """The same with some settings of the tree replaced, which must be there already.
+
+        Args:
+            changes: a tree like the configuration's, or `{"train.adapt.epochs": 4}`.
+            where: what to name in messages.
+            keep_typed: leave alone what the user has set by an override.
+
+        Raises:
+            InputError: a setting that does not exist; the message lists those there are.
+        """
+        tree = copy.deepcopy(self.tree)
+        typed = {override.partition("=")[0].lstrip("+") for override in self.overrides} if keep_typed else set()
+        for path, value in _leaves(changes):
+            if ".".join(path) in typed:
+                continue
+            *above, last = path
+            node: Any = tree
+            for depth, key in enumerate([*above, last]):
+                if not isinstance(node, dict) or key not in node:
+                    known = ", ".join(node) if isinstance(node, dict) else f"{node!r}, a value"
+                    raise InputError(
+                        f"{where}{': ' if where else ''}{'.'.join(path)}: no such option; "
+                        f"{'.'.join(path[:depth]) or 'the configuration'} has {known}"
+                    )
+                if depth < len(above):
+                    node = node[key]
+            node[last] = value
+        return replace(self, tree=tree)
+
     def settings(self, kind: type[_Settings], *path: str) -> _Settings:
         """A typed settings object from the subtree at `path`.
 
@@ -85,6 +118,15 @@ class Config:
             if not _fits(value, hints[key]):
                 raise InputError(f"{name}.{key}={value}: expected {_describe(hints[key])}")
         return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def _leaves(tree: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in tree.items():
+        path = (*above, *str(key).split("."))
+        if isinstance(value, Mapping):
+            yield from _leaves(value, path)
+        else:
+            yield path, value
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -135,7 +177,8 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
         raise InputError(f"configuration{typed}: {reason[:300]}; {config_folder()} has what can be set") from error
     assert isinstance(plain, dict)
     _check_scenario(plain.get("scenario"))
-    plain["scenario"] = {"features": {}, "text": {}, "tokens": {}, **plain["scenario"]}
+    empty: dict[str, Any] = {"features": {}, "text": {}, "tokens": {}, "probes": [], "initial": {}}
+    plain["scenario"] = {**empty, **{key: value for key, value in plain["scenario"].items() if value is not None}}
     return Config({str(key): value for key, value in plain.items()}, tuple(overrides))
 
 
@@ -150,14 +193,72 @@ def _search(chosen: dict[str, str]) -> list[str]:
     return [*chosen.values(), f"hydra.searchpath=['file://{folder}']"]
 
 
+def corpus_parts(domain: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The corpora of a domain, a probe or `initial`, one or several."""
+    corpus = domain["corpus"]
+    return [dict(part) for part in (corpus if isinstance(corpus, list) else [corpus])]
+
+
 def _check_scenario(scenario: Any) -> None:
     if not isinstance(scenario, dict) or not scenario.get("name") or not scenario.get("domains"):
         raise InputError("scenario: lacks a name or its domains; see conf/scenario for examples")
-    if not isinstance(scenario["domains"], list):
-        raise InputError("scenario.domains: not a list; write one '- {name: ..., corpus: {kind: ...}}' for each domain")
-    for number, domain in enumerate(scenario["domains"], 1):
-        named = isinstance(domain, dict) and domain.get("name")
-        corpus = domain.get("corpus") if named else None
-        parts = corpus if isinstance(corpus, list) else [corpus]
-        if not named or not all(isinstance(part, dict) and part.get("kind") for part in parts):
-            raise InputError(f"scenario.domains: entry {number} needs a name and a corpus with a kind, e.g. {{kind: kaldi}}")
+    for group in ("domains", "probes"):
+        if not isinstance(scenario.get(group) or [], list):
+            example = "'- {name: ..., corpus: {kind: ...}}'"
+            raise InputError(f"scenario.{group}: not a list; write one {example} for each")
+        for number, entry in enumerate(scenario.get(group) or [], 1):
+            if not isinstance(entry, dict) or not entry.get("name") or not _is_corpus(entry.get("corpus")):
+                wanted = "a name and a corpus with a kind, e.g. {kind: kaldi}"
+                raise InputError(f"scenario.{group}: entry {number} needs {wanted}")
+    _check_initial(scenario.get("initial") or {}, scenario["domains"][0])
+    for probe in scenario.get("probes") or []:
+        _check_probe(probe, scenario["domains"])
+
+
+def _check_initial(initial: Any, first: Mapping[str, Any]) -> None:
+    """The first model must have been trained on the first domain, or on more of the same."""
+    if not isinstance(initial, dict) or set(initial) - {"models", "corpus", "train"}:
+        raise InputError("scenario.initial: may have models (a folder), corpus (with a kind), train (in place of train.initial)")
+    if not initial.get("corpus"):
+        if initial.get("models"):
+            raise InputError("scenario.initial: models without a corpus; say what they were trained on, or initial: null")
+        return
+    if not _is_corpus(initial["corpus"]):
+        raise InputError("scenario.initial: its corpus needs a kind, e.g. {kind: kaldi}")
+    known = [_source(part) for part in corpus_parts(first)]
+    for part in corpus_parts(initial):
+        if _source(part) not in known:
+            raise InputError(
+                f"scenario.initial: its corpus ({_words(_source(part))}) is not that of the first domain, {first['name']} "
+                f"({'; '.join(map(_words, known))}); give its own, or initial: null to train on {first['name']}"
+            )
+
+
+def _is_corpus(corpus: Any) -> bool:
+    parts = corpus if isinstance(corpus, list) else [corpus]
+    return bool(parts) and all(isinstance(part, dict) and part.get("kind") for part in parts)
+
+
+def _check_probe(probe: Mapping[str, Any], domains: Sequence[Mapping[str, Any]]) -> None:
+    """A probe tells of what was never trained on, so neither its name nor its source may be a domain's."""
+    names = ", ".join(domain["name"] for domain in domains)
+    if probe["name"] in [domain["name"] for domain in domains]:
+        raise InputError(f"probe {probe['name']}: a domain has that name; choose one that is not among {names}")
+    for part in corpus_parts(probe):
+        for domain in domains:
+            if any(_source(part) == _source(other) for other in corpus_parts(domain)):
+                raise InputError(
+                    f"probe {probe['name']}: its corpus ({_words(_source(part))}) is what domain {domain['name']} is trained "
+                    f"on; give the probe another (the domains are {names}), or leave it out: scenario.probes=[]"
+                )
+
+
+def _source(part: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells one source of speech from another: accent and channel if synthetic, else all but which part is taken."""
+    if part["kind"] == "synthetic":
+        return {key: part[key] for key in ("kind", "accent", "channel") if part.get(key)}
+    return {key: value for key, value in part.items() if key not in ("split", "count", "seed", "sizes")}
+
+
+def _words(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in options.items())

@@ -1,16 +1,9 @@
-"""A configured speech experiment: initial model, adaptation by several methods and seeds, tuning, decoding."""
+"""A configured speech experiment: initial model, adaptation by several methods and seeds, decoding, curvature."""
 
 from __future__ import annotations
 
-import importlib
 import logging
-import multiprocessing
-import os
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,18 +26,20 @@ from asrcl.adapt import (
     estimate_on_domain,
     load_state,
     run_method,
+    save_state,
     train_initial,
-    tune,
 )
-from asrcl.adapt.distributed import Processes
 from asrcl.exceptions import InputError
-from asrcl.files import write_json
+from asrcl.files import hash_json, write_json
+from asrcl.methods import Method
 from asrcl.scoring import Errors
+from asrcl.speech import jobs
 from asrcl.speech.config import Config
 from asrcl.speech.decoding import DecodeConfig
 from asrcl.speech.features import FeatureConfig
+from asrcl.speech.initial import TRAIN_AGAIN, initial_path, shipped_model
 from asrcl.speech.model import ConformerASR
-from asrcl.speech.prepare import load_domains, tokenizer_path
+from asrcl.speech.prepare import load_domains, load_initial_domain, load_probes, tokenizer_path
 from asrcl.speech.task import RecognitionTask, SpecAugmentConfig
 from asrcl.speech.tokenizer import Tokenizer
 
@@ -90,10 +85,11 @@ def build_scenario(config: Config, seed: int | None = None) -> Scenario:
         initial,
         {**config.tree, "overrides": list(config.overrides)},
         dict(config.tree["model"]),
+        load_probes(config),
     )
 
 
-def _check_fits(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+def _check_fits(model: nn.Module, state: dict[str, torch.Tensor], path: Path | str) -> None:
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     if differing := [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]:
@@ -103,12 +99,8 @@ def _check_fits(model: nn.Module, state: dict[str, torch.Tensor], path: Path) ->
         )
 
 
-def initial_path(config: Config, seed: int) -> Path:
-    """Where the initial model of a seed lies."""
-    return config.home / "initial" / str(seed) / "model.safetensors"
-
-
-def _learner(config: Config, scenario: Scenario, seed: int, **options: Any) -> DomainLearner:
+def learner_of(config: Config, scenario: Scenario, seed: int, **options: Any) -> DomainLearner:
+    """What does the work of one run, with the settings of a configuration; further options as `DomainLearner` has them."""
     return DomainLearner(
         scenario,
         Cache(config.home / "cache"),
@@ -137,11 +129,23 @@ def tracking(config: Config) -> Tracking:
 
 
 def train(config: Config, seed: int) -> None:
-    """Train the initial model of one seed on the first domain."""
-    scenario, path = build_scenario(config), initial_path(config, seed)
-    settings = config.settings(TrainConfig, "train", "initial")
-    cache = Cache(config.home / "cache")
-    state = train_initial(scenario, settings, cache, seed, path, config.device, tracking(config))
+    """The first model of one seed: the trained one that came with the recipe, or else trained on the first domain.
+
+    Raises:
+        InputError: the model that came with the recipe is of another shape than the configured one.
+    """
+    path, state = initial_path(config, seed), shipped_model(config, seed)
+    if state is not None:
+        _check_fits(build_model(config, len(Tokenizer(tokenizer_path(config)))), state, f"{TRAIN_AGAIN}; the one that came")
+        save_state(state, path)
+        write_json(path.with_suffix(".json"), {"seed": seed, "source": config.tree["scenario"]["initial"]["models"]})
+    else:
+        own = config.tree["scenario"]["initial"].get("train") or {}
+        config = config.changed({"train": {"initial": own}}, "scenario.initial.train", keep_typed=True)
+        scenario, domain = build_scenario(config), load_initial_domain(config)
+        settings = config.settings(TrainConfig, "train", "initial")
+        cache = Cache(config.home / "cache")
+        state = train_initial(scenario, settings, cache, seed, path, config.device, tracking(config), domain)
     count = sum(value.numel() for value in state.values())
     logger.info("initial model of seed %d: %.2f M parameters, %s", seed, count / 1e6, path)
 
@@ -159,78 +163,44 @@ def adapt(config: Config, method: str, seed: int, command: str = "", decode: boo
     Raises:
         InputError: unknown method, or an earlier stage has not run.
     """
-    learner = _learner(config, build_scenario(config, seed), seed, diagnostics=config.tree["diagnostics"], label=method)
-    name, options = _method_options(config, method)
+    config, built = configured_method(config, method)
+    learner = learner_of(config, build_scenario(config, seed), seed, diagnostics=config.tree["diagnostics"], label=method)
+    learner.progress = jobs.step
     folder = config.home / method / str(seed)
     if decode:
-        run_method(learner, build_method(name, **options), folder, name=method, command=command)
+        run_method(learner, built, folder, name=method, command=command)
     else:
-        adapt_domains(learner, build_method(name, **options), folder)
+        adapt_domains(learner, built, folder)
 
 
-def import_plugins(config: Config) -> None:
-    """Import the modules listed under `imports`, which may register methods of the user's own.
+def configured_method(config: Config, name: str, **changes: Any) -> tuple[Config, Method]:
+    """A method of the configuration, and the configuration as it wants it.
+
+    Args:
+        config: the experiment; `methods.<name>.run` holds options of the run that are otherwise for this method, but for those
+            that the user has typed.
+        name: under `methods`.
+        **changes: further options of the method.
 
     Raises:
-        InputError: a module that cannot be imported.
+        InputError: unknown method or option.
     """
-    for module in config.tree["imports"]:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise InputError(f"imports: cannot import {module} ({error}); is it on PYTHONPATH?") from error
-
-
-def _method_options(config: Config, method: str) -> tuple[str, dict[str, Any]]:
     known = config.tree["methods"]
-    if method not in known:
-        raise InputError(f"method {method}: not in the configuration; choose from {', '.join(known)}")
-    options = dict(known[method])
-    return options.pop("name"), options
-
-
-def _job(threads: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("speechbrain").setLevel(logging.WARNING)
-    torch.set_num_threads(threads)
-    import_plugins(arguments[0])
-    return function(*arguments)
-
-
-def _end_with(parent: int) -> None:
-    """Let this process end when its parent has been killed, rather than go on unseen."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _in_jobs(config: Config, function: Callable[..., Any], runs: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Call `function` for each tuple of arguments, the configuration first, `launcher.jobs` at a time, a process for each."""
-    if not runs:
-        raise InputError("nothing to do: name at least one method (--methods) and one seed (--seeds)")
-    # Processes of one torchrun share the work of each run, so they must all take the runs in the same order.
-    jobs = min(max(1, int(config.tree["launcher"]["jobs"])), len(runs)) if Processes().count == 1 else 1
-    threads = config.tree["launcher"]["threads"] or max(1, (os.cpu_count() or 1) // jobs)
-    job = partial(_job, threads, function)
-    if jobs == 1:
-        return [job(run) for run in runs]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
-        return list(pool.map(job, runs))
+    if name not in known:
+        raise InputError(f"method {name}: not in the configuration; choose from {', '.join(known)}")
+    options = {**known[name], **changes}
+    own = options.pop("run", None) or {}
+    return config.changed(own, f"methods.{name}.run", keep_typed=True), build_method(options.pop("name"), **options)
 
 
 def train_all(config: Config, seeds: Sequence[int]) -> None:
-    """Train the initial models of several seeds, `launcher.jobs` at a time.
+    """Make the initial models of several seeds, `launcher.jobs` at a time; one alone may use all cores.
 
     Raises:
         InputError: a wrong setting, before any work begins; or what training raises.
     """
     _check_settings(config)
-    _in_jobs(config, train, [(config, seed) for seed in seeds])
+    jobs.in_jobs(config, train, [(config, seed) for seed in seeds], "initial models")
 
 
 def adapt_all(
@@ -241,42 +211,22 @@ def adapt_all(
     Raises:
         InputError: as `adapt`; methods and their options are checked before any work begins.
     """
-    import_plugins(config)
+    jobs.import_plugins(config)
     _check_settings(config)
-    for method in methods:
-        name, options = _method_options(config, method)
-        build_method(name, **options)
-    _in_jobs(config, adapt, [(config, method, seed, command, decode) for seed in seeds for method in methods])
+    built = {method: configured_method(config, method) for method in methods}
+    stages = len(config.tree["scenario"]["domains"])
+    runs = [(config, method, seed, command, decode) for seed in seeds for method in _apart(built)]
+    jobs.in_jobs(config, adapt, runs, "stages", stages * len(runs))
 
 
-def tune_method(config: Config, method: str, choices: dict[str, list[Any]], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Dev error rates of all knob settings after the first adaptation, averaged over seeds; written to `<home>/tuning`.
-
-    Raises:
-        InputError: unknown method or knob.
-    """
-    name, options = _method_options(config, method)
-    tables = _in_jobs(config, _tune_seed, [(config, name, options, choices, seed) for seed in seeds])
-    rows = _mean_tables(tables, list(choices))
-    write_json(config.home / "tuning" / f"{method}.json", {"method": method, "seeds": list(seeds), "rows": rows})
-    return rows
-
-
-def _tune_seed(
-    config: Config, name: str, options: dict[str, Any], choices: dict[str, list[Any]], seed: int
-) -> list[dict[str, Any]]:
-    return tune(_learner(config, build_scenario(config, seed), seed, diagnostics="none"), name, options, choices)
-
-
-def _mean_tables(tables: Sequence[list[dict[str, Any]]], knobs: Sequence[str]) -> list[dict[str, Any]]:
-    by_setting: dict[str, list[dict[str, Any]]] = {}
-    for row in (row for table in tables for row in table):
-        by_setting.setdefault(str([row[knob] for knob in knobs]), []).append(row)
-    means = []
-    for rows in by_setting.values():
-        rates = {column: sum(row[column] for row in rows) / len(rows) for column in ("old", "new", "average")}
-        means.append({**{knob: rows[0][knob] for knob in knobs}, **rates})
-    return sorted(means, key=lambda row: row["average"])
+def _apart(methods: Mapping[str, tuple[Config, Method]]) -> list[str]:
+    """The methods in such an order that neighbours train differently: those that share a fine-tune would wait for each other."""
+    groups: dict[str, list[str]] = {}
+    for name, (config, method) in methods.items():
+        trained = [method.training_key(), method.starts_from, method.data, config.tree["train"]] if method.trains else name
+        groups.setdefault(hash_json(trained), []).append(name)
+    rounds = max(map(len, groups.values()), default=0)
+    return [group[n] for n in range(rounds) for group in groups.values() if n < len(group)]
 
 
 def decode_checkpoint(config: Config, checkpoint: Path, domain: str, split: str = "test") -> Errors:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +14,15 @@ from datasets import Dataset, concatenate_datasets, disable_progress_bars
 from tqdm import tqdm
 
 from asrcl.exceptions import InputError
-from asrcl.files import hash_file, hash_json, read_json, write_json
-from asrcl.speech.config import Config
+from asrcl.files import copy_file, hash_file, hash_json, read_json, write_json
+from asrcl.speech import jobs
+from asrcl.speech.config import Config, corpus_parts
 from asrcl.speech.corpora import columns, load_corpus, to_dataset, validate, write_broken
 from asrcl.speech.corpora.utterance import Utterance
 from asrcl.speech.domain import SpeechDomain
 from asrcl.speech.features import FeatureConfig, FeatureStore, build_features
-from asrcl.speech.synthetic import synthesise
+from asrcl.speech.initial import shipped_models
+from asrcl.speech.synthetic import check_settings, synthesise
 from asrcl.speech.text import normalise
 from asrcl.speech.tokenizer import LETTERS, Tokenizer, train_tokenizer
 
@@ -54,23 +56,58 @@ def domain_names(config: Config) -> list[str]:
     return [domain["name"] for domain in config.tree["scenario"]["domains"]]
 
 
+def initial_corpus(config: Config) -> dict[str, Any]:
+    """What the first model is trained on, as a domain: the corpus of `scenario.initial`, or else the first domain itself."""
+    scenario = config.tree["scenario"]
+    first = scenario["domains"][0]
+    return {"name": first["name"], **{key: scenario["initial"][key] for key in ("corpus",) if scenario["initial"].get(key)}}
+
+
 def prepare_data(config: Config, only: Iterable[str] | None = None) -> None:
-    """Load, check and featurise the corpora of all domains (or of some); finished ones are left alone.
+    """Load, check and featurise the corpora of all domains and probes (or of some); finished ones are left alone.
+
+    `launcher.jobs` corpora are made at a time, and a line says which are done and how long the rest will take.
 
     Raises:
         InputError: see the corpus loaders, `validate` and `build_features`; an unknown domain in `only`.
     """
+    scenario = config.tree["scenario"]
+    found = {entry["name"]: entry for entry in [*scenario["domains"], *scenario["probes"]]}
+    if unknown := set(only or ()) - set(found):
+        raise InputError(f"domain {', '.join(sorted(unknown))}: not in this scenario; it has {', '.join(found)}")
+    wanted = [entry for name, entry in found.items() if not only or name in set(only)]
+    for entry in wanted:
+        _check_synthetic(config, entry)
+    jobs.in_jobs(config, _prepare_entry, [(config, entry) for entry in wanted], "corpora")
+
+
+def _prepare_entry(config: Config, entry: Mapping[str, Any]) -> None:
+    store = _prepare_domain(config, entry, data_folder(config, entry["name"]))
+    sizes = {split: len(store.rows(split)) for split in ("train", "dev", "test")}
+    listed = ", ".join(f"{size} {split}" for split, size in sizes.items() if size)
+    logger.info("%s: %s utterances, %.2f h; %s", entry["name"], listed, store.meta["frames"] / 360000, jobs.step())
+
+
+def prepare_initial(config: Config) -> FeatureStore:
+    """The features of what the first model is trained on, made where they are not there yet.
+
+    Raises:
+        InputError: as `prepare_data`.
+    """
+    entry = initial_corpus(config)
+    if "corpus" not in entry:
+        return FeatureStore(data_folder(config, entry["name"]) / "features")
+    return _prepare_domain(config, entry, data_folder(config, "_initial"))
+
+
+def data_folder(config: Config, name: str) -> Path:
+    """Where the corpus and the features of a domain or probe lie."""
+    return config.home / "data" / name
+
+
+def _prepare_domain(config: Config, domain: Mapping[str, Any], folder: Path) -> FeatureStore:
     torch.set_num_threads(1)  # an utterance is too small to share out: two threads take longer than one
-    wanted = list(only or domain_names(config))
-    if unknown := set(wanted) - set(domain_names(config)):
-        raise InputError(f"domain {', '.join(sorted(unknown))}: not in this scenario; it has {', '.join(domain_names(config))}")
-    for domain in config.tree["scenario"]["domains"]:
-        if domain["name"] in wanted:
-            _prepare_domain(config, domain)
-
-
-def _prepare_domain(config: Config, domain: Mapping[str, Any]) -> FeatureStore:
-    name, folder = domain["name"], config.home / "data" / domain["name"]
+    name = domain["name"]
     features = config.settings(FeatureConfig, "scenario", "features")
     text = config.settings(TextConfig, "scenario", "text")
     corpus = _load(config, domain, folder / "audio")
@@ -79,21 +116,25 @@ def _prepare_domain(config: Config, domain: Mapping[str, Any]) -> FeatureStore:
     if broken:
         write_broken(broken, folder / "broken.tsv")
         logger.warning("%s: %d broken utterances left out, listed in %s", name, len(broken), folder / "broken.tsv")
-    store = build_features(
+    return build_features(
         clean.select_columns(list(columns)),
         features,
         folder / "features",
         lambda rows: tqdm(rows, desc=f"{name} features", leave=False, disable=None, unit="utt"),
     )
-    sizes = {split: len(store.rows(split)) for split in ("train", "dev", "test")}
-    hours = store.meta["frames"] / 360000
-    logger.info("%s: %s utterances, %.2f h", name, ", ".join(f"{size} {split}" for split, size in sizes.items()), hours)
-    return store
 
 
 def _load(config: Config, domain: Mapping[str, Any], audio_folder: Path) -> Dataset:
-    parts = domain["corpus"] if isinstance(domain["corpus"], list) else [domain["corpus"]]
-    return concatenate_datasets([_load_part(config, domain["name"], dict(part), audio_folder) for part in parts])
+    parts = [_load_part(config, domain["name"], part, audio_folder) for part in corpus_parts(domain)]
+    return concatenate_datasets(_with_own_ids(parts))
+
+
+def _with_own_ids(parts: list[Dataset]) -> list[Dataset]:
+    """Corpora of one domain with ids that differ: where two share one, the ids of each begin with its number."""
+    ids = [name for part in parts for name in set(part["id"])]
+    if len(ids) == len(set(ids)):
+        return parts
+    return [part.map(lambda row, n=n: {"id": f"part{n}-{row['id']}"}, desc=None) for n, part in enumerate(parts, 1)]
 
 
 def _load_part(config: Config, name: str, options: dict[str, Any], audio_folder: Path) -> Dataset:
@@ -111,25 +152,41 @@ def _load_part(config: Config, name: str, options: dict[str, Any], audio_folder:
 
 
 def _synthetic(config: Config, name: str, options: dict[str, Any], audio_folder: Path) -> Dataset:
+    wanted = _synthetic_options(config, name, options)
+    return to_dataset(Utterance(**row) for row in synthesise(name, **wanted, folder=audio_folder))
+
+
+def _synthetic_options(config: Config, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `synthesise`: those of the corpus, else those of the scenario."""
     scenario = config.tree["scenario"]
-    common = {key: scenario[key] for key in ("seed", "topics") if key in scenario}
-    wanted = {"rate": config.settings(FeatureConfig, "scenario", "features").rate, **common, **options, "folder": audio_folder}
+    common = {key: scenario[key] for key in ("seed", "topics", "takes") if key in scenario}
+    wanted = {"rate": config.settings(FeatureConfig, "scenario", "features").rate, **common, **options}
     signature = inspect.signature(synthesise)
     try:
-        signature.bind(name, **wanted)
+        signature.bind(name, folder=None, **wanted)
     except TypeError as error:
         raise InputError(f"domain {name}: synthetic corpus: {error}; it takes {', '.join(signature.parameters)}") from error
-    return to_dataset(Utterance(**row) for row in synthesise(name, **wanted))
+    return wanted
+
+
+def _check_synthetic(config: Config, domain: Mapping[str, Any]) -> None:
+    """Refuse, before any corpus is made, an accent, topic, channel or size that does not exist."""
+    for part in corpus_parts(domain):
+        if part.pop("kind") == "synthetic":
+            check_settings(domain["name"], **_synthetic_options(config, domain["name"], part))
 
 
 def prepare_tokens(config: Config) -> Tokenizer:
-    """Train the tokeniser on the first domain's training transcripts, unless that has been done.
+    """Take the tokeniser that came with trained first models, or train one on the transcripts the first model is trained on.
 
     Raises:
         InputError: the data stage has not run, or SentencePiece refuses the size.
     """
+    if (shipped := shipped_models(config)) is not None:
+        copy_file(shipped / "pieces.model", tokenizer_path(config))
+        return Tokenizer(tokenizer_path(config))
     first = domain_names(config)[0]
-    store = FeatureStore(config.home / "data" / first / "features")
+    store = prepare_initial(config)
     settings = asdict(config.settings(TokenConfig, "scenario", "tokens"))
     path = tokenizer_path(config)
     sentences = [row["text"] for row in store.rows("train")]
@@ -153,9 +210,33 @@ def load_domains(config: Config) -> list[SpeechDomain]:
     Raises:
         InputError: the data or tokens stage has not run, or a split is empty.
     """
-    tokenizer = Tokenizer(tokenizer_path(config))
+    return [_open_domain(config, name, data_folder(config, name)) for name in domain_names(config)]
+
+
+def load_probes(config: Config) -> list[SpeechDomain]:
+    """The scenario's probes, of which the test sets alone are asked for.
+
+    Raises:
+        InputError: as `load_domains`.
+    """
+    names = [probe["name"] for probe in config.tree["scenario"]["probes"]]
+    return [_open_domain(config, name, data_folder(config, name), ("test",)) for name in names]
+
+
+def load_initial_domain(config: Config) -> SpeechDomain:
+    """What the first model is trained on, made where it is not there yet.
+
+    Raises:
+        InputError: as `prepare_data`.
+    """
+    folder = prepare_initial(config).folder.parent
+    return _open_domain(config, domain_names(config)[0], folder, ("train", "dev"))
+
+
+def _open_domain(
+    config: Config, name: str, folder: Path, splits: Sequence[str] = ("train", "dev", "test")
+) -> SpeechDomain:
     limits = {key: config.tree["train"][key] for key in ("max_frames", "max_items")}
-    return [
-        SpeechDomain(name, FeatureStore(config.home / "data" / name / "features"), tokenizer, **limits)
-        for name in domain_names(config)
-    ]
+    evaluation = {f"evaluation_{key}": config.tree["decode"].get(f"max_{key}") for key in ("frames", "items")}
+    store, tokenizer = FeatureStore(folder / "features"), Tokenizer(tokenizer_path(config))
+    return SpeechDomain(name, store, tokenizer, **limits, splits=splits, **evaluation)

@@ -15,6 +15,7 @@ exp=exp
 data_dir=""
 scenario=""
 quick=false
+train_initial=false
 dry_run=false
 overrides=()
 
@@ -32,6 +33,7 @@ Options (both --stop_stage and --stop-stage spellings work, --name value and --n
   --exp DIR                   all output goes below it (default: $exp)
   --data_dir DIR              recorded corpora, where the recipe needs them
   --quick                     a small run that only shows that everything works
+  --train-initial             train the first model here, where the recipe comes with a trained one
   --dry_run                   print the commands, run nothing
 Anything with a = that is not an option is a Hydra override: train.adapt.epochs=4 methods.ihr.tau=2
 USAGE
@@ -53,7 +55,7 @@ parse_options() {
         local name value
         case "$1" in
             -h | --help) show_usage; exit 0 ;;
-            --quick | --dry_run | --dry-run)
+            --quick | --dry_run | --dry-run | --train_initial | --train-initial)
                 name=${1#--}; name=${name//-/_}
                 printf -v "$name" true
                 shift; continue ;;
@@ -113,6 +115,7 @@ run_recipe() { # scenario, overrides of the recipe...
     shift
     [ "$ngpu" -eq 0 ] || device=cuda
     local settings=("scenario=$scenario" "exp=$exp" "device=$device" "launcher.jobs=$jobs" "$@" ${overrides[@]+"${overrides[@]}"})
+    if $train_initial; then settings+=("scenario.initial.models=null"); fi
     [ -z "$data_dir" ] || settings+=("data_dir=$data_dir")
     $dry_run || bash "$repository/tools/setup.sh"
     run_stage 1 "data" asrcl prepare --stage data "${settings[@]}"

@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 from adapt_cases import QUICK, with_domain
 
-from asrcl.adapt import grid, tune
+from asrcl.adapt import build_method, dev_rates, draw, grid, run_stages, tune
 from asrcl.exceptions import InputError
 from asrcl.methods import method_names
 from asrcl.testing import blob_domain, tiny_learner, tiny_scenario
@@ -99,3 +99,42 @@ def test_unknown_knob(tmp_path):
 def test_a_guard_guards():
     with pytest.raises(AssertionError, match="not for tuning"):
         Guarded(blob_domain("blobs"), {"dev"}).size("test")
+
+
+SPACE = {"rate": [1, 2, 3, 4, 5, 6], "epochs": [4, 8], "tau": [0.5, 1.0, 2.0]}
+
+
+def test_settings_are_drawn_without_repeats_and_alike_every_time():
+    found = draw(SPACE, 12)
+    assert len({str(setting) for setting in found}) == 12 and draw(SPACE, 12) == found
+    assert draw(SPACE, 5) == found[:5]
+    assert all(list(setting) == list(SPACE) and all(setting[name] in SPACE[name] for name in SPACE) for setting in found)
+    assert draw(SPACE, 12, seed=1) != found
+
+
+def test_few_settings_spread_over_every_option():
+    """A low-discrepancy sequence: twelve settings meet every one of six values, and both of two about equally often."""
+    counts = {name: Counter(setting[name] for setting in draw(SPACE, 12)) for name in SPACE}
+    assert all(set(counts[name]) == set(SPACE[name]) for name in SPACE)
+    assert max(counts["epochs"].values()) <= 7 and max(counts["rate"].values()) <= 4
+
+
+def test_a_small_space_is_tried_whole():
+    assert draw({"a": [1, 2], "b": [3]}, 9) == grid({"a": [1, 2], "b": [3]})
+    assert draw({}, 3) == [{}]
+
+
+@pytest.mark.parametrize("space, count, word", [({"a": []}, 3, "no values for a"), ({"a": [1, 2]}, 0, "at least one")])
+def test_a_space_without_settings_is_refused(space, count, word):
+    with pytest.raises(InputError, match=word):
+        draw(space, count)
+
+
+def test_all_adaptations_are_judged_by_all_domains(tmp_path):
+    learner, method = tiny_learner(tmp_path, train=QUICK), build_method("ft")
+    rates = dev_rates(learner, method, None)
+    *_, last = run_stages(learner, method, "dev")
+    found = [errors.rate for errors in last.errors]
+    assert len(found) == 3 and rates["new"] == found[-1]
+    assert rates["average"] == pytest.approx(sum(found) / 3) and rates["old"] == pytest.approx(sum(found[:-1]) / 2)
+    assert dev_rates(learner, method) != rates

@@ -12,10 +12,12 @@ from asrcl.methods import build_method
 from asrcl.speech.config import Config, config_folder, load_config
 from asrcl.speech.corpora import CORPORA
 from asrcl.speech.decoding import DecodeConfig
+from asrcl.speech.experiment import configured_method
 from asrcl.speech.features import FeatureConfig
 from asrcl.speech.model import ConformerASR
 from asrcl.speech.prepare import TokenConfig
 from asrcl.speech.task import SpecAugmentConfig
+from asrcl.speech.tuning import searches
 
 OWN = """
 name: mine
@@ -73,7 +75,7 @@ def test_defaults_compose_with_all_methods():
     config.settings(CurvatureConfig, "curvature")
     assert set(config.tree["methods"]) == set(shipped("method"))
     for options in config.tree["methods"].values():
-        build_method(options["name"], **{key: value for key, value in options.items() if key != "name"})
+        build_method(options["name"], **{key: value for key, value in options.items() if key not in ("name", "run")})
 
 
 def test_overrides_arrive_and_the_last_one_counts():
@@ -194,3 +196,103 @@ def test_device():
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="device=cuda: no GPU"):
             _ = Config({"device": "cuda"}).device
+
+
+# --- the first model and probes of a scenario
+
+PROBE = """
+name: mine
+domains:
+  - {name: US, corpus: {kind: synthetic, accent: US, sizes: {train: 4}}}
+  - {name: phone, corpus: [{kind: kaldi, folder: /data/phone, split: train}, {kind: kaldi, folder: /data/phone, split: dev}]}
+"""
+
+
+@pytest.mark.parametrize(
+    "probe, word",
+    [
+        ("{name: US, corpus: {kind: an4}}", "probe US: a domain has that name; choose one that is not among US, phone"),
+        ("{name: p, corpus: {kind: synthetic, accent: US, seed: 9}}", "(kind synthetic, accent US) is what domain US is trained"),
+        ("{name: p, corpus: [{kind: an4}, {kind: kaldi, folder: /data/phone, split: test}]}", "is what domain phone is trained"),
+        ("{name: p}", "scenario.probes: entry 1 needs a name and a corpus"),
+        ("p", "scenario.probes: entry 1 needs"),
+    ],
+)
+def test_a_probe_that_is_also_trained_on_is_refused(probe, word, tmp_path):
+    assert word in own(tmp_path, f"{PROBE}probes: [{probe}]\n")
+
+
+def test_a_probe_of_another_channel_is_none_of_the_domains(tmp_path):
+    (tmp_path / "scenario").mkdir()
+    text = f"{PROBE}probes: [{{name: p, corpus: {{kind: synthetic, accent: US, channel: noise}}}}]\n"
+    (tmp_path / "scenario" / "mine.yaml").write_text(text)
+    assert [p["name"] for p in load_config([f"config_dir={tmp_path}", "scenario=mine"]).tree["scenario"]["probes"]] == ["p"]
+
+
+@pytest.mark.parametrize(
+    "initial, word",
+    [
+        ("{models: x}", "models without a corpus"),
+        ("{corpus: {folder: x}}", "its corpus needs a kind"),
+        ("{corpora: {}}", "may have models"),
+        ("{corpus: {kind: synthetic, accent: RP}}", "(kind synthetic, accent RP) is not that of the first domain, US ("),
+    ],
+)
+def test_a_first_model_of_other_data_is_refused(initial, word, tmp_path):
+    assert word in own(tmp_path, f"{PROBE}initial: {initial}\n")
+
+
+def test_own_domains_do_not_inherit_the_first_model_of_a_shipped_scenario(tmp_path):
+    text = "defaults: [accents, _self_]\n" + PROBE.replace("name: US", "name: R").replace("accent: US", "accent: RP")
+    assert "initial: null" in own(tmp_path, text + "probes: []\n")
+    (tmp_path / "scenario" / "mine.yaml").write_text(text + "probes: []\ninitial: null\n")
+    assert load_config([f"config_dir={tmp_path}", "scenario=mine"]).tree["scenario"]["initial"] == {}
+
+
+# --- changed settings, hyper-parameters of a scenario, search spaces
+
+
+def test_settings_are_changed_where_they_exist():
+    config = load_config(["train.adapt.epochs=3"])
+    changed = config.changed({"train": {"adapt": {"learning_rate": 1e-5, "epochs": 7}}, "curvature.fisher": "mc"})
+    assert changed.tree["train"]["adapt"]["learning_rate"] == 1e-5 and changed.tree["curvature"]["fisher"] == "mc"
+    assert changed.tree["train"]["adapt"]["epochs"] == 7 and config.tree["train"]["adapt"]["epochs"] == 3
+    kept = config.changed({"train.adapt.epochs": 7, "train.adapt.learning_rate": 1e-5}, keep_typed=True)
+    assert kept.tree["train"]["adapt"]["epochs"] == 3 and kept.tree["train"]["adapt"]["learning_rate"] == 1e-5
+
+
+@pytest.mark.parametrize(
+    "path, word",
+    [
+        ("train.adapt.epoch", "here: train.adapt.epoch: no such option; train.adapt has epochs, optimizer"),
+        ("trane.adapt.epochs", "trane.adapt.epochs: no such option; the configuration has scenario, model"),
+        ("train.adapt.epochs.more", "train.adapt.epochs has 8, a value"),
+    ],
+)
+def test_a_setting_that_does_not_exist_is_refused_with_those_that_do(path, word):
+    with pytest.raises(InputError) as refused:
+        load_config(["scenario=accents_topics"]).changed({path: 1}, "here")
+    assert word in str(refused.value)
+
+
+def test_hyper_parameters_chosen_for_a_scenario_come_with_it():
+    chosen = yaml.safe_load((config_folder() / "tuned" / "accents_topics.yaml").read_text())["methods"]
+    tuned = load_config(["scenario=accents_topics"]).tree["methods"]
+    assert all(tuned[method][name] == value for method, options in chosen.items() for name, value in options.items())
+    plain = load_config(["scenario=accents_topics", "tuned=none"]).tree["methods"]
+    assert plain == load_config(["scenario=accents_mild"]).tree["methods"] != tuned
+
+
+@pytest.mark.parametrize("name", shipped("tuned"))
+def test_every_choice_of_hyper_parameters_names_options_that_exist(name):
+    config = load_config([*([] if name == "none" else [f"scenario={name}"]), f"tuned={name}", "data_dir=/data"])
+    for method in config.tree["methods"]:
+        configured_method(config, method)
+
+
+def test_every_method_of_the_search_gets_as_many_settings():
+    config = load_config()
+    found = searches(config, list(config.tree["search"]["methods"]))
+    assert {len(search.settings) for search in found} == {config.tree["search"]["settings"]}
+    assert all({"train.adapt.learning_rate", "train.adapt.epochs"} <= set(search.space) for search in found)
+    assert {"ft", "fta", "ewc", "ihr", "laplace"} <= {search.method for search in found}

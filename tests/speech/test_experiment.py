@@ -1,18 +1,29 @@
 """A configured experiment from audio to results on a scenario of tones, and what it refuses."""
 
+import importlib.util
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from asrcl.adapt import load_state, save_state
 from asrcl.exceptions import InputError
 from asrcl.files import read_json
 from asrcl.scoring import RunResult
-from asrcl.speech import experiment
+from asrcl.scoring.recount import recount
+from asrcl.speech import experiment, jobs
 from asrcl.speech.config import load_config
+from asrcl.speech.features import FeatureStore
+from asrcl.speech.initial import shipped_model
 from asrcl.speech.prepare import load_domains, prepare_data, prepare_tokens, tokenizer_path
+from asrcl.speech.tuning import search_all, searches
 
+ROOT = Path(__file__).resolve().parents[2]
+spec = importlib.util.spec_from_file_location("ship_initial", ROOT / "tools" / "ship_initial.py")
+ship_initial = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(ship_initial)
 METHODS = ["initial", "ft", "fta", "ewc", "ihr"]
 
 
@@ -84,10 +95,150 @@ def test_decoding_a_checkpoint(start):
 
 def test_tuning_writes_a_table(start):
     config = start()
-    rows = experiment.tune_method(config, "fta", {"strength": [0.1, 0.9]}, [1])
+    (rows,) = search_all(config, searches(config, ["fta"], {"strength": [0.1, 0.9]}), [1]).values()
     assert [set(row) for row in rows] == [{"strength", "old", "new", "average"}] * 2
     assert rows[0]["average"] <= rows[1]["average"]
-    assert read_json(config.home / "tuning" / "fta.json")["rows"] == rows
+    kept = read_json(config.home / "tuning" / "fta.json")
+    assert kept["rows"] == rows and kept["space"] == {"strength": [0.1, 0.9]} and kept["protocol"] == "first"
+    assert kept["chosen"] == {"strength": rows[0]["strength"]}
+
+
+def test_options_of_the_run_are_searched_too_and_what_was_chosen_is_a_file_of_the_configuration(start, tones, tmp_path):
+    config = start()
+    space = {"train.adapt.learning_rate": [1e-4, 5e-2], "curvature.fisher": ["mc"], "tau": [0.5]}
+    found = search_all(config, searches(config, ["ihr"], space), [1])
+    keys = [read_json(path) for path in (config.home / "cache").glob("*/*/key.json")]
+    assert {key["train"]["learning_rate"] for key in keys if "train" in key} >= {1e-4, 5e-2}
+    assert {key["curvature"]["fisher"] for key in keys if "structure" in key} == {"mc"}
+    search_all(config, searches(config, ["ft"], {"train.adapt.epochs": [1, 2]}), [1])
+    chosen = (config.home / "tuning" / "first.yaml").read_text()
+    (tones.conf / "tuned").mkdir(exist_ok=True)
+    (tones.conf / "tuned" / "tones.yaml").write_text(chosen)
+    try:
+        tuned = load_config(tones.overrides(tmp_path / "exp"))
+        ihr, _ = experiment.configured_method(tuned, "ihr")
+        assert ihr.tree["train"]["adapt"]["learning_rate"] == found["ihr"][0]["train.adapt.learning_rate"]
+        assert ihr.tree["curvature"]["fisher"] == "mc" and tuned.tree["methods"]["ihr"]["tau"] == 0.5
+        assert tuned.tree["curvature"]["fisher"] == load_config().tree["curvature"]["fisher"], "other methods are left alone"
+        assert "epochs" in tuned.tree["methods"]["ft"]["run"]["train"]["adapt"]
+        typed = load_config(tones.overrides(tmp_path / "exp", "train.adapt.learning_rate=7e-3"))
+        assert experiment.configured_method(typed, "ihr")[0].tree["train"]["adapt"]["learning_rate"] == 7e-3
+    finally:
+        (tones.conf / "tuned" / "tones.yaml").unlink()
+
+
+def test_all_adaptations_are_searched_in_another_order(start):
+    config = start()
+    search_all(config, searches(config, ["fta"], {"strength": [0.5]}), [1], "sequence")
+    kept = read_json(config.home / "tuning" / "fta-sequence.json")
+    assert kept["domains"] == ["low", "high"] and kept["protocol"] == "sequence"
+    with pytest.raises(InputError, match=r"search.order=\['high', 'low'\]: give all domains, each once, low first"):
+        search_all(start("search.order=[high,low]"), searches(config, ["fta"], {"strength": [0.5]}), [1], "sequence")
+
+
+def test_a_probe_is_scored_after_every_stage_and_enters_nothing_else(start):
+    config = start("scenario=probed")
+    prepare_data(config)
+    prepare_tokens(config)
+    experiment.train(config, 1)
+    experiment.adapt_all(config, ["initial", "ft", "separate"], [1], decode=True)
+    ft, initial, separate = (RunResult.load(config.home / m / "1" / "results.json") for m in ("ft", "initial", "separate"))
+    (probe,) = ft.probes
+    assert (probe.name, probe.length, ft.domains) == ("probe", 15, ["low", "high"])
+    assert all(count is not None for count in probe.errors) and initial.probes[0].errors[0] == probe.errors[0]
+    assert (config.home / "ft" / "1" / "stage2" / "probe" / "hyp.trn").is_file()
+    assert separate.probes == [], "it has no model for what is none of its domains"
+    assert "every count agrees" in recount(config.home)
+    (config.home / "ft" / "1" / "stage2" / "probe" / "hyp.trn").write_text("x (s0-probe-test-0)\n")
+    with pytest.raises(InputError, match="stage2/probe"):
+        recount(config.home)
+
+
+# --- first models that come with a recipe
+
+
+@pytest.fixture
+def shipped(start, monkeypatch, tmp_path):
+    """A configuration whose trained first model of seed 1 lies in a folder of its recipe."""
+    config = start()
+    config.tree["scenario"]["initial"] = {"models": "models", "corpus": config.tree["scenario"]["domains"][0]["corpus"]}
+    monkeypatch.setattr("asrcl.speech.initial.config_folder", lambda: tmp_path / "conf")
+    monkeypatch.setattr(ship_initial, "config_folder", lambda: tmp_path / "conf")
+    monkeypatch.setattr(ship_initial, "data_folder", lambda config, name: config.home / "data" / "low")
+    ship_initial.ship(config, [1])
+    return config
+
+
+def test_a_first_model_that_came_with_the_recipe_is_taken(shipped, tmp_path):
+    trained = load_state(experiment.initial_path(shipped, 1))
+    experiment.initial_path(shipped, 1).unlink()
+    tokenizer_path(shipped).unlink()
+    prepare_tokens(shipped)
+    experiment.train(shipped, 1)
+    taken = load_state(experiment.initial_path(shipped, 1))
+    assert taken.keys() == trained.keys() and all(value.dtype == trained[name].dtype for name, value in taken.items())
+    assert all(torch.equal(value, trained[name].half().float()) for name, value in taken.items() if value.is_floating_point())
+    record = read_json(tmp_path / "models" / "models.json")
+    assert record["trained"]["1"]["train"]["epochs"] == 1 and "scenario.initial.models=null" in record["command"]
+
+
+def test_a_seed_that_did_not_come_is_trained_with_the_tokeniser_that_did(shipped):
+    experiment.train(shipped, 2)
+    assert "training" in read_json(experiment.initial_path(shipped, 2).with_suffix(".json"))
+    assert not list(shipped.home.glob("initial/2/*.part"))
+
+
+@pytest.mark.parametrize("name", ["seed1.safetensors", "pieces.model"])
+def test_a_damaged_first_model_is_refused_with_the_remedy(shipped, tmp_path, name):
+    path = tmp_path / "models" / name
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"models/{name}: missing, or not what models.json describes; .*--train-initial"):
+        prepare_tokens(shipped)
+        experiment.train(shipped, 1)
+
+
+def test_a_first_model_of_another_shape_is_refused_with_the_remedy(shipped):
+    shipped.tree["model"]["feed_forward"] = 20
+    with pytest.raises(InputError, match="--train-initial"):
+        experiment.train(shipped, 1)
+
+
+def test_where_the_models_were_not_installed_one_is_trained(start, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr("asrcl.speech.initial.config_folder", lambda: tmp_path / "conf")
+    config = start()
+    config.tree["scenario"]["initial"] = {"models": "nowhere", "corpus": config.tree["scenario"]["domains"][0]["corpus"]}
+    assert shipped_model(config, 1) is None and "no trained first models there" in caplog.text
+
+
+# --- parts of a domain
+
+
+def test_two_corpora_of_one_domain_that_share_ids_keep_all_utterances(tones, tmp_path):
+    config = load_config(tones.overrides(tmp_path / "exp"))
+    low = config.tree["scenario"]["domains"][0]
+    low["corpus"] = [*low["corpus"], {**low["corpus"][0]}]
+    prepare_data(config, ["low"])
+    store = FeatureStore(config.home / "data" / "low" / "features")
+    ids = [row["id"] for split in ("train", "dev", "test") for row in store.rows(split)]
+    assert len(ids) == len(set(ids)) == 6 + 2 + 3 + 6
+    assert not (config.home / "data" / "low" / "broken.tsv").exists()
+
+
+def test_a_topic_that_does_not_exist_is_refused_before_any_corpus_is_made(tmp_path):
+    config = load_config(["scenario=accents_quick", f"exp={tmp_path}"])
+    config.tree["scenario"]["domains"][4]["corpus"]["topic"] = "sports"
+    with pytest.raises(InputError, match="'sports': no such topic; choose one of home"):
+        prepare_data(config)
+    assert not list(tmp_path.iterdir())
+
+
+def test_methods_that_share_a_fine_tune_do_not_start_side_by_side(start):
+    config = start()
+    built = {name: experiment.configured_method(config, name) for name in ("initial", "ft", "fta", "ewc", "ihr")}
+    order = experiment._apart(built)
+    assert sorted(order) == sorted(built) and order[:3] == ["initial", "ft", "ewc"]
 
 
 def test_tokens_are_trained_once(start):
@@ -118,11 +269,11 @@ def test_broken_utterances_are_listed_and_left_out(tones, tmp_path):
 
 def test_processes_of_one_torchrun_stay_together(start, monkeypatch):
     """A pool in each of them would start runs in different orders and wait for ever."""
-    monkeypatch.setattr(experiment, "Processes", lambda: SimpleNamespace(count=2))
-    monkeypatch.setattr(experiment, "ProcessPoolExecutor", None)
+    monkeypatch.setattr(jobs, "Processes", lambda: SimpleNamespace(count=2))
+    monkeypatch.setattr(jobs, "ProcessPoolExecutor", None)
     config = start("launcher.jobs=4")
     runs = [(config, number) for number in (1, 2, 3)]
-    assert experiment._in_jobs(config, lambda _, number: 10 * number, runs) == [10, 20, 30]
+    assert jobs.in_jobs(config, lambda _, number: 10 * number, runs) == [10, 20, 30]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +282,10 @@ def test_processes_of_one_torchrun_stay_together(start, monkeypatch):
         (lambda config: experiment.adapt_all(config, ["ft", "magic"], [1]), "method magic: not in the configuration"),
         (lambda config: experiment.adapt_all(config, [], [1]), "at least one method"),
         (lambda config: experiment.adapt_all(config, ["ft"], [7]), "initial/7/model.safetensors: no such checkpoint"),
-        (lambda config: experiment.tune_method(config, "ft", {"magic": [1]}, [1]), "method ft: "),
+        (lambda config: searches(config, ["ft"], {"magic": [1]}), "method ft: no option magic"),
+        (lambda config: searches(config, ["ft"], {"train.magic": [1]}), "space: train.magic: no such option; train has ctc_"),
+        (lambda config: searches(config, ["initial"]), "method initial: search.methods has no space for it; it has ft, fta"),
+        (lambda config: search_all(config, [], [1], "best"), "--protocol best: choose first or sequence"),
         (lambda config: experiment.decode_checkpoint(config, config.home / "none", "high"), "no such checkpoint"),
         (
             lambda config: experiment.decode_checkpoint(config, experiment.initial_path(config, 1), "middle"),

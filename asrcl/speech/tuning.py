@@ -1,0 +1,172 @@
+"""`asrcl tune`: every method gets the same number of settings, drawn from a stated space of options of the method and the run.
+
+An option with a dot is one of the run (`train.adapt.learning_rate`, `curvature.fisher`), one without belongs to the method. Two
+protocols say what a setting is judged by, on validation sets alone:
+
+- `first`: the mean over the first two domains after the first adaptation (Vander Eeckt and Van hamme, arXiv 2601.14751);
+- `sequence`: the mean over all domains after all adaptations, in an order of domains that no result is reported for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from asrcl.adapt import dev_rates, draw, grid
+from asrcl.exceptions import InputError
+from asrcl.files import write_json, write_text
+from asrcl.speech import jobs
+from asrcl.speech.config import Config
+from asrcl.speech.experiment import build_scenario, configured_method, learner_of
+
+logger = logging.getLogger(__name__)
+
+PROTOCOLS: Final = ("first", "sequence")
+RATES: Final = ("old", "new", "average")
+Setting = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is tried for one method.
+
+    Attributes:
+        method: a name under `methods` of the configuration.
+        space: the values of every option.
+        settings: those that are tried.
+    """
+
+    method: str
+    space: dict[str, list[Any]]
+    settings: list[Setting]
+
+
+def searches(
+    config: Config, methods: Sequence[str], own: Mapping[str, list[Any]] | None = None, count: int | None = None
+) -> list[Search]:
+    """What to try for some methods: all of a space of the user's own, or the same number of settings from that of `search`.
+
+    Args:
+        config: its group `search` has `settings` (their number), `shared` (options that every method searches) and `methods`.
+        methods: names under `methods`.
+        own: a space in place of that of `search`.
+        count: number of settings; by default `search.settings`, and of a space of the user's own all.
+
+    Raises:
+        InputError: an unknown method or option; a method that `search` has no space for.
+    """
+    found = []
+    for method in methods:
+        space = {str(name): list(values) for name, values in (own if own is not None else _space(config, method)).items()}
+        settings = grid(space) if own is not None and count is None else draw(space, count or config.tree["search"]["settings"])
+        for setting in settings:
+            _configured(config, method, setting)
+        found.append(Search(method, space, settings))
+    return found
+
+
+def _space(config: Config, method: str) -> dict[str, list[Any]]:
+    spaces = config.tree["search"]["methods"]
+    if method not in spaces:
+        raise InputError(f"method {method}: search.methods has no space for it; it has {', '.join(spaces)}; or give --grid")
+    return {**config.tree["search"]["shared"], **spaces[method]}
+
+
+def _configured(config: Config, method: str, setting: Setting) -> Any:
+    """The method and the configuration with one setting in them."""
+    of_run = {name: value for name, value in setting.items() if "." in name}
+    of_method = {name: value for name, value in setting.items() if "." not in name}
+    config, built = configured_method(config, method, **of_method)
+    return config.changed(of_run, "search space"), built
+
+
+def search_all(
+    config: Config, wanted: Sequence[Search], seeds: Sequence[int], protocol: str = "first"
+) -> dict[str, list[Setting]]:
+    """Score every setting of every search, `launcher.jobs` at a time, and write `<home>/tuning` (see the module).
+
+    Args:
+        config: the experiment.
+        wanted: of `searches`.
+        seeds: of the initial models; rates are means over them.
+        protocol: "first" or "sequence"; the latter takes the domains in the order `search.order`, or else the first one and then
+            the others backwards.
+
+    Returns:
+        Per method one row per setting, best first: its options, and `old`, `new` and `average` (dev error rates in percent).
+
+    Raises:
+        InputError: an unknown protocol or domain; or what training raises.
+    """
+    if protocol not in PROTOCOLS:
+        raise InputError(f"--protocol {protocol}: choose {' or '.join(PROTOCOLS)}")
+    jobs.import_plugins(config)
+    config = _reordered(config) if protocol == "sequence" else config
+    runs = [(config, s.method, setting, seed, protocol) for s in wanted for setting in s.settings for seed in seeds]
+    scores = iter(jobs.in_jobs(config, _score, runs, "settings"))
+    tables = {}
+    for search in wanted:
+        rows = []
+        for setting in search.settings:
+            rates = [next(scores) for _ in seeds]
+            rows.append({**setting, **{name: sum(rate[name] for rate in rates) / len(seeds) for name in RATES}})
+        tables[search.method] = sorted(rows, key=lambda row: row["average"])
+        _write(config, search, tables[search.method], seeds, protocol)
+    _write_chosen(config.home / "tuning" / f"{protocol}.yaml", tables, protocol)
+    return tables
+
+
+def _score(config: Config, method: str, setting: Setting, seed: int, protocol: str) -> dict[str, float]:
+    config, built = _configured(config, method, setting)
+    learner = learner_of(config, build_scenario(config, seed), seed, diagnostics="none", label=method)
+    rates = dev_rates(learner, built, 2 if protocol == "first" else None)
+    logger.info("%s %s: old %.2f, new %.2f, average %.2f; %s", method, setting, *rates.values(), jobs.step())
+    return rates
+
+
+def _reordered(config: Config) -> Config:
+    domains = config.tree["scenario"]["domains"]
+    names = [domain["name"] for domain in domains]
+    order = config.tree["search"]["order"] or [names[0], *reversed(names[1:])]
+    if sorted(order) != sorted(names) or order[0] != names[0]:
+        raise InputError(f"search.order={order}: give all domains, each once, {names[0]} first: {', '.join(names)}")
+    return config.changed({"scenario": {"domains": sorted(domains, key=lambda domain: order.index(domain["name"]))}})
+
+
+def _write(config: Config, search: Search, rows: list[Setting], seeds: Sequence[int], protocol: str) -> None:
+    tail = "" if protocol == "first" else f"-{protocol}"
+    order = [domain["name"] for domain in config.tree["scenario"]["domains"]]
+    write_json(
+        config.home / "tuning" / f"{search.method}{tail}.json",
+        {
+            "method": search.method,
+            "protocol": protocol,
+            "domains": order[:2] if protocol == "first" else order,
+            "seeds": list(seeds),
+            "space": search.space,
+            "rows": rows,
+            "chosen": {name: rows[0][name] for name in search.space},
+        },
+    )
+
+
+def _write_chosen(path: Path, tables: Mapping[str, list[Setting]], protocol: str) -> None:
+    """The best setting of every method as a file for `conf/tuned/<scenario>.yaml`; methods of earlier searches stay."""
+    chosen = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("methods", {}) if path.is_file() else {}
+    for method, rows in tables.items():
+        options: dict[str, Any] = {}
+        for name, value in rows[0].items():
+            if name not in RATES:
+                *above, last = ["run", *name.split(".")] if "." in name else [name]
+                node = options
+                for key in above:
+                    node = node.setdefault(key, {})
+                node[last] = value
+        chosen[method] = options
+    head = f"# @package _global_\n# Chosen by asrcl tune --protocol {protocol}; the whole search is beside it (.json).\n"
+    write_text(path, head + yaml.safe_dump({"methods": chosen}, sort_keys=False))
