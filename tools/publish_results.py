@@ -2,9 +2,10 @@
 
     tools/publish_results.py exp/accents recipes/accents --page
 
-Writes recipes/accents/results/<scenario>/{RESULTS.md,*.png}, with --page also report.html (which quotes utterances: only where
-their licence allows it), and refreshes what stands between `<!-- results:accents -->` and `<!-- /results -->` in README.md and
-recipes/accents/README.md.
+Writes recipes/accents/results/<scenario>/{RESULTS.md,*.png,tuning/}, with --page also report.html (which quotes utterances:
+only where their licence allows it), and refreshes what stands between `<!-- results:accents -->` and `<!-- /results -->` in
+README.md and recipes/accents/README.md; `accents_short` is the same with fewer columns, `accents_steps` and `accents_tuning` are
+what stages did to the weights and the searches for hyper-parameters.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from itertools import dropwhile, takewhile
 from pathlib import Path
 
 from asrcl.exceptions import InputError
 from asrcl.files import read_json, write_text
 
+LEFT_OUT = ("seeds", "AVG_w", "FWT", "F", "I", "CER")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -25,6 +28,15 @@ def main_table(report: str) -> str:
     start = report.index("WER in %")
     end = report.index("![", start)
     return report[start:end].strip()
+
+
+def short_table(report: str) -> str:
+    """The main table with its most telling columns alone."""
+    lines = main_table(report).splitlines()
+    table = list(takewhile(lambda line: line.startswith("|"), dropwhile(lambda line: not line.startswith("|"), lines)))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    kept = [n for n, name in enumerate(rows[0]) if name not in LEFT_OUT]
+    return "\n".join(f"| {' | '.join(row[n] for n in kept)} |" for row in rows)
 
 
 def refresh(document: Path, name: str, text: str) -> None:
@@ -43,16 +55,26 @@ def step_tables(report: str) -> str:
 
 
 def tuning_tables(folder: Path) -> str:
-    """One table for every method that was tuned: dev error rates after the first adaptation, best first."""
+    """One table for every search: dev error rates after the first or after all adaptations, best first."""
+    after = {"first": "after the first adaptation", "sequence": "after all adaptations"}
     parts = []
     for path in sorted((folder / "tuning").glob("*.json")):
         tuning = read_json(path)
         columns = list(tuning["rows"][0])
-        rows = [[f"{row[c]:.2f}" if isinstance(row[c], float) else str(row[c]) for c in columns] for row in tuning["rows"]]
+        rows = [[_written(c, row[c]) for c in columns] for row in tuning["rows"]]
         lines = [columns, ["---:"] * len(columns), *rows]
-        title = f"`{tuning['method']}`, seeds {', '.join(map(str, tuning['seeds']))}, dev error rate in %:"
+        protocol = tuning.get("protocol", "first")
+        domains = f" ({' → '.join(tuning['domains'])})" if tuning.get("domains") else ""
+        seeds = ", ".join(map(str, tuning["seeds"]))
+        title = f"`{tuning['method']}`, dev error rate in % {after[protocol]}{domains}, seeds {seeds}:"
         parts.append(title + "\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
     return "\n\n".join(parts)
+
+
+def _written(column: str, value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.2f}" if column in ("old", "new", "average") else f"{value:g}"
+    return str(value)
 
 
 def machine(folder: Path) -> str:
@@ -72,13 +94,16 @@ def publish(folder: Path, recipe: Path, page: bool) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for source in [folder / "RESULTS.md", *folder.glob("*.png"), *(folder.glob("report.html") if page else [])]:
         shutil.copyfile(source, target / source.name)
+    if (folder / "tuning").is_dir():
+        shutil.copytree(folder / "tuning", target / "tuning", dirs_exist_ok=True)
     report = (folder / "RESULTS.md").read_text(encoding="utf-8")
     text = f"{main_table(report)}\n\n{machine(folder)}"
     for document in (REPOSITORY / "README.md", recipe / "README.md"):
         refresh(document, folder.name, text)
+        refresh(document, f"{folder.name}_short", f"{short_table(report)}\n\n{machine(folder)}")
         refresh(document, f"{folder.name}_steps", step_tables(report))
         if tables := tuning_tables(folder):
-            refresh(document, "tuning", tables)
+            refresh(document, f"{folder.name}_tuning", tables)
 
 
 if __name__ == "__main__":

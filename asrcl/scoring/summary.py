@@ -34,6 +34,8 @@ LABELS: Final[dict[str, str]] = {
     "fta": "FT + averaging (FTA)",
     "ewc": "EWC",
     "ihr": "IHR",
+    "ihr_paper": "IHR (paper's damping)",
+    "laplace": "Laplace merge",
     "separate": "Separate models",
     "joint": "Joint training",
 }

@@ -14,6 +14,7 @@ jobs=1
 exp=exp
 data_dir=""
 scenario=""
+scenario_name=""
 quick=false
 train_initial=false
 dry_run=false
@@ -63,6 +64,7 @@ parse_options() {
             --*)
                 [ $# -ge 2 ] && [[ "$2" != --* ]] || fail "$1: needs a value, or is no option; see --help"
                 name=$1; value=$2; shift 2 ;;
+            scenario.name=*) scenario_name=${1#*=}; overrides+=("$1"); shift; continue ;;
             exp=* | data_dir=* | scenario=*) name=${1%%=*}; value=${1#*=}; shift ;;
             config_dir=*)
                 [ -d "${1#*=}" ] || fail "$1: no such folder"
@@ -123,7 +125,8 @@ run_recipe() { # scenario, overrides of the recipe...
     run_stage 3 "initial model" asrcl train --seeds "$seeds" "${settings[@]}"
     run_stage 4 "adapt" asrcl adapt --methods "$methods" --seeds "$seeds" "${settings[@]}"
     run_stage 5 "decode" asrcl decode --methods "$methods" --seeds "$seeds" "${settings[@]}"
-    run_stage 6 "score" asrcl score "$exp/$scenario"
-    run_stage 7 "report" asrcl report "$exp/$scenario"
-    echo "== done ($((SECONDS / 60)) min $((SECONDS % 60)) s)"
+    run_stage 6 "score" asrcl score "$exp/${scenario_name:-$scenario}"
+    run_stage 7 "report" asrcl report "$exp/${scenario_name:-$scenario}"
+    local took="$((SECONDS / 60)) min $((SECONDS % 60)) s"
+    if $dry_run; then echo "== done ($took)"; else echo "== done ($took; $("$repository/.venv/bin/python" "$repository/tools/machine_speed.py"))"; fi
 }
