@@ -56,7 +56,7 @@ def _command() -> str:
 def prepare(
     overrides: Overrides = None,
     stage: Annotated[str, typer.Option(help="data, tokens, or all")] = "all",
-    domains: Annotated[str, typer.Option(help="only these domains, e.g. 'US ENG'")] = "",
+    domains: Annotated[str, typer.Option(help="only these domains or probes, e.g. 'US ENG'")] = "",
 ) -> None:
     """Load and check the corpora, compute features, train the tokeniser."""
     from asrcl.speech.prepare import prepare_data, prepare_tokens
@@ -72,7 +72,7 @@ def prepare(
 
 @app.command()
 def train(overrides: Overrides = None, seeds: Seeds = "1") -> None:
-    """Train the initial model on the first domain."""
+    """Train the initial model, or take the trained one that came with the recipe."""
     from asrcl.speech.experiment import train_all
 
     train_all(_config(overrides), _numbers(seeds))

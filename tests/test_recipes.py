@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from asrcl.files import read_json
+from asrcl.speech.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("ASRCL_DATA", ROOT / ".." / "shared" / "data"))
@@ -71,8 +72,6 @@ def test_a_dry_run_prints_all_stages_in_order(recipe, tmp_path):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_settings_of_every_recipe_compose(recipe, tmp_path):
-    from asrcl.speech.config import load_config
-
     for quick in ([], ["--quick"]) if recipe in ("accents", "accents_topics", "real_speech") else ([],):
         options = [*quick, *(["--data_dir", tmp_path] if recipe in NEED_DATA else [])]
         train = next(words for words in commands(recipe, *options) if words[1] == "train")
@@ -136,9 +135,11 @@ def test_a_scenario_under_another_name_is_scored_under_it():
 
 
 def test_the_first_model_is_trained_where_the_user_wants_it():
-    assert not any("scenario.initial.models=null" in words for words in commands("accents"))
+    assert not any("++scenario.initial.models=null" in words for words in commands("accents"))
     for option in ("--train-initial", "--train_initial"):
-        assert all("scenario.initial.models=null" in words for words in commands("accents", option)[:5])
+        assert all("++scenario.initial.models=null" in words for words in commands("accents", option)[:5])
+    (words,) = commands("accents_topics", "--train-initial", "--stage", "3", "--stop-stage", "3")
+    assert load_config([word for word in words[2:] if "=" in word]).tree["scenario"]["initial"]["models"] is None
 
 
 def test_devices():

@@ -36,10 +36,12 @@ def load(folders: Sequence[str]) -> dict[int, ScenarioSummary]:
     runs = {}
     for word in folders:
         size, _, folder = word.partition("=")
+        if not size.isdecimal() or not folder:
+            raise InputError(f"{word}: write NUMBER=FOLDER, the number of utterances that the first model of those runs has seen")
         runs[int(size)] = [run for run in find_results(folder) if run.method in METHODS]
-    seeds = set.intersection(*({run.seed for run in found if run.method == "ihr"} for found in runs.values()))
+    seeds = set.intersection(*({r.seed for r in found if r.method == m} for found in runs.values() for m in METHODS))
     if not seeds:
-        raise InputError(f"{', '.join(folders)}: no seed of ihr that all of them have")
+        raise InputError(f"{', '.join(folders)}: no seed that all of {', '.join(METHODS)} have in all of them")
     return {size: summarise([run for run in found if run.seed in seeds])[0] for size, found in sorted(runs.items())}
 
 

@@ -16,8 +16,8 @@ from asrcl.adapt import load_state, save_state
 from asrcl.exceptions import InputError
 from asrcl.files import copy_file, hash_file, read_json, write_json
 from asrcl.speech.config import Config, config_folder, load_config
-from asrcl.speech.initial import initial_path
-from asrcl.speech.prepare import data_folder, tokenizer_path
+from asrcl.speech.initial import initial_path, tokenizer_path, training_settings, what_it_depends_on
+from asrcl.speech.prepare import data_folder
 
 
 def ship(config: Config, seeds: list[int]) -> Path:
@@ -40,11 +40,13 @@ def ship(config: Config, seeds: list[int]) -> Path:
         names.append(f"seed{seed}.safetensors")
         half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
         save_state(half, folder / names[-1])
-        trained[str(seed)] = {"dev_loss": [round(epoch["dev_loss"], 3) for epoch in record["training"]], "train": record["train"]}
+        trained[str(seed)] = {"dev_loss": [round(epoch["dev_loss"], 3) for epoch in record["training"]]}
     content: dict[str, Any] = {
         "command": f'asrcl train --seeds "{" ".join(map(str, seeds))}" scenario={config.tree["scenario"]["name"]} '
         "scenario.initial.models=null",
+        "settings": what_it_depends_on(config),
         "corpus": config.tree["scenario"]["initial"]["corpus"],
+        "train": {key: value for key, value in training_settings(config).tree["train"].items() if key != "adapt"},
         "data": read_json(data_folder(config, "_initial") / "features" / "meta.json")["fingerprints"],
         "trained": trained,
         "files": {name: {"hash": hash_file(folder / name), "bytes": (folder / name).stat().st_size} for name in names},

@@ -6,7 +6,7 @@ from asrcl.adapt.loop import Stage, adapt_domains, run_method, run_stages, write
 from asrcl.adapt.protocols import Batch, Domain, StateDict, Task
 from asrcl.adapt.scenario import Scenario, UnionDomain
 from asrcl.adapt.tracking import Tracking, TrackingConfig
-from asrcl.adapt.training import TrainConfig, Trainer
+from asrcl.adapt.training import DivergedError, TrainConfig, Trainer
 from asrcl.adapt.tuning import dev_rates, draw, grid, tune
 from asrcl.adapt.weights import average_states, fingerprint, load_state, save_state, state_of
 from asrcl.curvature import Curvature
@@ -32,6 +32,7 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     "train_initial",
     "write_decode",
     # training
+    "DivergedError",
     "TrainConfig",
     "Trainer",
     # dashboards

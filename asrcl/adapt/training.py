@@ -38,6 +38,10 @@ CHOICES: Final = {
 }
 
 
+class DivergedError(InputError):
+    """The loss of a training run is not finite."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train.
@@ -158,7 +162,8 @@ class Trainer:
         """Train all epochs and return the averaged weights.
 
         Raises:
-            InputError: the loss is not finite, naming epoch and step; finished epochs are kept. Or a split is empty.
+            DivergedError: the loss is not finite, naming epoch and step; finished epochs are kept.
+            InputError: a split is empty.
         """
         for split in ("train", "dev"):
             if not self.domain.size(split):
@@ -238,7 +243,7 @@ class Trainer:
 
     def _finite(self, value: float, what: str) -> float:
         if not math.isfinite(value):
-            raise InputError(
+            raise DivergedError(
                 f"{self.domain.name}: {what} is {value} in epoch {self.progress.epoch + 1} after {self.progress.steps} steps; "
                 f"lower train.learning_rate ({self.config.learning_rate}) or check the data; {self.folder} keeps earlier epochs"
             )

@@ -26,8 +26,9 @@ def grid(choices: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 def draw(choices: Mapping[str, Sequence[Any]], count: int, seed: int = 0) -> list[dict[str, Any]]:
     """`count` different settings from a space, or all of it where it has no more.
 
-    They are points of a scrambled Halton sequence (`scipy.stats.qmc`), so that few settings still spread over every option;
-    a longer list begins with the shorter one, and the same arguments give the same list.
+    They are points of a scrambled Halton sequence (`scipy.stats.qmc`), so that few settings still spread over every option, and
+    options that several spaces begin with have the same values in all of them. The same arguments give the same list, and a
+    longer list begins with the shorter one as long as it is not the whole space.
 
     Args:
         choices: the values of every option, all equally likely.
@@ -63,8 +64,9 @@ def dev_rates(learner: DomainLearner, method: Method, domains: int | None = 2) -
     """
     if len(learner.scenario.domains) < 2:
         raise InputError(f"scenario {learner.scenario.name}: tuning needs a second domain")
-    *_, after = run_stages(learner, method, "dev", count=domains)
-    rates = [errors.rate for errors in after.errors if errors is not None]
+    *_, after = run_stages(learner, method, None, count=domains)
+    seen = learner.scenario.domains[:domains]
+    rates = [learner.evaluate(model, domain, "dev").rate for model, domain in zip(after.models, seen, strict=False)]
     return {"old": float(np.mean(rates[:-1])), "new": rates[-1], "average": float(np.mean(rates))}
 
 

@@ -215,7 +215,10 @@ class RunResult:
             raise InputError(
                 f"{path}: missing or unknown fields: {', '.join(wrong)}; run it again with this version"
             )
-        probes = [_probe(entry, str(path)) for entry in content.pop("probes", None) or []]
+        listed = content.pop("probes", None) or []
+        if not isinstance(listed, list):
+            raise InputError(f"{path}: probes must be of type list; run it again")
+        probes = [_probe(entry, str(path)) for entry in listed]
         run = cls(**content, probes=probes, folder=Path(path).parent)
         run.validate(str(path))
         return run
@@ -332,7 +335,7 @@ def _check_probe(probe: ProbeCounts, size: int, where: str, domains: list[str]) 
     _check_row([probe.length, probe.character_length], 2, where)
     for name, kind in (("errors", int), ("character_errors", int), ("item_files", str)):
         row = getattr(probe, name)
-        if (row or name == "errors") and (not isinstance(row, list) or len(row) != size):
+        if not isinstance(row, list) or ((row or name == "errors") and len(row) != size):
             raise InputError(f"{where}: {name} must be {size} entries, one per stage; run it again")
         if wrong := [value for value in row if value is not None and not _is_valid(value, kind)]:
             raise InputError(f"{where}: {name} holds {wrong[0]!r}, expected {kind.__name__} or null; run it again")

@@ -68,21 +68,26 @@ class Config:
             raise InputError("device=cuda: no GPU here; use device=cpu or device=auto")
         return wanted
 
+    @property
+    def typed(self) -> set[str]:
+        """Names of the settings and groups that the user has set by an override."""
+        return {override.partition("=")[0].lstrip("+~") for override in self.overrides}
+
     def changed(self, changes: Mapping[str, Any], where: str = "", *, keep_typed: bool = False) -> Config:
         """The same with some settings of the tree replaced, which must be there already.
 
         Args:
             changes: a tree like the configuration's, or `{"train.adapt.epochs": 4}`.
             where: what to name in messages.
-            keep_typed: leave alone what the user has set by an override.
+            keep_typed: leave alone what the user has set by an override, a whole group included.
 
         Raises:
             InputError: a setting that does not exist; the message lists those there are.
         """
         tree = copy.deepcopy(self.tree)
-        typed = {override.partition("=")[0].lstrip("+") for override in self.overrides} if keep_typed else set()
+        typed = self.typed if keep_typed else set()
         for path, value in _leaves(changes):
-            if ".".join(path) in typed:
+            if any(".".join(path[:depth]) in typed for depth in range(1, len(path) + 1)):
                 continue
             *above, last = path
             node: Any = tree
@@ -166,6 +171,7 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
         if "=" not in override and not override.startswith("~"):
             raise InputError(f"{override}: not an override; write group=choice or some.setting=value")
     chosen = {override.partition("=")[0]: override for override in overrides}
+    _check_tuned(chosen)
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             tree = compose("config", overrides=_search(chosen))
@@ -180,6 +186,15 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     empty: dict[str, Any] = {"features": {}, "text": {}, "tokens": {}, "probes": [], "initial": {}}
     plain["scenario"] = {**empty, **{key: value for key, value in plain["scenario"].items() if value is not None}}
     return Config({str(key): value for key, value in plain.items()}, tuple(overrides))
+
+
+def _check_tuned(chosen: Mapping[str, str]) -> None:
+    """Hydra passes over a file of an optional group that does not exist, even where the user names it."""
+    name = chosen.get("tuned", "=none").partition("=")[2]
+    folders = [config_folder(), Path(chosen.get("config_dir", "=").partition("=")[2]).expanduser()]
+    known = sorted({path.stem for folder in folders for path in folder.glob("tuned/*.yaml")})
+    if name not in [*known, "null"]:
+        raise InputError(f"tuned={name}: no such choice of hyper-parameters; there are {', '.join(known)}")
 
 
 def _search(chosen: dict[str, str]) -> list[str]:

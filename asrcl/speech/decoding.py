@@ -28,7 +28,7 @@ class DecodeConfig:
         max_ratio: longest hypothesis, as a share of the encoder frames.
         ctc_candidates: "joint_beam" asks CTC in every step about so many tokens, those attention likes best; None: about all.
         max_frames, max_items: padded frames and utterances per batch at most, outside of training; None: as in training.
-            They change the time it takes, not what is decoded.
+            They change the time it takes, and what is decoded only where a hypothesis runs into `max_ratio` of the padded frames.
     """
 
     kind: Literal["ctc_greedy", "joint_beam"] = "ctc_greedy"
@@ -115,7 +115,7 @@ def _joint_beam_searcher(model: ConformerASR, config: DecodeConfig) -> nn.Module
     if config.ctc_weight > 0:
         ctc = CTCScorer(ctc_fc=model.ctc_head, blank_index=BLANK, eos_index=EOS)
         which = "full_scorers" if config.ctc_candidates is None else "partial_scorers"
-        scale = (config.ctc_candidates or 0) / config.beam
+        scale = ((config.ctc_candidates or 0) + 0.5) / config.beam  # SpeechBrain takes int(beam * scale) of them
         scorer = ScorerBuilder(**{which: [ctc]}, weights={"ctc": config.ctc_weight}, scorer_beam_scale=scale)
     return _NextTokenSearcher(
         modules=[model.transformer, model.attention_head],

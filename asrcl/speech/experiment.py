@@ -37,9 +37,9 @@ from asrcl.speech import jobs
 from asrcl.speech.config import Config
 from asrcl.speech.decoding import DecodeConfig
 from asrcl.speech.features import FeatureConfig
-from asrcl.speech.initial import TRAIN_AGAIN, initial_path, shipped_model
+from asrcl.speech.initial import initial_path, shipped_model, tokenizer_path, training_settings
 from asrcl.speech.model import ConformerASR
-from asrcl.speech.prepare import load_domains, load_initial_domain, load_probes, tokenizer_path
+from asrcl.speech.prepare import load_domains, load_initial_domain, load_probes
 from asrcl.speech.task import RecognitionTask, SpecAugmentConfig
 from asrcl.speech.tokenizer import Tokenizer
 
@@ -89,7 +89,7 @@ def build_scenario(config: Config, seed: int | None = None) -> Scenario:
     )
 
 
-def _check_fits(model: nn.Module, state: dict[str, torch.Tensor], path: Path | str) -> None:
+def _check_fits(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     if differing := [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]:
@@ -132,16 +132,14 @@ def train(config: Config, seed: int) -> None:
     """The first model of one seed: the trained one that came with the recipe, or else trained on the first domain.
 
     Raises:
-        InputError: the model that came with the recipe is of another shape than the configured one.
+        InputError: the model that came with the recipe was made with other settings, or is damaged.
     """
     path, state = initial_path(config, seed), shipped_model(config, seed)
     if state is not None:
-        _check_fits(build_model(config, len(Tokenizer(tokenizer_path(config)))), state, f"{TRAIN_AGAIN}; the one that came")
         save_state(state, path)
         write_json(path.with_suffix(".json"), {"seed": seed, "source": config.tree["scenario"]["initial"]["models"]})
     else:
-        own = config.tree["scenario"]["initial"].get("train") or {}
-        config = config.changed({"train": {"initial": own}}, "scenario.initial.train", keep_typed=True)
+        config = training_settings(config)
         scenario, domain = build_scenario(config), load_initial_domain(config)
         settings = config.settings(TrainConfig, "train", "initial")
         cache = Cache(config.home / "cache")
@@ -194,7 +192,7 @@ def configured_method(config: Config, name: str, **changes: Any) -> tuple[Config
 
 
 def train_all(config: Config, seeds: Sequence[int]) -> None:
-    """Make the initial models of several seeds, `launcher.jobs` at a time; one alone may use all cores.
+    """Make the initial models of several seeds, `launcher.jobs` at a time.
 
     Raises:
         InputError: a wrong setting, before any work begins; or what training raises.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +21,8 @@ from asrcl.speech.config import Config, config_folder
 
 logger = logging.getLogger(__name__)
 
-TRAIN_AGAIN = "train the first model yourself: scenario.initial.models=null (run.sh --train-initial)"
+OF_TRAINING = ("train.initial", "scenario.initial.corpus", "scenario.initial.train")
+TRAIN_AGAIN = "train the first model yourself: run.sh --train-initial (scenario.initial.models=null)"
 
 
 def initial_path(config: Config, seed: int) -> Path:
@@ -28,11 +30,29 @@ def initial_path(config: Config, seed: int) -> Path:
     return config.home / "initial" / str(seed) / "model.safetensors"
 
 
+def tokenizer_path(config: Config) -> Path:
+    """Where the scenario's tokeniser lies."""
+    return config.home / "tokens" / "pieces.model"
+
+
+def training_settings(config: Config) -> Config:
+    """The configuration with the options of `scenario.initial.train` in `train.initial`, but for what the user has typed."""
+    own = config.tree["scenario"]["initial"].get("train") or {}
+    return config.changed({"train": {"initial": own}}, "scenario.initial.train", keep_typed=True)
+
+
+def what_it_depends_on(config: Config) -> dict[str, Any]:
+    """What a model hears, writes and is: one that was made with other settings is no first model for this run."""
+    scenario, model = config.tree["scenario"], {key: value for key, value in config.tree["model"].items() if key != "dropout"}
+    return {**{f"scenario.{key}": scenario[key] for key in ("features", "text", "tokens")}, "model": model}
+
+
 def shipped_models(config: Config) -> Path | None:
     """The folder of trained first models; None where the scenario has none, or where they were not installed with the package.
 
     Raises:
-        InputError: the tokeniser there is not the one that the models were trained with.
+        InputError: they were made with other settings, the user asks for a training that is not going to be, or the
+            tokeniser there is not the one they were trained with.
     """
     wanted = config.tree["scenario"]["initial"].get("models")
     if not wanted:
@@ -41,21 +61,38 @@ def shipped_models(config: Config) -> Path | None:
     if not (folder / "models.json").is_file():
         logger.warning("%s: no trained first models there; training one", folder)
         return None
+    if without_effect := [name for name in sorted(config.typed) if name.startswith(OF_TRAINING)]:
+        raise InputError(f"{without_effect[0]}: has no effect on the trained first models in {folder}; {TRAIN_AGAIN}")
+    made = _flat(read_json(folder / "models.json")["settings"])
+    here = _flat(what_it_depends_on(config))
+    if differing := [name for name in {**made, **here} if made.get(name) != here.get(name)]:
+        name = differing[0]
+        raise InputError(
+            f"{name}={here.get(name)}: the trained first models in {folder} were made with {made.get(name)}; {TRAIN_AGAIN}"
+        )
     _check(folder, "pieces.model")
     return folder
+
+
+def _flat(tree: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {name: tree}
+    return {key: value for part, below in tree.items() for key, value in _flat(below, f"{name}.{part}".lstrip(".")).items()}
 
 
 def shipped_model(config: Config, seed: int) -> dict[str, torch.Tensor] | None:
     """The trained first model of a seed in single precision; None if there is none.
 
     Raises:
-        InputError: its file is not the one that `models.json` describes.
+        InputError: its file is not the one that `models.json` describes, or the run's tokeniser is not the one it needs.
     """
-    folder = shipped_models(config)
-    name = f"seed{seed}.safetensors"
+    folder, name = shipped_models(config), f"seed{seed}.safetensors"
     if folder is None or name not in read_json(folder / "models.json")["files"]:
         return None
     _check(folder, name)
+    pieces = tokenizer_path(config)
+    if not pieces.is_file() or hash_file(pieces) != hash_file(folder / "pieces.model"):
+        raise InputError(f"{pieces}: not the tokeniser of {folder / name}; run the tokens stage (asrcl prepare --stage tokens)")
     return {key: value.float() if value.dtype == torch.float16 else value for key, value in load_state(folder / name).items()}
 
 

@@ -64,14 +64,17 @@ def in_jobs(
     progress, job = Progress(parts or len(runs), what), partial(_job, threads, function)
     if jobs == 1:
         _take_part(progress)
-        return [job(run) for run in runs]
+        try:
+            return [job(run) for run in runs]
+        finally:
+            _take_part(None)
     context = multiprocessing.get_context("spawn")
     start = (os.getpid(), progress.total, what, context.Value("i", 0))
     with ProcessPoolExecutor(jobs, context, initializer=_start_process, initargs=start) as pool:
         return list(pool.map(job, runs))
 
 
-def _take_part(progress: Progress) -> None:
+def _take_part(progress: Progress | None) -> None:
     global _progress
     _progress = progress
 

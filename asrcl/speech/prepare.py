@@ -9,21 +9,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from datasets import Dataset, concatenate_datasets, disable_progress_bars
 from tqdm import tqdm
 
 from asrcl.exceptions import InputError
-from asrcl.files import copy_file, hash_file, hash_json, read_json, write_json
+from asrcl.files import copy_file, file_lock, hash_file, hash_json, read_json, write_json
 from asrcl.speech import jobs
 from asrcl.speech.config import Config, corpus_parts
 from asrcl.speech.corpora import columns, load_corpus, to_dataset, validate, write_broken
 from asrcl.speech.corpora.utterance import Utterance
 from asrcl.speech.domain import SpeechDomain
 from asrcl.speech.features import FeatureConfig, FeatureStore, build_features
-from asrcl.speech.initial import shipped_models
+from asrcl.speech.initial import shipped_models, tokenizer_path
 from asrcl.speech.synthetic import check_settings, synthesise
 from asrcl.speech.text import normalise
+from asrcl.speech.threads import one_thread
 from asrcl.speech.tokenizer import LETTERS, Tokenizer, train_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,8 @@ def prepare_data(config: Config, only: Iterable[str] | None = None) -> None:
     if unknown := set(only or ()) - set(found):
         raise InputError(f"domain {', '.join(sorted(unknown))}: not in this scenario; it has {', '.join(found)}")
     wanted = [entry for name, entry in found.items() if not only or name in set(only)]
-    for entry in wanted:
+    first = initial_corpus(config)
+    for entry in [*wanted, *([first] if "corpus" in first else [])]:
         _check_synthetic(config, entry)
     jobs.in_jobs(config, _prepare_entry, [(config, entry) for entry in wanted], "corpora")
 
@@ -106,7 +107,11 @@ def data_folder(config: Config, name: str) -> Path:
 
 
 def _prepare_domain(config: Config, domain: Mapping[str, Any], folder: Path) -> FeatureStore:
-    torch.set_num_threads(1)  # an utterance is too small to share out: two threads take longer than one
+    with file_lock(folder.with_name(f".{folder.name}.lock")), one_thread():
+        return _make_domain(config, domain, folder)
+
+
+def _make_domain(config: Config, domain: Mapping[str, Any], folder: Path) -> FeatureStore:
     name = domain["name"]
     features = config.settings(FeatureConfig, "scenario", "features")
     text = config.settings(TextConfig, "scenario", "text")
@@ -197,11 +202,6 @@ def prepare_tokens(config: Config) -> Tokenizer:
     write_json(done, {"key": key, "pieces": tokenizer.fingerprint})
     logger.info("tokens: %d pieces from %d sentences of %s", len(tokenizer), len(sentences), first)
     return tokenizer
-
-
-def tokenizer_path(config: Config) -> Path:
-    """Where the scenario's tokeniser lies."""
-    return config.home / "tokens" / "pieces.model"
 
 
 def load_domains(config: Config) -> list[SpeechDomain]:

@@ -145,8 +145,7 @@ class RecognitionTask:
             "label_smoothing": self.label_smoothing,
             "augment": asdict(self.augment) if self.augment else None,
         }
-        decoding = {key: value for key, value in asdict(self.decoding).items() if key not in ("max_frames", "max_items")}
-        return {"loss": loss, "evaluation": {"tokenizer": self.tokenizer.fingerprint, **decoding}}
+        return {"loss": loss, "evaluation": {"tokenizer": self.tokenizer.fingerprint, **asdict(self.decoding)}}
 
 
 def _full(logits: Tensor) -> Tensor:

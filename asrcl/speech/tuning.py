@@ -4,7 +4,7 @@ An option with a dot is one of the run (`train.adapt.learning_rate`, `curvature.
 protocols say what a setting is judged by, on validation sets alone:
 
 - `first`: the mean over the first two domains after the first adaptation (Vander Eeckt and Van hamme, arXiv 2601.14751);
-- `sequence`: the mean over all domains after all adaptations, in an order of domains that no result is reported for.
+- `sequence`: the mean over all domains after all adaptations, in another order of domains (of two domains there is no other).
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from typing import Any, Final
 
 import yaml
 
-from asrcl.adapt import dev_rates, draw, grid
+from asrcl.adapt import CurvatureConfig, DivergedError, TrainConfig, dev_rates, draw, grid
 from asrcl.exceptions import InputError
-from asrcl.files import write_json, write_text
+from asrcl.files import file_lock, write_json, write_text
+from asrcl.methods import Method
 from asrcl.speech import jobs
 from asrcl.speech.config import Config
 from asrcl.speech.experiment import build_scenario, configured_method, learner_of
 
 logger = logging.getLogger(__name__)
 
+OF_THE_RUN: Final = ("train.adapt.", "train.augment.", "train.max_items", "curvature.", "decode.", "model.dropout")
 PROTOCOLS: Final = ("first", "sequence")
 RATES: Final = ("old", "new", "average")
 Setting = dict[str, Any]
@@ -60,9 +62,10 @@ def searches(
     Raises:
         InputError: an unknown method or option; a method that `search` has no space for.
     """
+    jobs.import_plugins(config)
     found = []
     for method in methods:
-        space = {str(name): list(values) for name, values in (own if own is not None else _space(config, method)).items()}
+        space = _checked(config, dict(own) if own is not None else _space(config, method))
         settings = grid(space) if own is not None and count is None else draw(space, count or config.tree["search"]["settings"])
         for setting in settings:
             _configured(config, method, setting)
@@ -70,19 +73,36 @@ def searches(
     return found
 
 
-def _space(config: Config, method: str) -> dict[str, list[Any]]:
+def _space(config: Config, method: str) -> dict[str, Any]:
     spaces = config.tree["search"]["methods"]
     if method not in spaces:
         raise InputError(f"method {method}: search.methods has no space for it; it has {', '.join(spaces)}; or give --grid")
-    return {**config.tree["search"]["shared"], **spaces[method]}
+    return {**config.tree["search"]["shared"], **(spaces[method] or {})}
 
 
-def _configured(config: Config, method: str, setting: Setting) -> Any:
+def _checked(config: Config, space: dict[str, Any]) -> dict[str, list[Any]]:
+    """A space in which every option has a list of values and an effect."""
+    for name, values in space.items():
+        if not isinstance(values, list):
+            raise InputError(f"search space: {name}={values}: give a list of values")
+        if name in ("name", "run"):
+            raise InputError(f"search space: {name}: is no option of a method; search options of the run by their own names")
+        if "." in name and not name.startswith(OF_THE_RUN):
+            raise InputError(f"search space: {name}: nothing that is searched depends on it; choose from {', '.join(OF_THE_RUN)}")
+        if name in config.typed:
+            raise InputError(f"search space: {name}: is also set on the command line ({name}=...); leave one of the two out")
+    return {str(name): list(values) for name, values in space.items()}
+
+
+def _configured(config: Config, method: str, setting: Setting) -> tuple[Config, Method]:
     """The method and the configuration with one setting in them."""
     of_run = {name: value for name, value in setting.items() if "." in name}
     of_method = {name: value for name, value in setting.items() if "." not in name}
     config, built = configured_method(config, method, **of_method)
-    return config.changed(of_run, "search space"), built
+    config = config.changed(of_run, "search space")
+    config.settings(TrainConfig, "train", "adapt")
+    config.settings(CurvatureConfig, "curvature")
+    return config, built
 
 
 def search_all(
@@ -105,26 +125,36 @@ def search_all(
     """
     if protocol not in PROTOCOLS:
         raise InputError(f"--protocol {protocol}: choose {' or '.join(PROTOCOLS)}")
-    jobs.import_plugins(config)
     config = _reordered(config) if protocol == "sequence" else config
     runs = [(config, s.method, setting, seed, protocol) for s in wanted for setting in s.settings for seed in seeds]
     scores = iter(jobs.in_jobs(config, _score, runs, "settings"))
     tables = {}
     for search in wanted:
-        rows = []
+        rows, failed = [], []
         for setting in search.settings:
             rates = [next(scores) for _ in seeds]
-            rows.append({**setting, **{name: sum(rate[name] for rate in rates) / len(seeds) for name in RATES}})
+            known = [rate for rate in rates if rate is not None]
+            if len(known) < len(seeds):
+                failed.append(setting)
+            else:
+                rows.append({**setting, **{name: sum(rate[name] for rate in known) / len(seeds) for name in RATES}})
+        if not rows:
+            raise InputError(f"{search.method}: the loss was not finite in any of {len(failed)} settings; lower learning rates")
         tables[search.method] = sorted(rows, key=lambda row: row["average"])
-        _write(config, search, tables[search.method], seeds, protocol)
+        _write(config, search, tables[search.method], failed, seeds, protocol)
     _write_chosen(config.home / "tuning" / f"{protocol}.yaml", tables, protocol)
     return tables
 
 
-def _score(config: Config, method: str, setting: Setting, seed: int, protocol: str) -> dict[str, float]:
+def _score(config: Config, method: str, setting: Setting, seed: int, protocol: str) -> dict[str, float] | None:
+    """Dev error rates of one setting and seed; None where its training came to losses that are not finite."""
     config, built = _configured(config, method, setting)
     learner = learner_of(config, build_scenario(config, seed), seed, diagnostics="none", label=method)
-    rates = dev_rates(learner, built, 2 if protocol == "first" else None)
+    try:
+        rates = dev_rates(learner, built, 2 if protocol == "first" else None)
+    except DivergedError as error:
+        logger.warning("%s %s: left out, %s; %s", method, setting, error, jobs.step())
+        return None
     logger.info("%s %s: old %.2f, new %.2f, average %.2f; %s", method, setting, *rates.values(), jobs.step())
     return rates
 
@@ -138,7 +168,9 @@ def _reordered(config: Config) -> Config:
     return config.changed({"scenario": {"domains": sorted(domains, key=lambda domain: order.index(domain["name"]))}})
 
 
-def _write(config: Config, search: Search, rows: list[Setting], seeds: Sequence[int], protocol: str) -> None:
+def _write(
+    config: Config, search: Search, rows: list[Setting], failed: list[Setting], seeds: Sequence[int], protocol: str
+) -> None:
     tail = "" if protocol == "first" else f"-{protocol}"
     order = [domain["name"] for domain in config.tree["scenario"]["domains"]]
     write_json(
@@ -150,13 +182,19 @@ def _write(config: Config, search: Search, rows: list[Setting], seeds: Sequence[
             "seeds": list(seeds),
             "space": search.space,
             "rows": rows,
+            "diverged": failed,
             "chosen": {name: rows[0][name] for name in search.space},
         },
     )
 
 
 def _write_chosen(path: Path, tables: Mapping[str, list[Setting]], protocol: str) -> None:
-    """The best setting of every method as a file for `conf/tuned/<scenario>.yaml`; methods of earlier searches stay."""
+    """The best setting of every method as a file for `conf/tuned/<scenario>.yaml`; methods of other searches stay."""
+    with file_lock(path.with_suffix(".lock")):
+        _add_chosen(path, tables, protocol)
+
+
+def _add_chosen(path: Path, tables: Mapping[str, list[Setting]], protocol: str) -> None:
     chosen = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("methods", {}) if path.is_file() else {}
     for method, rows in tables.items():
         options: dict[str, Any] = {}

@@ -10,5 +10,6 @@ jobs=2
 parse_options "$@"
 settings=()
 if $quick; then scenario=accents_quick; settings=(train=quick decode=ctc_greedy); fi
+if $quick && $train_initial; then settings+=(scenario.initial.corpus.sizes.train=240); fi
 cd "$repository"
 run_recipe "$scenario" ${settings[@]+"${settings[@]}"}

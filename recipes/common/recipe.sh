@@ -117,7 +117,7 @@ run_recipe() { # scenario, overrides of the recipe...
     shift
     [ "$ngpu" -eq 0 ] || device=cuda
     local settings=("scenario=$scenario" "exp=$exp" "device=$device" "launcher.jobs=$jobs" "$@" ${overrides[@]+"${overrides[@]}"})
-    if $train_initial; then settings+=("scenario.initial.models=null"); fi
+    if $train_initial; then settings+=("++scenario.initial.models=null"); fi
     [ -z "$data_dir" ] || settings+=("data_dir=$data_dir")
     $dry_run || bash "$repository/tools/setup.sh"
     run_stage 1 "data" asrcl prepare --stage data "${settings[@]}"

@@ -23,7 +23,18 @@ def test_what_is_left_follows_from_what_was_done(monkeypatch):
     assert progress.step() == "4 of 4 stages"
 
 
+def step_often(count):
+    progress = Progress(200, "runs", count)
+    for _ in range(100):
+        progress.step()
+
+
 def test_processes_share_one_count():
-    count = multiprocessing.get_context("spawn").Value("i", 0)
-    first, second = Progress(3, "runs", count), Progress(3, "runs", count)
-    assert first.step().startswith("1 of 3") and second.step().startswith("2 of 3") and first.step() == "3 of 3 runs"
+    context = multiprocessing.get_context("fork")
+    count = context.Value("i", 0)
+    processes = [context.Process(target=step_often, args=(count,)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert count.value == 200 and Progress(201, "runs", count).step() == "201 of 201 runs"

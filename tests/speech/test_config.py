@@ -257,6 +257,8 @@ def test_settings_are_changed_where_they_exist():
     changed = config.changed({"train": {"adapt": {"learning_rate": 1e-5, "epochs": 7}}, "curvature.fisher": "mc"})
     assert changed.tree["train"]["adapt"]["learning_rate"] == 1e-5 and changed.tree["curvature"]["fisher"] == "mc"
     assert changed.tree["train"]["adapt"]["epochs"] == 7 and config.tree["train"]["adapt"]["epochs"] == 3
+    group = load_config(["train=quick"])
+    assert group.changed({"train.adapt.epochs": 7}, keep_typed=True).tree["train"]["adapt"]["epochs"] == 2
     kept = config.changed({"train.adapt.epochs": 7, "train.adapt.learning_rate": 1e-5}, keep_typed=True)
     assert kept.tree["train"]["adapt"]["epochs"] == 3 and kept.tree["train"]["adapt"]["learning_rate"] == 1e-5
 
@@ -281,6 +283,13 @@ def test_hyper_parameters_chosen_for_a_scenario_come_with_it():
     assert all(tuned[method][name] == value for method, options in chosen.items() for name, value in options.items())
     plain = load_config(["scenario=accents_topics", "tuned=none"]).tree["methods"]
     assert plain == load_config(["scenario=accents_mild"]).tree["methods"] != tuned
+
+
+def test_a_choice_that_does_not_exist_is_refused(tmp_path):
+    assert "tuned=accents_topic: no such choice of hyper-parameters; there are accents" in refusal("tuned=accents_topic")
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned" / "mine.yaml").write_text("# @package _global_\nmethods: {ihr: {tau: 0.25}}\n")
+    assert load_config([f"config_dir={tmp_path}", "tuned=mine"]).tree["methods"]["ihr"]["tau"] == 0.25
 
 
 @pytest.mark.parametrize("name", shipped("tuned"))

@@ -41,12 +41,16 @@ def test_as_many_candidates_as_there_are_tokens_are_all_of_them(make_model, make
     assert decode(model, batch, DecodeConfig("joint_beam", beam=2, ctc_candidates=9)) == whole
 
 
+@torch.no_grad()
 def test_two_batches_do_not_share_what_is_kept_of_the_encoder(make_model, make_batch):
-    model, config = make_model(), DecodeConfig("joint_beam", beam=2)
-    first, second = make_batch([60, 33]), make_batch([58, 31])
-    alone = decode(model, second, config)
-    decode(model, first, config)
-    assert decode(model, second, config) == alone
+    """One searcher after the other batch gives the scores of a fresh one."""
+    model, config = make_model(), DecodeConfig("joint_beam", beam=2, ctc_weight=0.0)
+    encoded = [model.encode(batch.features, batch.lengths) for batch in (make_batch([60, 33]), make_batch([60, 31]))]
+    used, scores = decoding._joint_beam_searcher(model, config), []
+    for searcher in (used, used, decoding._joint_beam_searcher(model, config)):
+        states, lengths = encoded[len(scores) > 0]
+        scores.append(searcher(states, lengths / states.shape[1])[2])
+    assert torch.equal(scores[1], scores[2]) and not torch.equal(scores[0], scores[1])
 
 
 @pytest.mark.parametrize(

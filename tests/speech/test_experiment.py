@@ -2,21 +2,21 @@
 
 import importlib.util
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from asrcl.adapt import load_state, save_state
+from asrcl.adapt import DivergedError, load_state, save_state
 from asrcl.exceptions import InputError
 from asrcl.files import read_json
 from asrcl.scoring import RunResult
 from asrcl.scoring.recount import recount
-from asrcl.speech import experiment, jobs
+from asrcl.speech import experiment, initial, jobs, tuning
 from asrcl.speech.config import load_config
 from asrcl.speech.features import FeatureStore
-from asrcl.speech.initial import shipped_model
 from asrcl.speech.prepare import load_domains, prepare_data, prepare_tokens, tokenizer_path
 from asrcl.speech.tuning import search_all, searches
 
@@ -127,6 +127,28 @@ def test_options_of_the_run_are_searched_too_and_what_was_chosen_is_a_file_of_th
         (tones.conf / "tuned" / "tones.yaml").unlink()
 
 
+def test_a_setting_that_diverges_is_left_out_and_named(start, monkeypatch):
+    config = start()
+
+    def diverging(learner, method, domains):
+        if learner.train.learning_rate > 1:
+            raise DivergedError("the loss is nan")
+        return {"old": 1.0, "new": 2.0, "average": 1.5}
+
+    monkeypatch.setattr(tuning, "dev_rates", diverging)
+    space = {"train.adapt.learning_rate": [2.0, 1e-3]}
+    (rows,) = search_all(config, searches(config, ["ft"], space), [1]).values()
+    assert [row["train.adapt.learning_rate"] for row in rows] == [1e-3]
+    assert read_json(config.home / "tuning" / "ft.json")["diverged"] == [{"train.adapt.learning_rate": 2.0}]
+    with pytest.raises(InputError, match="not finite in any of 1 settings"):
+        search_all(config, searches(config, ["ft"], {"train.adapt.learning_rate": [2.0]}), [1])
+
+
+def test_what_is_typed_is_not_searched(start):
+    with pytest.raises(InputError, match=r"train.adapt.epochs: is also set on the command line"):
+        searches(start("train.adapt.epochs=2"), ["ft"])
+
+
 def test_all_adaptations_are_searched_in_another_order(start):
     config = start()
     search_all(config, searches(config, ["fta"], {"strength": [0.5]}), [1], "sequence")
@@ -142,10 +164,10 @@ def test_a_probe_is_scored_after_every_stage_and_enters_nothing_else(start):
     prepare_tokens(config)
     experiment.train(config, 1)
     experiment.adapt_all(config, ["initial", "ft", "separate"], [1], decode=True)
-    ft, initial, separate = (RunResult.load(config.home / m / "1" / "results.json") for m in ("ft", "initial", "separate"))
+    ft, first, separate = (RunResult.load(config.home / m / "1" / "results.json") for m in ("ft", "initial", "separate"))
     (probe,) = ft.probes
     assert (probe.name, probe.length, ft.domains) == ("probe", 15, ["low", "high"])
-    assert all(count is not None for count in probe.errors) and initial.probes[0].errors[0] == probe.errors[0]
+    assert all(count is not None for count in probe.errors) and first.probes[0].errors[0] == probe.errors[0]
     assert (config.home / "ft" / "1" / "stage2" / "probe" / "hyp.trn").is_file()
     assert separate.probes == [], "it has no model for what is none of its domains"
     assert "every count agrees" in recount(config.home)
@@ -162,7 +184,7 @@ def shipped(start, monkeypatch, tmp_path):
     """A configuration whose trained first model of seed 1 lies in a folder of its recipe."""
     config = start()
     config.tree["scenario"]["initial"] = {"models": "models", "corpus": config.tree["scenario"]["domains"][0]["corpus"]}
-    monkeypatch.setattr("asrcl.speech.initial.config_folder", lambda: tmp_path / "conf")
+    monkeypatch.setattr(initial, "config_folder", lambda: tmp_path / "conf")
     monkeypatch.setattr(ship_initial, "config_folder", lambda: tmp_path / "conf")
     monkeypatch.setattr(ship_initial, "data_folder", lambda config, name: config.home / "data" / "low")
     ship_initial.ship(config, [1])
@@ -182,10 +204,18 @@ def test_a_first_model_that_came_with_the_recipe_is_taken(shipped, tmp_path):
     assert record["trained"]["1"]["train"]["epochs"] == 1 and "scenario.initial.models=null" in record["command"]
 
 
-def test_a_seed_that_did_not_come_is_trained_with_the_tokeniser_that_did(shipped):
+def test_a_seed_that_did_not_come_is_trained_with_the_tokeniser_that_did(shipped, tmp_path):
+    tokenizer_path(shipped).write_bytes(b"another")
+    prepare_tokens(shipped)
+    assert tokenizer_path(shipped).read_bytes() == (tmp_path / "models" / "pieces.model").read_bytes()
     experiment.train(shipped, 2)
     assert "training" in read_json(experiment.initial_path(shipped, 2).with_suffix(".json"))
-    assert not list(shipped.home.glob("initial/2/*.part"))
+
+
+def test_a_model_that_came_is_not_served_with_another_tokeniser(shipped):
+    tokenizer_path(shipped).write_bytes(b"another")
+    with pytest.raises(InputError, match=r"not the tokeniser of .*seed1.safetensors; run the tokens stage"):
+        experiment.train(shipped, 1)
 
 
 @pytest.mark.parametrize("name", ["seed1.safetensors", "pieces.model"])
@@ -199,17 +229,33 @@ def test_a_damaged_first_model_is_refused_with_the_remedy(shipped, tmp_path, nam
         experiment.train(shipped, 1)
 
 
-def test_a_first_model_of_another_shape_is_refused_with_the_remedy(shipped):
-    shipped.tree["model"]["feed_forward"] = 20
-    with pytest.raises(InputError, match="--train-initial"):
-        experiment.train(shipped, 1)
+@pytest.mark.parametrize(
+    "path, word",
+    [
+        ("model.feed_forward", r"model.feed_forward=20: the trained first models in .*models were made with 24"),
+        ("scenario.tokens.size", r"scenario.tokens.size=20: the trained first models in .* were made with 40"),
+        ("scenario.features.bins", r"scenario.features.bins=20: the trained"),
+    ],
+)
+def test_first_models_that_were_made_with_other_settings_are_refused(shipped, path, word):
+    with pytest.raises(InputError, match=f"{word}.*--train-initial"):
+        experiment.train(shipped.changed({path: 20}), 1)
+
+
+def test_a_training_that_is_not_going_to_be_is_refused(shipped):
+    asked = replace(shipped, overrides=(*shipped.overrides, "train.initial.epochs=3"))
+    with pytest.raises(InputError, match=r"train.initial.epochs: has no effect on the trained first models"):
+        experiment.train(asked, 1)
+    experiment.train(shipped.changed({"model.dropout": 0.3}), 1)
 
 
 def test_where_the_models_were_not_installed_one_is_trained(start, monkeypatch, tmp_path, caplog):
-    monkeypatch.setattr("asrcl.speech.initial.config_folder", lambda: tmp_path / "conf")
+    monkeypatch.setattr(initial, "config_folder", lambda: tmp_path / "conf")
     config = start()
     config.tree["scenario"]["initial"] = {"models": "nowhere", "corpus": config.tree["scenario"]["domains"][0]["corpus"]}
-    assert shipped_model(config, 1) is None and "no trained first models there" in caplog.text
+    experiment.train(config, 2)
+    assert "no trained first models there" in caplog.text
+    assert "training" in read_json(experiment.initial_path(config, 2).with_suffix(".json"))
 
 
 # --- parts of a domain
@@ -283,7 +329,13 @@ def test_processes_of_one_torchrun_stay_together(start, monkeypatch):
         (lambda config: experiment.adapt_all(config, [], [1]), "at least one method"),
         (lambda config: experiment.adapt_all(config, ["ft"], [7]), "initial/7/model.safetensors: no such checkpoint"),
         (lambda config: searches(config, ["ft"], {"magic": [1]}), "method ft: no option magic"),
-        (lambda config: searches(config, ["ft"], {"train.magic": [1]}), "space: train.magic: no such option; train has ctc_"),
+        (lambda config: searches(config, ["ft"], {"train.adapt.magic": [1]}), "adapt.magic: no such option; train.adapt has e"),
+        (lambda config: searches(config, ["ft"], {"scenario.seed": [1]}), "scenario.seed: nothing that is searched depends"),
+        (lambda config: searches(config, ["ft"], {"name": ["fta"]}), "name: is no option of a method"),
+        (lambda config: searches(config, ["ft"], {"train.adapt.epochs": 3}), "train.adapt.epochs=3: give a list of values"),
+        (lambda config: searches(config, ["ft"], {"train.adapt.epochs": ["x"]}), "train.adapt.epochs=x: expected a whole number"),
+        (lambda config: searches(config, ["ft"], {"device": ["cpu"]}), "method ft: no option device"),
+        (lambda config: searches(config, ["ft"], {"decode.kind": ["x"], "launcher.jobs": [1]}), "launcher.jobs: nothing"),
         (lambda config: searches(config, ["initial"]), "method initial: search.methods has no space for it; it has ft, fta"),
         (lambda config: search_all(config, [], [1], "best"), "--protocol best: choose first or sequence"),
         (lambda config: experiment.decode_checkpoint(config, config.home / "none", "high"), "no such checkpoint"),

@@ -79,8 +79,8 @@ class Scenario:
     def sweep_views(self) -> list[dict[str, Any]]:
         """Settings tried on dev data: per protocol all methods on one plane, then each method by itself."""
         views = []
-        for protocol in dict.fromkeys(sweep.protocol for sweep in self.sweeps):
-            members = [sweep for sweep in self.sweeps if sweep.protocol == protocol]
+        for protocol in dict.fromkeys((sweep.protocol, *sweep.domains) for sweep in self.sweeps):
+            members = [sweep for sweep in self.sweeps if (sweep.protocol, *sweep.domains) == protocol]
             after = _after(members[0])
             views += [self._together(members, after)] if len(members) > 1 else []
             views += [self._sweep_view(sweep, after) for sweep in members]
@@ -137,11 +137,12 @@ class Scenario:
         points = [point for sweep in sweeps for point in self._settings(sweep, self.labels.get(sweep.method, sweep.method))]
         same = len({tuple(sweep.seeds) for sweep in sweeps}) == 1
         note = "" if same else " The methods were tried with different seeds."
-        best = [
-            [Cell(self.labels.get(s.method, s.method)), Cell(str(len(s.rows)), len(s.rows)), Cell(_words(s.rows[0], s.knobs))]
-            + [Cell(number(value), value) for value in (s.rows[0]["old"], s.rows[0]["new"], _average(s.rows[0]))]
-            for s in sweeps
-        ]
+        best = []
+        for sweep in sweeps:
+            row = min(sweep.rows, key=_average)
+            first = [Cell(self.labels.get(sweep.method, sweep.method)), Cell(str(len(sweep.rows)), len(sweep.rows))]
+            rates = [Cell(number(value), value) for value in (row["old"], row["new"], _average(row))]
+            best.append([*first, Cell(_words(row, sweep.knobs)), *rates])
         header = ["Method", "settings", "chosen", "old (%)", "new (%)", "mean (%)"]
         table = Table(header, best, [sweep.method for sweep in sweeps])
         return {

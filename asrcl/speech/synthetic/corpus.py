@@ -15,7 +15,6 @@ import json
 import random
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from asrcl.speech.synthetic import grammar
 from asrcl.speech.synthetic.channel import apply_channel, check_channel
 from asrcl.speech.synthetic.espeak import ACCENTS, ESPEAK_RATE, Synthesizer, espeak_version
 from asrcl.speech.synthetic.speakers import POOLS, Speaker, speakers
+from asrcl.speech.threads import one_thread
 
 Row = dict[str, Any]
 
@@ -120,7 +120,7 @@ def synthesise(
     home = Path(folder).absolute() / f"{domain}-{hash_json(key)}"
     manifest = home / "manifest.jsonl"
     if not _complete(manifest):
-        with _one_thread():
+        with one_thread():
             rows = [row for split in settings.sizes for row in _make_split(settings, split, home)]
         write_json(home / "settings.json", key)
         write_text(manifest, "".join(json.dumps(row) + "\n" for row in rows))
@@ -186,17 +186,6 @@ def _key(settings: _Settings) -> Row:
         "grammar": hash_json([dataclasses.asdict(topic) for topic in topics]),
         "speakers": hash_json([dataclasses.asdict(each) for each in cast]),
     }
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Run torch on one thread: sums in another order round to other samples, and the tensors are small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _complete(manifest: Path) -> bool:
