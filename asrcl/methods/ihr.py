@@ -8,6 +8,7 @@ from typing import Any, Literal
 from asrcl.curvature import Curvature
 from asrcl.exceptions import InputError
 from asrcl.merge import merge
+from asrcl.merge.steps.ihr import IHR_DAMPING, LAPLACE_DAMPING
 from asrcl.methods.base import Learner, Method, StateDict, register
 
 
@@ -50,7 +51,7 @@ class InverseHessianRegularization(_CurvatureMerge):
         self,
         curvature: Literal["last", "sum"] = "last",
         tau: float = 1.0,
-        damping: float = 10.0,
+        damping: float = IHR_DAMPING,
         damping_kind: Literal["relative", "absolute", "pi", "product", "product_absolute"] = "relative",
         rescale: Literal["layer", "global", "none"] = "layer",
         power: float = 1.0,
@@ -85,7 +86,7 @@ class LaplaceMerge(_CurvatureMerge):
         self,
         curvature: Literal["last", "sum"] = "last",
         strength: float = 1.0,
-        damping: float = 10.0,
+        damping: float = LAPLACE_DAMPING,
         damping_kind: Literal["relative", "absolute"] = "relative",
         rest: float | Literal["1/t", "keep", "new", "fisher"] = "1/t",
         layers: Sequence[str] = ("*",),

@@ -1,5 +1,6 @@
 """The configuration: every shipped file composes, a user's own is found, mistakes are named in one line."""
 
+import inspect
 from dataclasses import dataclass
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 import yaml
 
 from asrcl.adapt import CurvatureConfig, TrainConfig
+from asrcl.curvature import estimate
 from asrcl.exceptions import InputError
+from asrcl.merge import methods as merge_methods
 from asrcl.methods import build_method
 from asrcl.speech.config import Config, config_folder, load_config
 from asrcl.speech.corpora import CORPORA
@@ -76,6 +79,22 @@ def test_defaults_compose_with_all_methods():
     assert set(config.tree["methods"]) == set(shipped("method"))
     for options in config.tree["methods"].values():
         build_method(options["name"], **{key: value for key, value in options.items() if key not in ("name", "run")})
+
+
+@pytest.mark.parametrize("name", ["ihr", "laplace"])
+def test_library_methods_and_configuration_have_the_same_defaults(name):
+    options = load_config(["tuned=none"]).tree["methods"][name]
+    defaults = {key: entry.default for key, entry in inspect.signature(type(build_method(name))).parameters.items()}
+    assert {**options, "layers": tuple(options["layers"])} == {"name": name, **defaults}
+    knobs = merge_methods()[name].knobs
+    assert {key: options[key] for key in knobs} == knobs
+    assert load_config(["tuned=none"]).tree["curvature"]["fisher"] == inspect.signature(estimate).parameters["fisher"].default
+
+
+def test_the_settings_of_the_paper_have_a_name():
+    config, method = configured_method(load_config(), "ihr_paper")
+    assert method.knobs | {"tau": 1.0, "damping": 1e-3, "damping_kind": "absolute", "rest": "1/t"} == method.knobs
+    assert config.tree["curvature"]["fisher"] == "empirical"
 
 
 def test_overrides_arrive_and_the_last_one_counts():
@@ -294,7 +313,8 @@ def test_a_choice_that_does_not_exist_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", shipped("tuned"))
 def test_every_choice_of_hyper_parameters_names_options_that_exist(name):
-    config = load_config([*([] if name == "none" else [f"scenario={name}"]), f"tuned={name}", "data_dir=/data"])
+    scenario = [f"scenario={name}"] if name in shipped("scenario") else []
+    config = load_config([*scenario, f"tuned={name}", "data_dir=/data"])
     for method in config.tree["methods"]:
         configured_method(config, method)
 
