@@ -81,7 +81,8 @@ def main() -> None:
         pairs = zip(found[case].items, found[reference].items, strict=True)
         other = sum(ours.hypothesis != theirs.hypothesis for ours, theirs in pairs)
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-        rows.append([case, spread, f"{statistics.median(times) / options.items * 1000:.1f}", str(other), f"{found[case].rate:.2f}"])
+        each = statistics.median(times) / options.items * 1000
+        rows.append([case, spread, f"{each:.1f}", str(other), f"{found[case].rate:.2f}"])
     header = ["search", "ratio median (min-max)", "ms per utterance", f"other hypotheses of {options.items}", "WER (%)"]
     print(markdown(plain(header, rows)))
 
