@@ -79,7 +79,7 @@ class Scenario:
     def sweep_views(self) -> list[dict[str, Any]]:
         """Settings tried on dev data: per protocol all methods on one plane, then each method by itself."""
         views = []
-        for protocol in dict.fromkeys((sweep.protocol, *sweep.domains) for sweep in self.sweeps):
+        for protocol in sorted({(sweep.protocol, *sweep.domains) for sweep in self.sweeps}):
             members = [sweep for sweep in self.sweeps if (sweep.protocol, *sweep.domains) == protocol]
             after = _after(members[0])
             views += [self._together(members, after)] if len(members) > 1 else []
@@ -171,7 +171,7 @@ class Scenario:
         chart = self._dev_plane(self._settings(sweep))
         seeds = f", seeds {', '.join(map(str, sweep.seeds))}" if sweep.seeds else ""
         name = f"{self.labels.get(sweep.method, sweep.method)}, {after}{seeds}"
-        drawn = "; ".join(f"{knob}: {', '.join(map(str, values))}" for knob, values in sweep.space.items())
+        drawn = "; ".join(f"{knob}: {', '.join(map(_written, values))}" for knob, values in sweep.space.items())
         note = f" {counted(len(rows), 'setting')} of the space {drawn}." if drawn else ""
         return {
             "name": name, "method": sweep.method, "chart": chart, "table": Table(header, rows), "after": after,
@@ -279,9 +279,13 @@ def _average(row: dict[str, Any]) -> float:
 
 
 def _words(row: dict[str, Any], knobs: Sequence[str]) -> str:
-    return ", ".join(f"{knob} {row.get(knob)}" for knob in knobs)
+    return ", ".join(f"{knob} {_written(row.get(knob))}" for knob in knobs)
+
+
+def _written(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _setting(value: Any) -> Cell:
     plain = isinstance(value, int | float) and not isinstance(value, bool)
-    return Cell(f"{value:g}" if plain else str(value), float(value) if plain else math.nan)
+    return Cell(_written(value), float(value) if plain else math.nan)

@@ -1,0 +1,73 @@
+"""What is published of a run: tables that documents quote, and choices of hyper-parameters that are those of the search."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from asrcl.files import read_json
+
+ROOT = Path(__file__).resolve().parents[1]
+SEARCH = ROOT / "recipes" / "accents" / "results" / "accents" / "tuning"
+REPORT = """# Results
+
+WER in % on each domain.
+
+| Method | seeds | US | AVG | CI95 | probe | AVG_w | COV | CER | p (ihr) |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| FT | 3 | 2.00 | 2.0 ± 0.1 | 1–3 | 4.80 | 2.1 | 0.0 | 1.0 | 0.01 + |
+
+Wilcoxon signed-rank test:
+
+| IHR against | p |
+| --- | ---: |
+| FT | 0.01 |
+
+![heat](heatmap.png)
+"""
+
+
+@pytest.fixture(scope="module")
+def publish():
+    spec = importlib.util.spec_from_file_location("publish_results", ROOT / "tools" / "publish_results.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["publish_results"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_short_table_is_the_main_one_with_fewer_columns(publish):
+    assert publish.short_table(REPORT).splitlines() == [
+        "| Method | US | AVG | CI95 | probe | COV | p (ihr) |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| FT | 2.00 | 2.0 ± 0.1 | 1–3 | 4.80 | 0.0 | 0.01 + |",
+    ]
+
+
+def test_a_document_is_refreshed_where_it_is_marked(publish, tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("a\n<!-- results:x -->\nold\n<!-- /results -->\nb\n<!-- results:x_short -->\n<!-- /results -->\n")
+    publish.refresh(page, "x", "new | \\1")
+    publish.refresh(page, "x_short", "short")
+    publish.refresh(page, "y", "nothing")
+    assert page.read_text() == (
+        "a\n<!-- results:x -->\nnew | \\1\n<!-- /results -->\nb\n<!-- results:x_short -->\nshort\n<!-- /results -->\n"
+    )
+
+
+@pytest.mark.parametrize("protocol, name", [("sequence", "accents"), ("first", "accents_first")])
+def test_the_hyper_parameters_of_the_recipe_are_those_that_its_search_chose(protocol, name):
+    chosen = yaml.safe_load((SEARCH / f"{protocol}.yaml").read_text())["methods"]
+    used = yaml.safe_load((ROOT / "conf" / "tuned" / f"{name}.yaml").read_text())["methods"]
+    assert {method: used[method] for method in chosen} == chosen
+    assert used["separate"] == used["joint"] == {"run": chosen["ft"]["run"]}
+
+
+@pytest.mark.parametrize("tail", ["", "-sequence"])
+def test_no_search_of_the_recipe_is_larger_than_another(tail):
+    found = {method: read_json(SEARCH / f"{method}{tail}.json") for method in ("ft", "fta", "ewc", "ihr", "laplace")}
+    assert len({len(search["rows"]) + len(search["diverged"]) for search in found.values()}) == 1
+    best = {method: min(search["rows"], key=lambda row: row["average"]) for method, search in found.items()}
+    assert all(search["chosen"].items() <= best[method].items() for method, search in found.items())
