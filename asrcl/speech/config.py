@@ -73,6 +73,11 @@ class Config:
         """Names of the settings and groups that the user has set by an override."""
         return {override.partition("=")[0].lstrip("+~") for override in self.overrides}
 
+    def typed_over(self, changes: Mapping[str, Any]) -> list[str]:
+        """Names of the changes that `changed(..., keep_typed=True)` leaves out, the user having set them or their group."""
+        names = [".".join(path) for path, _ in _leaves(changes)]
+        return [name for name in names if any(name == typed or name.startswith(f"{typed}.") for typed in self.typed)]
+
     def changed(self, changes: Mapping[str, Any], where: str = "", *, keep_typed: bool = False) -> Config:
         """The same with some settings of the tree replaced, which must be there already.
 
@@ -85,9 +90,9 @@ class Config:
             InputError: a setting that does not exist; the message lists those there are.
         """
         tree = copy.deepcopy(self.tree)
-        typed = self.typed if keep_typed else set()
+        left_out = self.typed_over(changes) if keep_typed else []
         for path, value in _leaves(changes):
-            if any(".".join(path[:depth]) in typed for depth in range(1, len(path) + 1)):
+            if ".".join(path) in left_out:
                 continue
             *above, last = path
             node: Any = tree

@@ -188,6 +188,8 @@ def configured_method(config: Config, name: str, **changes: Any) -> tuple[Config
         raise InputError(f"method {name}: not in the configuration; choose from {', '.join(known)}")
     options = {**known[name], **changes}
     own = options.pop("run", None) or {}
+    if typed := config.typed_over(own):
+        logger.info("%s: %s as typed, not as in methods.%s.run", name, ", ".join(typed), name)
     return config.changed(own, f"methods.{name}.run", keep_typed=True), build_method(options.pop("name"), **options)
 
 

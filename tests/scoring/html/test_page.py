@@ -214,7 +214,8 @@ def test_sweeps_of_several_methods_share_one_plane(tmp_path: Path) -> None:
     assert drawn.count("strength ") == 2 and drawn.count("tau ") == 5 and "tried with different seeds" in drawn
     assert "<summary>What was chosen</summary>" in plane and "After the first adaptation." in plane
     chosen = plane.split("<summary>What was chosen</summary>")[1]
-    assert "tau 0.5" in chosen and "strength 1" in chosen and "strength 2" not in chosen
+    assert "tau 3" in chosen and "tau 2" not in chosen, "the lowest mean, wherever it stands"
+    assert "strength 1" in chosen and "strength 2" not in chosen
     assert legend_after(both, "Hyper-parameters tried on dev data") == ["IHR", "fta"]
 
 
