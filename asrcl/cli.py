@@ -94,22 +94,18 @@ def adapt(
 def tune(
     overrides: Overrides = None,
     methods: Annotated[str, typer.Option("--methods", "--method", help="names under `methods` of the configuration")] = "ihr",
-    grid: Annotated[
-        str, typer.Option(help="every combination of these, e.g. 'tau=1,2 train.adapt.epochs=4,8'; default: draws from `search`")
-    ] = "",
+    grid: Annotated[str, typer.Option(help="all of these, e.g. 'tau=1,2 train.adapt.epochs=4'; else draws from `search`")] = "",
     settings: Annotated[int | None, typer.Option(help="how many settings to draw for every method", min=1)] = None,
-    protocol: Annotated[
-        str, typer.Option(help="first: after the first adaptation; sequence: after all, domains in another order")
-    ] = "first",
+    protocol: Annotated[str, typer.Option(help="first: after one adaptation; sequence: after all, in another order")] = "first",
     seeds: Seeds = "1",
 ) -> None:
     """Search options of methods and of the run (those with a dot) on validation sets; every method gets as many settings."""
     from asrcl.speech.tuning import search_all, searches
 
-    config = _config([*(overrides or []), *([] if any(o.startswith("tuned=") for o in overrides or []) else ["tuned=none"])])
+    config = _config(["tuned=none", *(overrides or [])])
     found = searches(config, _words(methods), _grid(grid) if grid else None, settings)
+    after = "the first adaptation" if protocol == "first" else "all adaptations"
     for method, rows in search_all(config, found, _numbers(seeds), protocol).items():
-        after = "the first adaptation" if protocol == "first" else "all adaptations"
         _table(f"{method}: dev error rate (%) after {after}", rows)
 
 
@@ -133,8 +129,8 @@ def _value(text: str) -> Any:
     return {"true": True, "false": False, "null": None}.get(text, text)
 
 
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _shown(value: Any, form: str) -> str:
+    return format(value, form) if isinstance(value, float) else str(value)
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> None:
@@ -145,7 +141,7 @@ def _table(title: str, rows: list[dict[str, Any]]) -> None:
     for column in rows[0]:
         table.add_column(column, justify="right")
     for row in rows:
-        table.add_row(*(f"{v:.2f}" if name in ("old", "new", "average") else _plain(v) for name, v in row.items()))
+        table.add_row(*(_shown(v, ".2f" if k in ("old", "new", "average") else "g") for k, v in row.items()))
     Console().print(table)
 
 
