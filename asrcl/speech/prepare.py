@@ -178,7 +178,11 @@ def _check_synthetic(config: Config, domain: Mapping[str, Any]) -> None:
     """Refuse, before any corpus is made, an accent, topic, channel or size that does not exist."""
     for part in corpus_parts(domain):
         if part.pop("kind") == "synthetic":
-            check_settings(domain["name"], **_synthetic_options(config, domain["name"], part))
+            options = _synthetic_options(config, domain["name"], part)
+            try:
+                check_settings(domain["name"], **options)
+            except InputError as error:
+                raise InputError(f"domain {domain['name']}: {error}") from error
 
 
 def prepare_tokens(config: Config) -> Tokenizer:

@@ -279,7 +279,7 @@ def test_two_corpora_of_one_domain_that_share_ids_keep_all_utterances(tones, tmp
 def test_a_topic_that_does_not_exist_is_refused_before_any_corpus_is_made(tmp_path):
     config = load_config(["scenario=accents_quick", f"exp={tmp_path}"])
     config.tree["scenario"]["domains"][4]["corpus"]["topic"] = "sports"
-    with pytest.raises(InputError, match="'sports': no such topic; choose one of home"):
+    with pytest.raises(InputError, match="domain WMI: topic 'sports': no such topic; choose one of home"):
         prepare_data(config)
     assert not list(tmp_path.iterdir())
 
