@@ -3,9 +3,10 @@
     executor = Executor(old, [new], "ihr", {"tau": 1.0}, MergeOptions(), coverage)
     merged, effect = executor.merge("encoder.layers.0.weight")
 
-What every method shares: type and device of the old tensors; whatever is no real floating number (counters, masks) is copied
-from the new model, for there is nothing between two counts; running statistics follow `statistics`; tensors, and rows of
-tensors, that a method cannot treat follow `rest`.
+What every method shares: type and device of the old tensors; counters and masks are copied from the new model, for there is
+nothing between two counts (see `asrcl.merge.numbers`, also for complex numbers, 8-bit floats and quantised codes); running
+statistics follow `statistics`; tensors, and rows of tensors, that a method cannot treat follow `rest`. What all models have alike
+stays as it is, masks of infinities included; a result that its type cannot hold is refused.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from asrcl.exceptions import InputError
 from asrcl.merge.buffers import Statistics, check_statistics, is_statistic, mean_of, pooled
 from asrcl.merge.coverage import Cover, Coverage
 from asrcl.merge.depth import depths
+from asrcl.merge.numbers import alike, as_before, check_codes, checked, copied, not_finite, readable
 from asrcl.merge.plans import PlanRow
 from asrcl.merge.registry import MergeMethod, find_method
-from asrcl.merge.sources import TensorSource, checked
-from asrcl.merge.tensors import add_step, by_entry, checked_number, distance, share_of_task, updates
+from asrcl.merge.sources import TensorSource, kind_of
+from asrcl.merge.tensors import add_step, all_finite, by_entry, checked_number, distance, share_of_task, updates
 
 Rest = float | Literal["1/t", "keep", "new", "fisher"]
 BUILT_IN = ("keep", "new")
@@ -94,7 +96,8 @@ class Executor:
         names: the tensors that are its business; None for all.
 
     Raises:
-        InputError: unknown method or option, an option out of range, or curvature or models that the method cannot do without.
+        InputError: unknown method or option, an option out of range, curvature or models that the method cannot do without, or
+            quantised codes.
     """
 
     def __init__(
@@ -133,6 +136,7 @@ class Executor:
             wanted = f"new_curvature=, one for each of the {len(self.models)} new model(s), estimated on its own domain"
             raise InputError(f"merge method {method.name} needs {wanted}")
         _trial(method, self.knobs, self.task, len(self.models))
+        check_codes(self.start, self.models, self.names)
         if method.curved and self.names and not any(self._covers(name) for name in self.names):
             patterns = list(self.options.layers)
             raise InputError(f"no tensor fits layers={patterns} and has curvature; nothing would be treated by it")
@@ -148,12 +152,13 @@ class Executor:
         Raises:
             InputError: the tensor is not finite, or a solve fails.
         """
-        start = checked(self.start, name, "old")
-        models = [checked(model, name, "new").to(start.device) for model in self.models]
+        start, *models = (source.read(name).detach() for source in (self.start, *self.models))
+        models = [model.to(start.device) for model in models]
+        kind = self._kind(name, tuple(start.shape), start.dtype)
         try:
-            merged = self._merged(name, start, models, scale)
+            merged = self._merged(kind, name, start, models, scale)
         except InputError as error:
-            raise InputError(f"{name}: {error}") from error
+            raise InputError(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
         return merged, self._effect(name, start, models, merged) if measure else None
 
     def plan(self, name: str) -> PlanRow:
@@ -168,7 +173,7 @@ class Executor:
     def _kind(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> str:
         if self.method is None:
             return self.rule
-        if not dtype.is_floating_point:
+        if kind_of(dtype) == "whole":
             return "copied"
         if is_statistic(name):
             return "statistic"
@@ -178,14 +183,20 @@ class Executor:
             return "whole" if len(shape) >= 2 else "rest"
         return "entries" if self.method.elementwise else "whole"
 
-    def _merged(self, name: str, start: Tensor, models: list[Tensor], scale: float) -> Tensor:
-        kind = self._kind(name, tuple(start.shape), start.dtype)
-        if kind == "keep":
+    def _merged(self, kind: str, name: str, start: Tensor, models: list[Tensor], scale: float) -> Tensor:
+        if kind == "keep" or (kind == "copied" and self.weight * scale == 0):
             return start.clone()
         if kind in ("copied", "new"):
-            return models[-1].to(device=start.device, dtype=start.dtype, copy=True)
-        if all(torch.equal(start, model) for model in models):
+            return copied(start, models[-1])
+        if all(alike(start, model) for model in models):
             return start.clone(memory_format=torch.contiguous_format)
+        values = [readable(tensor) for tensor in (start, *models)]
+        for role, tensor in zip(("old", *("new" for _ in models)), values, strict=True):
+            if not all_finite(tensor):
+                raise not_finite(name, role)
+        return as_before(self._computed(kind, name, values[0], values[1:], scale), start)
+
+    def _computed(self, kind: str, name: str, start: Tensor, models: list[Tensor], scale: float) -> Tensor:
         if kind == "statistic":
             return self._statistic(name, start, models, scale)
         if kind == "rest":
@@ -287,7 +298,7 @@ class Executor:
         mean = mean_of(name)
         means = None
         if mean is not None and mean in self.start.outlines:
-            means = (checked(self.start, mean, "old"), [checked(m, mean, "new").to(start.device) for m in self.models])
+            means = (checked(self.start, mean, "old"), [checked(m, mean, "new", start) for m in self.models])
         return pooled(start, models, self.weight * scale, means)
 
     @property
@@ -297,8 +308,9 @@ class Executor:
         return float(strength) if isinstance(strength, int | float) else self.rest
 
     def _effect(self, name: str, start: Tensor, models: list[Tensor], merged: Tensor) -> Effect:
-        if not start.is_floating_point():
+        if kind_of(start.dtype) == "whole":
             return Effect(0.0, 0.0, None)
+        start, merged, *models = (readable(tensor) for tensor in (start, merged, *models))
         covered = bool(self.coverage.of(name))
         predicted = self.coverage.predicted(name, updates(start, [merged])[0]) if covered else None
         return Effect(distance(start, merged), distance(start, models[0]), predicted)
@@ -309,7 +321,8 @@ class Executor:
         if kind in BUILT_IN:
             return kind, "by rule"
         if kind == "copied":
-            return "new", f"{str(dtype).removeprefix('torch.')} is copied from the new model"
+            side = "new" if self.weight else "old"
+            return side if side == "new" else "keep", f"{str(dtype).removeprefix('torch.')} is copied from the {side} model"
         if kind == "statistic":
             return f"{self.options.statistics} statistics", "running statistics are no weights"
         assert self.method is not None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from asrcl.exceptions import InputError
-from asrcl.merge.sources import Sized
+from asrcl.merge.sources import Sized, kind_of
 
 SHOWN = 8
 
@@ -24,7 +24,7 @@ def check_same_layout(old: Mapping[str, Sized], new: Mapping[str, Sized]) -> Non
         first, second = old[name], new[name]
         if tuple(first.shape) != tuple(second.shape):
             faults.append(f"{name} is {list(first.shape)} in the old and {list(second.shape)} in the new model")
-        elif first.dtype.is_floating_point != second.dtype.is_floating_point:
+        elif kind_of(first.dtype) != kind_of(second.dtype):
             faults.append(f"{name} is {_type(first.dtype)} in the old and {_type(second.dtype)} in the new model")
     if faults:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""

@@ -8,9 +8,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from asrcl.exceptions import InputError
-from asrcl.merge.tensors import all_finite
-
 
 class Sized(Protocol):
     """What is known of a tensor before it is read; tensors themselves will do."""
@@ -50,13 +47,6 @@ def placeholders(outlines: Mapping[str, Sized]) -> dict[str, Tensor]:
     return {name: torch.empty(tuple(o.shape), dtype=o.dtype, device="meta") for name, o in outlines.items()}
 
 
-def checked(source: TensorSource, name: str, role: str) -> Tensor:
-    """A tensor of a model, refused where it holds NaN or infinity.
-
-    Raises:
-        InputError: names the tensor and the model.
-    """
-    tensor = source.read(name).detach()
-    if tensor.is_floating_point() and not all_finite(tensor):
-        raise InputError(f"{name} of the {role} model holds NaN or infinity; it cannot be merged")
-    return tensor
+def kind_of(dtype: torch.dtype) -> str:
+    """What sort of numbers a type holds: "floating", "complex" or "whole"."""
+    return "floating" if dtype.is_floating_point else "complex" if dtype.is_complex else "whole"

@@ -40,8 +40,12 @@ def by_entry(
 
 
 def distance(first: Tensor, second: Tensor) -> float:
-    """Norm of the difference, in double precision, a part at a time."""
-    return float(sum((b.double() - a.double()).square().sum() for a, (b,) in _parts(first, (second,)))) ** 0.5
+    """Norm of the difference, in double precision, a part at a time; entries that are equal do not differ, infinite ones too."""
+    found = float(sum((b.double() - a.double()).square().sum() for a, (b,) in _parts(first, (second,)))) ** 0.5
+    if not math.isnan(found):
+        return found
+    gaps = ((b.double() - a.double()).masked_fill(a == b, 0.0) for a, (b,) in _parts(first, (second,)))
+    return float(sum(gap.nan_to_num(0.0).square().sum() for gap in gaps)) ** 0.5
 
 
 def all_finite(tensor: Tensor) -> bool:

