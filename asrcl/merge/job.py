@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -14,6 +16,10 @@ from asrcl.merge.coverage import Coverage
 from asrcl.merge.executor import Effect, Executor, MergeOptions
 from asrcl.merge.plans import Plan, PlanRow
 from asrcl.merge.sources import TensorSource
+from asrcl.merge.ties import tied_names
+
+Choice = tuple[str, dict[str, Any]]
+"""A method and its options."""
 
 
 class RuleBook(Protocol):
@@ -30,8 +36,43 @@ class Merged(NamedTuple):
     effect: Effect | None
 
 
+@dataclass(frozen=True)
+class Tie:
+    """One parameter with several names.
+
+    Attributes:
+        names: of it, in the order of the model.
+        rule: method and options that it follows.
+    """
+
+    names: tuple[str, ...]
+    rule: Choice
+
+    @classmethod
+    def of(cls, names: tuple[str, ...], chosen: Mapping[str, Choice], default: Choice) -> Tie:
+        """With the rule that any of its names has, or else that of all.
+
+        Raises:
+            InputError: two names have different rules.
+        """
+        own = [name for name in names if chosen[name] != default]
+        strange = next((name for name in own if chosen[name] != chosen[own[0]]), None)
+        if strange is not None:
+            raise InputError(f"{own[0]} and {strange} are one parameter (tied), but have different rules; give both the same")
+        return cls(names, chosen[own[0]] if own else default)
+
+    def leader(self, coverage: Coverage, layers: Sequence[str]) -> str:
+        """The name that stands for it: one that curvature treats, whatever the order of the model."""
+        return min(self.names, key=lambda name: (not coverage.of(name, layers), name))
+
+
+def _rule(rules: RuleBook, name: str, default: Choice) -> Choice:
+    rule = rules.of(name)
+    return default if rule is None else (rule.method, dict(rule.knobs))
+
+
 class MergeJob:
-    """All tensors of a merge in the order of the old model.
+    """All tensors of a merge in the order of the old model; tied parameters stay tied.
 
     Args:
         start: the old model, or the common ancestor.
@@ -44,7 +85,7 @@ class MergeJob:
         rules: methods by tensor name, None for one method everywhere.
 
     Raises:
-        InputError: see `Executor`.
+        InputError: see `Executor`; or names of one parameter have different rules.
     """
 
     def __init__(
@@ -60,36 +101,53 @@ class MergeJob:
     ) -> None:
         self.method, self.start = method, start
         self.coverage = Coverage(curvature, new_curvature, start.outlines)
-        groups: dict[tuple[str, str], tuple[dict[str, Any], list[str]]] = {}
-        for name in start.outlines:
-            rule = rules.of(name) if rules is not None else None
-            chosen = (rule.method, dict(rule.knobs)) if rule is not None else (method, dict(knobs))
-            groups.setdefault((chosen[0], repr(sorted(chosen[1].items()))), (chosen[1], []))[1].append(name)
+        default = (method, dict(knobs))
+        chosen = {name: default if rules is None else _rule(rules, name, default) for name in start.outlines}
+        self._ties = [Tie.of(names, chosen, default) for names in tied_names(start, models)]
+        chosen |= {name: tie.rule for tie in self._ties for name in tie.names}
+        groups: dict[tuple[str, str], list[str]] = {}
+        for name, (kind, options_of) in chosen.items():
+            groups.setdefault((kind, repr(sorted(options_of.items()))), []).append(name)
         self._executors: dict[str, Executor] = {}
-        for (chosen_method, _), (chosen_knobs, names) in groups.items():
-            executor = Executor(start, models, chosen_method, chosen_knobs, options, self.coverage, names)
+        for names in groups.values():
+            executor = Executor(start, models, *chosen[names[0]], options, self.coverage, names)
             self._executors |= dict.fromkeys(names, executor)
+        self._leaders = {name: tie.leader(self.coverage, options.layers) for tie in self._ties for name in tie.names}
 
     def plan(self) -> Plan:
         """What will happen to every tensor; nothing is computed."""
-        return Plan(self.method, tuple(executor.plan(name) for name, executor in self._executors.items()))
+        return Plan(self.method, tuple(self.row(name) for name in self.start.outlines))
 
     def row(self, name: str) -> PlanRow:
         """What will happen to one tensor."""
-        return self._executors[name].plan(name)
+        leader = self._leaders.get(name, name)
+        row = self._executors[name].plan(leader)
+        return row if leader == name else row._replace(name=name, why=f"tied to {leader}: {row.why}")
 
     def run(self, scale: float = 1.0, measure: bool = False, progress: Callable[[str], None] | None = None) -> Iterator[Merged]:
         """Merge one tensor after another.
 
         Args:
             scale: multiplies every step.
-            measure: also tell the effects.
+            measure: also tell the effects; of parameters with several names that of the first.
             progress: called with the name of every tensor before it is merged.
         """
-        for name, executor in self._executors.items():
+        waiting: dict[str, tuple[Tensor, Effect | None]] = {}
+        left = Counter(self._leaders.values())
+        for name in self.start.outlines:
             if progress is not None:
                 progress(name)
-            yield Merged(name, *executor.merge(name, scale, measure))
+            leader = self._leaders.get(name, name)
+            if leader in waiting:
+                yield Merged(name, waiting[leader][0].clone(), None)
+            else:
+                merged = self._executors[name].merge(leader, scale, measure)
+                if left[leader] > 1:
+                    waiting[leader] = merged
+                yield Merged(name, *merged)
+            left[leader] -= 1
+            if left[leader] <= 0:
+                waiting.pop(leader, None)
 
     def scale_within(self, budget: float, progress: Callable[[str], None] | None = None) -> tuple[float, float]:
         """The largest scale, at most 1, whose predicted increase of the old loss stays within a budget; and the increase at 1.

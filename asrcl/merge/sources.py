@@ -50,3 +50,10 @@ def placeholders(outlines: Mapping[str, Sized]) -> dict[str, Tensor]:
 def kind_of(dtype: torch.dtype) -> str:
     """What sort of numbers a type holds: "floating", "complex" or "whole"."""
     return "floating" if dtype.is_floating_point else "complex" if dtype.is_complex else "whole"
+
+
+def first_entries(tensor: Tensor, count: int) -> Tensor:
+    """At most so many entries of the first row, without a copy of the rest."""
+    while tensor.dim() > 1:
+        tensor = tensor[0]
+    return tensor[:count]

@@ -59,6 +59,10 @@ class Checkpoint(ABC):
             raise InputError(f"{self.path}: holds no tensor {name}; its names are listed in outlines")
         return self._weights.read(self._prefix + name)
 
+    def sample(self, name: str, count: int) -> Tensor:
+        """The first entries of a tensor's first row, at most `count`; the rest is not read."""
+        return self._weights.sample(self._prefix + name, count)
+
     def describe(self) -> Origin:
         """Where the model came from, and what a writer carries over."""
         notes = (*self._weights.notes, *self._notes())

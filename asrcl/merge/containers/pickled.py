@@ -31,6 +31,7 @@ from asrcl.exceptions import InputError
 from asrcl.merge.containers.outline import Outline
 from asrcl.merge.containers.staging import reserve
 from asrcl.merge.containers.weights import Index, Weights, damaged, is_pointer
+from asrcl.merge.sources import first_entries
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
@@ -249,6 +250,9 @@ class PickledFiles(Weights):
 
     def read(self, name: str) -> Tensor:  # noqa: D102
         return self._parts[self._owner[name]].read(name)
+
+    def sample(self, name: str, count: int) -> Tensor:  # noqa: D102
+        return first_entries(self._tensor(name).detach(), count).clone()
 
     def sink(self, folder: Path, outlines: Mapping[str, Outline]) -> PickledSink:  # noqa: D102
         return PickledSink(folder, self._parts, self.placed(list(outlines)), self.index, outlines)

@@ -77,8 +77,19 @@ class TensorFile:
         Raises:
             InputError: the file changed or cannot be read any more.
         """
+        return self._filled(name, torch.empty(self.outlines[name].shape, dtype=self.outlines[name].dtype))
+
+    def sample(self, name: str, count: int) -> Tensor:
+        """The first entries of the first row of a tensor.
+
+        Raises:
+            InputError: as `read`.
+        """
         outline = self.outlines[name]
-        tensor = torch.empty(outline.shape, dtype=outline.dtype)
+        size = min(count, outline.numel, *outline.shape[-1:])
+        return self._filled(name, torch.empty(size, dtype=outline.dtype))
+
+    def _filled(self, name: str, tensor: Tensor) -> Tensor:
         rest = raw(tensor)
         try:
             self._stream.seek(self._data + self._starts[name])
@@ -114,6 +125,9 @@ class TensorFiles(Weights):
 
     def read(self, name: str) -> Tensor:  # noqa: D102
         return self._parts[self._owner[name]].read(name)
+
+    def sample(self, name: str, count: int) -> Tensor:  # noqa: D102
+        return self._parts[self._owner[name]].sample(name, count)
 
     def sink(self, folder: Path, outlines: Mapping[str, Outline]) -> TensorSink:  # noqa: D102
         metadata = {shard: part.metadata for shard, part in self._parts.items()}

@@ -121,6 +121,10 @@ class Weights(ABC):
         """One tensor on the CPU."""
 
     @abstractmethod
+    def sample(self, name: str, count: int) -> Tensor:
+        """At most `count` first entries of the first row of a tensor."""
+
+    @abstractmethod
     def sink(self, folder: Path, outlines: Mapping[str, Outline]) -> Sink:
         """A sink for files of the same names in another folder."""
 
