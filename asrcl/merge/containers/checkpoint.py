@@ -13,7 +13,7 @@ from torch import Tensor
 
 from asrcl.exceptions import InputError
 from asrcl.merge.containers import staging
-from asrcl.merge.containers.outline import Origin, Outline, check_outline, common_prefix
+from asrcl.merge.containers.outline import Origin, Outline, check_outline, check_whole, common_prefix
 from asrcl.merge.containers.tensor_files import SUFFIX, TensorSink
 from asrcl.merge.containers.weights import Sink, Weights
 from asrcl.merge.sources import Sized
@@ -39,6 +39,7 @@ class Checkpoint(ABC):
         self._weights = weights
         self._prefix = common_prefix(weights.outlines, weights.lightning)
         self.outlines = {name.removeprefix(self._prefix): outline for name, outline in weights.outlines.items()}
+        check_whole(str(path), self.outlines)
 
     def __enter__(self) -> Self:
         return self

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from asrcl.exceptions import InputError
 from asrcl.merge.containers import folders, nemo, pickled, tensor_files
 from asrcl.merge.containers.checkpoint import Checkpoint
+from asrcl.merge.containers.outline import check_whole
 from asrcl.merge.containers.single import SingleFile
+from asrcl.merge.containers.state_dicts import find_state
 from asrcl.merge.containers.weights import INDEX_SUFFIX
 
 Source = Mapping[str, Tensor] | nn.Module | str | os.PathLike[str]
@@ -59,7 +61,9 @@ def load_state(source: Source, role: str = "checkpoint") -> dict[str, Tensor]:
     if isinstance(source, nn.Module):
         source = source.state_dict()
     if isinstance(source, Mapping):
-        return dict(pickled.find_state(source, role)[1])
+        state = dict(find_state(source, role)[1])
+        check_whole(role, state)
+        return state
     if not isinstance(source, str | os.PathLike):
         raise InputError(f"{role}: a {type(source).__name__} is no model; give a state dict, a module or a path")
     with open_checkpoint(source) as checkpoint:

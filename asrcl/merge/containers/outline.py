@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from asrcl.exceptions import InputError
-from asrcl.merge.sources import Sized
+from asrcl.merge.sources import Sized, kind_of
 
 WRAPPING = ("module.", "_orig_mod.")
 """Prefixes that DataParallel, DDP and `torch.compile` put before every name; they never belong to the model."""
@@ -103,6 +103,25 @@ def check_outline(where: str, name: str, like: Sized, outlines: Mapping[str, Out
     found = Outline.of(like)
     if found != outlines[name]:
         raise InputError(f"{where}: {name} is {found}, but {outlines[name]} was planned; convert it or give outlines=")
+
+
+def check_whole(where: str, outlines: Mapping[str, Sized]) -> None:
+    """Refuse a part of a model that was partitioned over processes: placeholders without numbers, flattened shards.
+
+    Raises:
+        InputError: names the file, a tensor and how to gather the model.
+    """
+    flat = next((name for name in outlines if "_flat_param" in name), None)
+    if flat is not None:
+        remedy = "save the whole model with StateDictType.FULL_STATE_DICT"
+        raise InputError(f"{where}: {flat} is a flattened shard of FSDP, not a weight of the model; {remedy}")
+    floats = {name: tuple(outline.shape) for name, outline in outlines.items() if kind_of(outline.dtype) != "whole"}
+    empty = [name for name, shape in floats.items() if shape == (0,)]
+    named = [name for name in empty if name.rpartition(".")[2] in ("weight", "bias")]
+    if named or 2 * len(empty) > max(len(floats), 2):
+        first = (named or empty)[0]
+        remedy = "gather the model first (DeepSpeed's zero_to_fp32.py, or save with stage3_gather_16bit_weights_on_model_save)"
+        raise InputError(f"{where}: {first} is an empty placeholder, as ZeRO-3 leaves where weights are partitioned; {remedy}")
 
 
 def _sha256(file: Path) -> str:

@@ -1,8 +1,6 @@
 """Files of `torch.save`, read without running any code in them, and written back with all that lay around the state dict.
 
-Which keys hold the state dict: `model` (ESPnet's and icefall's training checkpoints, Whisper), `state_dict` (Lightning),
-`model_state_dict` (the habit of the PyTorch tutorials), `module` (DeepSpeed); without one of them the file is a state dict itself
-(ESPnet's averages, WeNet, SpeechBrain, NeMo).
+Which keys hold the state dict, and what lies beside them, see `asrcl.merge.containers.state_dicts`.
 """
 
 from __future__ import annotations
@@ -30,58 +28,15 @@ from asrcl.curvature.storage.packing import raw
 from asrcl.exceptions import InputError
 from asrcl.merge.containers.outline import Outline
 from asrcl.merge.containers.staging import reserve
+from asrcl.merge.containers.state_dicts import beside, find_state, mirrors, tensors_of, without
 from asrcl.merge.containers.weights import Index, Weights, damaged, is_pointer
 from asrcl.merge.sources import first_entries
 
-WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
-AVERAGE = "model_avg"
 ZIP = b"PK\x03\x04"
 REMAP_BYTES = 1 << 26
 """Read this much of a mapped file, and it is mapped anew."""
 ALIGNMENT = 64
-
-
-# ---- the state dict inside
-
-
-def find_state(value: Any, where: str, extra: bool = False) -> tuple[tuple[str, ...], Mapping[str, Any]]:
-    """The keys that lead to the state dict in what a file or a user gives, and the state dict.
-
-    Args:
-        value: what was given.
-        where: what messages call it.
-        extra: allow what modules keep by `get_extra_state`, which may be anything.
-
-    Raises:
-        InputError: there is none, or it holds more than dense tensors.
-    """
-    for wrapper in WRAPPERS:
-        if isinstance(value, Mapping) and isinstance(value.get(wrapper), Mapping):
-            route, state = find_state(value[wrapper], where, extra)
-            return (wrapper, *route), state
-    if not isinstance(value, Mapping) or not value:
-        raise InputError(f"{where}: holds a {type(value).__name__} without tensors, not a state dict; give a model's state dict")
-    strangers = [str(key) for key, entry in value.items() if not isinstance(entry, Tensor) and not (extra and is_extra(key))]
-    if strangers:
-        raise InputError(
-            f"{where}: {', '.join(strangers[:5])} {'is' if len(strangers) == 1 else 'are'} no tensor; "
-            f"give a state dict, alone or under {' or '.join(WRAPPERS)}"
-        )
-    for name, tensor in tensors_of(value).items():
-        if tensor.layout != torch.strided or tensor.is_quantized:
-            raise InputError(f"{where}: {name} is sparse or quantised and cannot be merged; save the model with dense weights")
-    return (), value
-
-
-def is_extra(name: object) -> bool:
-    """Whether an entry is the extra state of a module rather than a tensor of the model."""
-    return isinstance(name, str) and name.endswith("_extra_state")
-
-
-def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a state dict, without extra states."""
-    return {name: entry for name, entry in state.items() if isinstance(entry, Tensor)}
 
 
 # ---- reading
@@ -195,20 +150,20 @@ class PickledFile:
         return _is_zip(self.path)
 
     def rebuilt(self, state: Mapping[str, Tensor]) -> Any:
-        """What the file held, with another state dict in its place and without a running average of the old one."""
+        """What the file held, with another state dict in its place and without copies of the old one (see `mirrors`)."""
         extra = {name: entry for name, entry in self._whole.items() if name not in self.state}
         fresh: MutableMapping[str, Any] = (OrderedDict if isinstance(self._whole, OrderedDict) else dict)({**state, **extra})
         if hasattr(self._whole, "_metadata"):
             fresh._metadata = self._whole._metadata  # type: ignore[attr-defined]
         content = _replaced(self.content, self.route, fresh)
-        if self.averaged:
-            del content[AVERAGE]
+        for place in reversed(self.mirrors):  # so that numbers of a list's entries still hold
+            content = without(content, place)
         return content
 
     @property
-    def averaged(self) -> bool:
-        """Whether a running average lies beside the model, as icefall keeps one."""
-        return bool(self.route) and AVERAGE in self.content
+    def mirrors(self) -> list[tuple[Any, ...]]:
+        """Where copies of the model lie beside it."""
+        return mirrors(self.content, self.route, self.state)
 
 
 def _replaced(content: Any, route: tuple[str, ...], state: Any) -> Any:
@@ -239,11 +194,20 @@ class PickledFiles(Weights):
 
     def _describe(self, first: PickledFile) -> None:
         self.wrapper = ".".join(first.route)
-        if first.route:
-            self.extras = tuple(str(key) for key in first.content if key not in (first.route[0], AVERAGE))
-            self.lightning = "pytorch-lightning_version" in first.content
-        if first.averaged:
-            self.notes = (f"{AVERAGE}, the running average kept in training, is left out: it does not belong to other weights",)
+        if not first.route:
+            return
+        left_out = first.mirrors
+        self.extras = tuple(str(key) for key in first.content if key != first.route[0] and (key,) not in left_out)
+        self.lightning = "pytorch-lightning_version" in first.content
+        self.notes = tuple(
+            f"{'.'.join(map(str, place))}, a copy or average of the weights kept in training, is left out: it does not belong to "
+            "other weights"
+            for place in left_out
+        )
+        self.notes += tuple(
+            f"{key} holds tensors made for the old weights and is carried over unchanged; do not train on from it"
+            for key in beside(first.content, first.route, left_out)
+        )
 
     def _tensor(self, name: str) -> Tensor:
         return self._parts[self._owner[name]].state[name]
