@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from asrcl.curvature import kron
 from asrcl.curvature.blocks import Block, BlockKey, DenseBlock, DiagonalBlock, EigenBlock, KroneckerBlock
 from asrcl.curvature.factors import DenseFactor, DiagonalFactor, Factor, as_factor
 from asrcl.exceptions import InputError
@@ -82,7 +83,10 @@ class _Adder:
         if exact and isinstance(first, DenseFactor | DiagonalFactor):
             role = first.roles[0]
             return as_factor(self._sum(first.tensors()[role], second.tensors()[role]))
-        return DenseFactor(first.dense() + second.dense().to(first.dense()))
+        mine, other = (factor.smallest() for factor in (first, second))
+        if mine.dim() != other.dim():
+            mine, other = kron.matrix(mine), kron.matrix(other)
+        return as_factor(mine + other.to(mine))
 
     def _eigen(self, key: BlockKey, first: EigenBlock, second: EigenBlock) -> EigenBlock:
         for mine, other in ((first.row_vectors, second.row_vectors), (first.column_vectors, second.column_vectors)):

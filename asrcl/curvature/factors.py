@@ -66,6 +66,10 @@ class Factor:
         """Its diagonal `[D]`."""
         raise NotImplementedError
 
+    def smallest(self) -> Tensor:
+        """The matrix `[D, D]`, or its diagonal `[D]` where that is all of it; either will do in `asrcl.curvature.kron`."""
+        return self.dense()
+
     def multiply(self, X_DN: Tensor) -> Tensor:
         """The matrix times `X`; differentiable in `X`."""
         raise NotImplementedError
@@ -134,6 +138,10 @@ class DiagonalFactor(Factor):
     def dense(self) -> Tensor:
         """The matrix `[D, D]`."""
         return torch.diag(self.diagonal())
+
+    def smallest(self) -> Tensor:
+        """The diagonal `[D]`."""
+        return self.diagonal()
 
     def diagonal(self) -> Tensor:
         """Its diagonal `[D]`, at least in single precision."""

@@ -24,7 +24,10 @@ from asrcl.exceptions import InputError
 DampingKind = Literal["relative", "absolute", "pi", "product", "product_absolute"]
 DAMPING_KINDS = ("relative", "absolute", "pi", "product", "product_absolute")
 Pair = tuple[Tensor, Tensor]
-"""(G_OO, A_II)"""
+"""(G_OO, A_II); a factor of one axis is the diagonal of one, `[O]` or `[I]`, and is never made a matrix."""
+
+ROOM = 1 << 22
+"""Numbers of a batch of matrices, or of a part of a wide layer, that are made at once."""
 
 CG_TOLERANCE = 1e-12
 CG_STEPS = 500
@@ -36,8 +39,8 @@ def symmetrise(M_DD: Tensor) -> Tensor:
 
 
 def mean_eigenvalue(M_DD: Tensor) -> float:
-    """Trace divided by size."""
-    return float(M_DD.diagonal().double().mean())
+    """Trace divided by size, of a matrix or of a diagonal `[D]`."""
+    return float((M_DD.diagonal() if M_DD.dim() == 2 else M_DD).double().mean())
 
 
 def damping_term(mean: float, damping: float, kind: DampingKind) -> float:
@@ -86,30 +89,38 @@ def positive(values: Tensor) -> Tensor:
 
 
 def damp(M_DD: Tensor, damping: float, kind: DampingKind = "relative") -> Tensor:
-    """`M + damping I` in float64, symmetric; see `damping_term` for the two kinds.
+    """`M + damping I` in float64, symmetric; see `damping_term` for the two kinds. A diagonal `[D]` stays one.
 
     Raises:
         InputError: the kind is unknown or the damping is negative or not finite.
     """
+    if M_DD.dim() == 1:
+        return M_DD.double() + damping_term(mean_eigenvalue(M_DD), damping, kind)
     damped_DD = symmetrise(M_DD.double())
     damped_DD.diagonal().add_(damping_term(mean_eigenvalue(M_DD), damping, kind))
     return damped_DD
 
 
+def times(side: Tensor, X_DN: Tensor) -> Tensor:
+    """A matrix `[D, D]`, or the diagonal `[D]` of one, times X."""
+    return side[:, None] * X_DN if side.dim() == 1 else side @ X_DN
+
+
 def multiply(G_OO: Tensor, A_II: Tensor, delta_OI: Tensor) -> Tensor:
-    """The product of the curvature with a change of the weights, `G delta A`."""
-    return G_OO @ delta_OI @ A_II
+    """The product of the curvature with a change of the weights, `G delta A`, of matrices or diagonals."""
+    left_OI = times(G_OO, delta_OI)
+    return left_OI * A_II if A_II.dim() == 1 else left_OI @ A_II
 
 
 def cholesky(M_DD: Tensor) -> Tensor:
-    """Lower Cholesky factor.
+    """Lower Cholesky factor, of one matrix or a batch.
 
     Raises:
         InputError: the matrix is not positive definite.
     """
     L_DD, failed = torch.linalg.cholesky_ex(M_DD)
-    if failed.item():
-        raise InputError("a curvature factor is singular, so it cannot be inverted; use a damping above 0")
+    if failed.any():
+        raise InputError("a curvature factor, or a sum of them, is singular; use a damping above 0")
     return L_DD
 
 
@@ -124,8 +135,8 @@ def solve(
     Raises:
         InputError: a damped factor is singular.
     """
-    left_OI = torch.cholesky_solve(delta_OI.double(), cholesky(damp(G_OO, damping, kind)))
-    return torch.cholesky_solve(left_OI.mT, cholesky(damp(A_II, damping, kind))).mT
+    left_OI = torch.cholesky_solve(delta_OI.double(), cholesky(matrix(damp(G_OO, damping, kind))))
+    return torch.cholesky_solve(left_OI.mT, cholesky(matrix(damp(A_II, damping, kind)))).mT
 
 
 def eigenbasis(M_DD: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,8 +162,15 @@ def solve_sum(
 ) -> tuple[Tensor, float]:
     """Solve `Σ_k G_k X A_k = delta` in float64, every factor damped by itself.
 
-    One pair costs two Cholesky solves, two pairs are solved exactly by joint diagonalisation, more by
-    preconditioned conjugate gradients.
+    One pair costs two Cholesky solves, two pairs are solved exactly by joint diagonalisation, more by preconditioned conjugate
+    gradients. Where one side of all pairs is a diagonal (a vocabulary), every row has an equation of its own: a joint basis of
+    the other side solves two pairs, a Cholesky factor for every row more.
+
+    Args:
+        pairs: matrices, or diagonals of one axis.
+        delta_OI: right-hand side.
+        damping: see `damping_term`.
+        kind: see there.
 
     Returns:
         X and the relative residual `‖Σ_k G_k X A_k − delta‖ / ‖delta‖` (0 for a zero `delta`).
@@ -164,7 +182,11 @@ def solve_sum(
         raise InputError("solve_sum needs at least one pair of Kronecker factors")
     damped = [_balance(damp(G_OO, damping, kind), damp(A_II, damping, kind)) for G_OO, A_II in pairs]
     delta_OI = delta_OI.double()
-    if len(damped) == 1:
+    if all(G_OO.dim() == 1 for G_OO, _ in damped):
+        X_OI = _solve_rows(damped, delta_OI)
+    elif all(A_II.dim() == 1 for _, A_II in damped):
+        X_OI = _solve_rows([(A_II, G_OO) for G_OO, A_II in damped], delta_OI.mT).mT
+    elif len(damped) == 1:
         X_OI = solve(*damped[0], delta_OI)
     elif len(damped) == 2:
         X_OI = _solve_two(damped, delta_OI)
@@ -205,8 +227,35 @@ def joint_basis(first_DD: Tensor, second_DD: Tensor) -> tuple[Tensor, Tensor, Te
     return V_DD, first_D, second_D
 
 
+def matrix(side: Tensor) -> Tensor:
+    """A factor as a matrix `[D, D]`, where it is the diagonal `[D]` of one."""
+    return torch.diag(side) if side.dim() == 1 else side
+
+
+def _solve_rows(pairs: Sequence[Pair], delta_OI: Tensor) -> Tensor:
+    """Solve where all row factors are diagonals, a part of the rows at a time."""
+    rows_KO, columns = torch.stack([rows for rows, _ in pairs]), [columns for _, columns in pairs]
+    if all(side.dim() == 1 for side in columns):
+        return delta_OI / positive(rows_KO.mT @ torch.stack(columns))
+    columns_KII = torch.stack([matrix(side) for side in columns])
+    if len(pairs) == 2:
+        V_II, *values = joint_basis(columns_KII[0], columns_KII[1])
+        height = max(1, ROOM // len(V_II))
+    else:
+        height = max(1, ROOM // columns_KII[0].numel())
+    X_OI = torch.empty_like(delta_OI)
+    for start in range(0, len(delta_OI), height):
+        part = slice(start, start + height)
+        if len(pairs) == 2:
+            X_OI[part] = (delta_OI[part] @ V_II) / positive(rows_KO[:, part].mT @ torch.stack(values)) @ V_II.mT
+        else:
+            whole_OII = torch.einsum("ko,kij->oij", rows_KO[:, part], columns_KII)
+            X_OI[part] = torch.cholesky_solve(delta_OI[part, :, None], cholesky(whole_OII))[..., 0]
+    return X_OI
+
+
 def _solve_two(pairs: Sequence[Pair], delta_OI: Tensor) -> Tensor:
-    (G1_OO, A1_II), (G2_OO, A2_II) = pairs
+    (G1_OO, A1_II), (G2_OO, A2_II) = [(matrix(G_OO), matrix(A_II)) for G_OO, A_II in pairs]
     V_OO, g1_O, g2_O = joint_basis(G1_OO, G2_OO)
     U_II, a1_I, a2_I = joint_basis(A1_II, A2_II)
     spectrum_OI = torch.outer(g1_O, a1_I) + torch.outer(g2_O, a2_I)
@@ -217,8 +266,8 @@ def _solve_two(pairs: Sequence[Pair], delta_OI: Tensor) -> Tensor:
 
 def _solve_many(pairs: Sequence[Pair], delta_OI: Tensor) -> Tensor:
     """Conjugate gradients in the Frobenius inner product, preconditioned by `(Σ G_k) ⊗ (Σ A_k) / K`."""
-    L_OO = cholesky(torch.stack([G_OO for G_OO, _ in pairs]).sum(0))
-    L_II = cholesky(torch.stack([A_II for _, A_II in pairs]).sum(0) / len(pairs))
+    L_OO = cholesky(torch.stack([matrix(G_OO) for G_OO, _ in pairs]).sum(0))
+    L_II = cholesky(torch.stack([matrix(A_II) for _, A_II in pairs]).sum(0) / len(pairs))
 
     def precondition(residual_OI: Tensor) -> Tensor:
         return torch.cholesky_solve(torch.cholesky_solve(residual_OI, L_OO).mT, L_II).mT

@@ -6,6 +6,7 @@ from curvature_cases import TwoLayer, batches_of, make_items, masks, seeded, seq
 from torch import nn
 
 from asrcl.curvature import BlockKey, Curvature, DiagonalBlock, KroneckerBlock, estimate
+from asrcl.curvature.factors import DenseFactor, DiagonalFactor
 from asrcl.exceptions import InputError
 
 
@@ -146,6 +147,17 @@ def test_adding_parts_is_exact():
     assert total.metadata["items"] == 5 and total.metadata["batches"] == 3
     assert total.metadata["model_hash"] == whole.metadata["model_hash"] and "domain" not in total.metadata
     assert [source["domain"] for source in (total + parts[0]).metadata["sources"]] == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize("units", [(1.0, 1.0), (2.0, 0.5)])
+def test_diagonal_factors_stay_diagonals_in_a_sum(units):
+    key = BlockKey("out.weight", 0, 3)
+    values = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 0.0, 1.0])]
+    factors = [DiagonalFactor(*pair) for pair in zip(values, units, strict=True)]
+    parts = [KroneckerBlock(DenseFactor(torch.eye(2)), factor, 2, 3) for factor in factors]
+    total = (Curvature({key: parts[0]}) + Curvature({key: parts[1]})).blocks[key]
+    assert isinstance(total.output, DiagonalFactor)
+    torch.testing.assert_close(total.output.diagonal(), units[0] * values[0] + units[1] * values[1])
 
 
 def test_adding_keeps_blocks_that_one_side_lacks_and_refuses_other_kinds(mixed):

@@ -151,3 +151,44 @@ def test_sums_are_solved_where_a_hundred_plain_steps_are_not_enough(count):
     assert residual < 1e-8 and (found - truth).norm() < 1e-6 * truth.norm()
     plain = plain_conjugate_gradients(damped, delta)
     assert (plain - truth).norm() > 0.1 * truth.norm()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("sides", ["rows", "columns", "both", "one pair", "identity"])
+@pytest.mark.parametrize("room", [1, 1 << 22])
+def test_sums_with_diagonals_are_those_of_their_matrices(count, sides, room, monkeypatch):
+    monkeypatch.setattr(kron, "ROOM", room)
+    generator = torch.Generator().manual_seed(count)
+    diagonals = [[torch.rand(size, generator=generator, dtype=torch.float64) + 0.01 for size in (7, 4)] for _ in range(count)]
+    pairs = []
+    for k, (rows, columns) in enumerate(diagonals):
+        flat = (sides in ("rows", "both") or (sides == "one pair" and not k), sides in ("columns", "both"))
+        pairs.append((rows if flat[0] else spd(7, k, 3.0), columns if flat[1] else spd(4, 10 + k, 3.0)))
+    if sides == "identity":
+        pairs = [(rows, spd(4, 20 + k, 3.0)) for k, (rows, _) in enumerate(diagonals)]
+        pairs.append((torch.full((7,), 0.3, dtype=torch.float64), torch.ones(4, dtype=torch.float64)))
+    delta = random_delta(7, 4)
+    found, residual = kron.solve_sum(pairs, delta, 0.1)
+    expected, _ = kron.solve_sum([(kron.matrix(G), kron.matrix(A)) for G, A in pairs], delta, 0.1)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+    assert residual < 1e-9
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_wide_diagonal_is_never_made_a_matrix(count, turned, monkeypatch):
+    made = []
+    matrix = kron.matrix
+    monkeypatch.setattr(kron, "matrix", lambda side: made.append(len(side)) or matrix(side))
+    pairs = [(torch.rand(50_000) + 0.1, spd(3, k)) for k in range(count)]
+    delta = torch.randn(50_000, 3, dtype=torch.float64)
+    if turned:
+        pairs, delta = [(A, G) for G, A in pairs], delta.mT
+    _, residual = kron.solve_sum(pairs, delta, 0.1)
+    assert residual < 1e-9 and all(size == 3 for size in made)
+
+
+def test_a_singular_row_is_refused():
+    pairs = [(torch.tensor([1.0, 0.0]), torch.eye(3))] * 3
+    with pytest.raises(InputError, match="singular"):
+        kron.solve_sum(pairs, torch.ones(2, 3))

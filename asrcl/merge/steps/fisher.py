@@ -28,15 +28,12 @@ import torch
 from torch import Tensor
 
 from asrcl.curvature import Block, DenseBlock, DiagonalBlock, KroneckerBlock, kron, solve_sum
-from asrcl.curvature.factors import DiagonalFactor, Factor
+from asrcl.curvature.factors import DiagonalFactor
 from asrcl.exceptions import InputError
 from asrcl.merge.registry import merge_method
 from asrcl.merge.steps.elementwise import total
 from asrcl.merge.steps.inverse import WORST_RESIDUAL
 from asrcl.merge.tensors import checked_number
-
-ROOM = 1 << 22
-"""Numbers in a batch of matrices that are solved at once."""
 
 Kind = TypeVar("Kind", bound=Block)
 Sides = tuple[Tensor, Tensor]
@@ -183,7 +180,7 @@ def regmean(
         return _plain(deltas, len(blocks), s).to(deltas[0].dtype)
     weights = [1 - s] * len(old) + [s] * len(new)
     whole = total(gram * weight for gram, weight in zip(grams, weights, strict=True))
-    pull_CN = total(s * _times(gram, update) for gram, update in zip(grams[len(old) :], updates_CN, strict=True))
+    pull_CN = total(s * kron.times(gram, update) for gram, update in zip(grams[len(old) :], updates_CN, strict=True))
     step_CN = pull_CN / kron.positive(whole)[:, None] if whole.dim() == 1 else torch.cholesky_solve(pull_CN, kron.cholesky(whole))
     return (step_CN if flipped else step_CN.mT).reshape(deltas[0].shape).to(deltas[0].dtype)
 
@@ -256,7 +253,7 @@ def _dense_step(models: Sequence[_Model], damping: float, like: Tensor) -> Tenso
     matrices = [_dense_matrix(model, damping, like) for model in models]
     pairs = zip(matrices, models, strict=True)
     pull_BK1 = total(m_BKK @ model.update.reshape(*m_BKK.shape[:2], 1) for m_BKK, model in pairs if model.update is not None)
-    return torch.cholesky_solve(pull_BK1, _cholesky(total(matrices)))
+    return torch.cholesky_solve(pull_BK1, kron.cholesky(total(matrices)))
 
 
 def _dense_matrix(model: _Model, damping: float, like: Tensor) -> Tensor:
@@ -267,29 +264,17 @@ def _dense_matrix(model: _Model, damping: float, like: Tensor) -> Tensor:
     return matrix_BKK
 
 
-def _cholesky(matrix_BDD: Tensor) -> Tensor:
-    L_BDD, failed = torch.linalg.cholesky_ex(matrix_BDD)
-    if failed.any():
-        raise InputError("the sum of the curvatures is singular; use a damping above 0")
-    return L_BDD
-
-
 def _kronecker_step(models: Sequence[_Model], damping: float, like: Tensor) -> Tensor:
     """Solve `Σ w R δ C = Σ w R Δ C` over the row and column factors R, C of all models."""
     blocks = [model.block for model in models if isinstance(model.block, KroneckerBlock)]
     _one_way(blocks)
     pairs = [_sides(model.weight, block, damping, like) for model, block in zip(models, blocks, strict=True)]
     moving = zip(pairs, models, strict=True)
-    pull_OI = total(_apply(pair, model.update.flatten(1)) for pair, model in moving if model.update is not None)
+    pull_OI = total(kron.multiply(*pair, model.update.flatten(1)) for pair, model in moving if model.update is not None)
     if not pull_OI.any():
         return pull_OI
-    if all(rows.dim() == 1 for rows, _ in pairs):
-        step_OI = _solve_diagonal(pairs, pull_OI)
-    elif all(columns.dim() == 1 for _, columns in pairs):
-        step_OI = _solve_diagonal([(columns, rows) for rows, columns in pairs], pull_OI.mT).mT
-    else:
-        step_OI, _ = solve_sum([(_dense(rows), _dense(columns)) for rows, columns in pairs], pull_OI, 0.0)
-    residual = float((total(_apply(pair, step_OI) for pair in pairs) - pull_OI).norm() / pull_OI.norm())
+    step_OI, _ = solve_sum(pairs, pull_OI, 0.0)
+    residual = float((total(kron.multiply(*pair, step_OI) for pair in pairs) - pull_OI).norm() / pull_OI.norm())
     if not residual <= WORST_RESIDUAL:
         raise InputError(f"the sum of {len(pairs)} curvatures was solved to {residual:.1e} only; use more damping")
     return step_OI
@@ -305,49 +290,10 @@ def _one_way(blocks: Sequence[KroneckerBlock]) -> bool:
 
 def _sides(weight: float, block: KroneckerBlock, damping: float, like: Tensor) -> Sides:
     """The damped factors of a block times its weight; of equal mean eigenvalue, so that sums of them are well scaled."""
-    rows, columns = (_damped(factor, damping, like) for factor in (block.row_factor, block.column_factor))
-    means = [float((side if side.dim() == 1 else side.diagonal()).mean()) for side in (rows, columns)]
+    factors = (block.row_factor, block.column_factor)
+    rows, columns = (kron.damp(factor.smallest().to(like), damping, "relative") for factor in factors)
+    means = [kron.mean_eigenvalue(side) for side in (rows, columns)]
     return rows * (weight * math.sqrt(means[1] / means[0])), columns * math.sqrt(means[0] / means[1])
-
-
-def _damped(factor: Factor, damping: float, like: Tensor) -> Tensor:
-    """A factor with `damping` times its mean eigenvalue added: a matrix `[D, D]`, or its diagonal `[D]` where that is all."""
-    if isinstance(factor, DiagonalFactor):
-        values_D = factor.diagonal().to(like)
-        return values_D + damping * float(values_D.mean())
-    return kron.damp(factor.dense().to(like), damping, "relative")
-
-
-def _times(side: Tensor, X: Tensor) -> Tensor:
-    return side[:, None] * X if side.dim() == 1 else side @ X
-
-
-def _dense(side: Tensor) -> Tensor:
-    return torch.diag(side) if side.dim() == 1 else side
-
-
-def _apply(pair: Sides, X_OI: Tensor) -> Tensor:
-    rows, columns = pair
-    return _times(columns, _times(rows, X_OI).mT).mT
-
-
-def _solve_diagonal(pairs: Sequence[Sides], pull_OI: Tensor) -> Tensor:
-    """Solve where all row factors are diagonal (vocabularies of one-hot inputs), so that every row has its own equation."""
-    rows_KO = torch.stack([rows for rows, _ in pairs])
-    if all(columns.dim() == 1 for _, columns in pairs):
-        return pull_OI / kron.positive(rows_KO.mT @ torch.stack([columns for _, columns in pairs]))
-    columns_KII = torch.stack([_dense(columns) for _, columns in pairs])
-    if len(pairs) == 2:
-        V_II, first_I, second_I = kron.joint_basis(columns_KII[0], columns_KII[1])
-        spectrum_OI = rows_KO.mT @ torch.stack([first_I, second_I])
-        return (pull_OI @ V_II) / kron.positive(spectrum_OI) @ V_II.mT
-    step_OI = torch.empty_like(pull_OI)
-    height = max(1, ROOM // columns_KII[0].numel())
-    for start in range(0, len(pull_OI), height):
-        part = slice(start, start + height)
-        whole_OII = torch.einsum("ko,kij->oij", rows_KO[:, part], columns_KII)
-        step_OI[part] = torch.cholesky_solve(pull_OI[part, :, None], _cholesky(whole_OII))[..., 0]
-    return step_OI
 
 
 # Input factors.

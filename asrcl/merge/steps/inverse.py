@@ -77,7 +77,7 @@ def shrink(blocks: Sequence[Block], delta: Tensor, gamma: float) -> Tensor:
     if not isinstance(blocks[0], KroneckerBlock):
         return gamma * _dense_sum(blocks).solve(wide, gamma, "absolute")
     matrix = wide.flatten(1)
-    identity = [torch.eye(size, dtype=matrix.dtype, device=matrix.device) for size in matrix.shape]
+    identity = [torch.ones(size, dtype=matrix.dtype, device=matrix.device) for size in matrix.shape]
     pairs = [*_pairs(blocks, matrix), (identity[0] * gamma, identity[1])]
     return _accepted(solve_sum(pairs, matrix * gamma, 0.0), len(blocks)).reshape(delta.shape)
 
@@ -99,7 +99,7 @@ def _accepted(solution: tuple[Tensor, float], count: int) -> Tensor:
 
 def _pairs(blocks: Sequence[Block], like: Tensor) -> list[tuple[Tensor, Tensor]]:
     kept = [block for block in blocks if isinstance(block, KroneckerBlock)]
-    return [(block.row_factor.dense().to(like), block.column_factor.dense().to(like)) for block in kept]
+    return [(block.row_factor.smallest().to(like), block.column_factor.smallest().to(like)) for block in kept]
 
 
 def _damped_diagonal(block: Block, like: Tensor, damping: float, kind: DampingKind) -> Tensor:

@@ -109,7 +109,7 @@ def test_mats_with_diagonal_factors(old, side):
 def test_long_diagonals_are_solved_a_part_at_a_time(monkeypatch):
     (delta,), blocks, fresh = updates((5, 3)), diagonal_rows(2), diagonal_rows(1, seed=50)
     at_once = mats([delta], blocks=blocks, new_blocks=fresh)
-    monkeypatch.setattr("asrcl.merge.steps.fisher.ROOM", 2 * 3 * 3)
+    monkeypatch.setattr("asrcl.curvature.kron.ROOM", 2 * 3 * 3)
     assert torch.equal(mats([delta], blocks=blocks, new_blocks=fresh), at_once)
 
 
