@@ -345,6 +345,7 @@ def merge(
     vocabulary: Annotated[str, typer.Option(help="where models differ: error, keep-old, backbone-only, union")] = "error",
     tokens: Annotated[tuple[Path, Path] | None, typer.Option(help="token lists of the old and the new model")] = None,
     trailing: Annotated[int, typer.Option(help="outputs behind the listed tokens, e.g. the blank of NeMo: 1")] = 0,
+    differences: Annotated[str, typer.Option(help="where settings of the models differ: refuse, note")] = "refuse",
     container: Annotated[str | None, typer.Option(help="safetensors; default: that of the old model")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a folder that exists")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would happen to every tensor, write nothing")] = False,
@@ -360,7 +361,7 @@ def merge(
     given: dict[str, Any] = {"method": method, "curvature": curvature, "new_curvature": new_curvature, "base": base}
     given |= {"rest": rest, "task": task}
     given |= {"statistics": statistics, "layers": tuple(layers) if layers else None, "budget": budget, "tokens": tokens}
-    spec = _merge_spec(config, knob, **given, vocabulary=vocabulary, trailing=trailing)
+    spec = _merge_spec(config, knob, **given, vocabulary=vocabulary, trailing=trailing, differences=differences)
     if dry_run:
         previews, scale = preview_files(old, new, spec)
         _print(show.preview_table(previews, rows))

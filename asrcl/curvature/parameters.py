@@ -17,7 +17,8 @@ from asrcl.exceptions import InputError
 def hash_parameters(parameters: Mapping[str, Tensor]) -> str:
     """Content hash (16 hex digits) of named tensors (names, types, shapes, bytes), whatever their order."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(parameters.items()):
+    for name in sorted(parameters):  # one at a time: they may lie in a file
+        tensor = parameters[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().tobytes())

@@ -25,7 +25,7 @@ from asrcl.exceptions import InputError
 from asrcl.merge.buffers import Statistics, check_statistics, is_statistic, mean_of, pooled
 from asrcl.merge.coverage import Cover, Coverage
 from asrcl.merge.depth import depths
-from asrcl.merge.numbers import alike, as_before, check_codes, checked, copied, not_finite, readable
+from asrcl.merge.numbers import alike, as_before, check_codes, check_factors, checked, copied, not_finite, readable
 from asrcl.merge.plans import PlanRow
 from asrcl.merge.registry import MergeMethod, find_method
 from asrcl.merge.sources import TensorSource, kind_of
@@ -137,6 +137,7 @@ class Executor:
             raise InputError(f"merge method {method.name} needs {wanted}")
         _trial(method, self.knobs, self.task, len(self.models))
         check_codes(self.start, self.models, self.names)
+        check_factors(self.start, self.models, self.names)
         if method.curved and self.names and not any(self._covers(name) for name in self.names):
             patterns = list(self.options.layers)
             raise InputError(f"no tensor fits layers={patterns} and has curvature; nothing would be treated by it")

@@ -11,23 +11,27 @@ Nothing appears at the target before everything is computed.
 from __future__ import annotations
 
 import datetime
+import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from itertools import repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from asrcl.curvature import Curvature
+from asrcl.curvature.parameters import hash_parameters
 from asrcl.exceptions import InputError
 from asrcl.files import write_json, write_text
 from asrcl.merge.buffers import Statistics
 from asrcl.merge.card import Budget, CurvatureFile, LayerRecord, MergeRecord, Parent, Totals, card_text
 from asrcl.merge.containers import Checkpoint, Outline, open_checkpoint
+from asrcl.merge.containers.settings import compare
 from asrcl.merge.executor import BUILT_IN, Effect, MergeOptions, Rest
 from asrcl.merge.job import Merged, MergeJob
 from asrcl.merge.plans import PlanRow
@@ -36,6 +40,8 @@ from asrcl.merge.rules import Rules
 from asrcl.merge.sources import TensorSource
 from asrcl.merge.vocabulary import Alignment, FittedSource, Policy, align
 from asrcl.merge.vocabulary.tokens import Tokens
+
+_log = logging.getLogger(__name__)
 
 Path_ = str | Path
 Progress = Callable[[str], None]
@@ -58,6 +64,8 @@ class MergeSpec:
         tokens: the token lists of the old and the new model.
         trailing: outputs behind those of the tokens, see `asrcl.merge.vocabulary.align`.
         tensors: globs of the tensors that depend on the vocabulary, where sizes do not tell.
+        differences: "refuse" models whose settings say that equal weights mean something else (feature rates, attention heads,
+            scales of adapters), or "note" it.
     """
 
     method: str = "ihr"
@@ -75,7 +83,7 @@ class MergeSpec:
     tokens: tuple[Tokens, Tokens] | None = None
     trailing: int = 0
     tensors: tuple[str, ...] = ()
-
+    differences: Literal["refuse", "note"] = "refuse"
 
     @classmethod
     def of(cls, rules: Rules | None, **given: Any) -> MergeSpec:
@@ -181,6 +189,7 @@ class _Models:
     new_curvatures: list[Curvature]
     alignment: Alignment | None
     job: MergeJob
+    remarks: tuple[str, ...]
 
     @property
     def grows(self) -> bool:
@@ -223,6 +232,7 @@ def _opened(old: Path_, new: Sequence[Path_], spec: MergeSpec) -> Iterator[_Mode
     with ExitStack() as stack:
         first, *others = (stack.enter_context(open_checkpoint(path)) for path in (old, *new))
         base = stack.enter_context(open_checkpoint(spec.base)) if spec.base is not None else None
+        remarks = _compared(first, others, base, spec)
         alignment, sources = _aligned(first, others, spec)
         curvatures = [Curvature.load(path) for path in spec.curvature]
         new_curvatures = [Curvature.load(path) for path in spec.new_curvature]
@@ -235,7 +245,63 @@ def _opened(old: Path_, new: Sequence[Path_], spec: MergeSpec) -> Iterator[_Mode
         if spec.rules is not None:
             spec.rules.check_names(first.outlines)
         job = MergeJob(start, sources, spec.method, spec.knobs, options, curvatures, new_curvatures, spec.rules)
-        yield _Models(first, others, base, curvatures, new_curvatures, alignment, job)
+        remarks += _strangers(zip(spec.curvature, curvatures, repeat(start), strict=False))
+        remarks += _strangers(zip(spec.new_curvature, new_curvatures, others, strict=False))
+        for remark in remarks:
+            _log.warning("%s", remark)
+        yield _Models(first, others, base, curvatures, new_curvatures, alignment, job, tuple(remarks))
+
+
+def _compared(old: Checkpoint, others: Sequence[Checkpoint], base: Checkpoint | None, spec: MergeSpec) -> list[str]:
+    """How what lies beside the weights differs between the models.
+
+    Raises:
+        InputError: they are models of different builds, or with different tokens.
+    """
+    if spec.differences not in ("refuse", "note"):
+        raise InputError(f"differences={spec.differences!r} does not exist; there are refuse and note")
+    named = spec.vocabulary != "error" or spec.tokens is not None
+    around, found = old.surroundings(), []
+    for role, other in [*(("new", one) for one in others), *([("base", base)] if base else [])]:
+        found += compare(around, other.surroundings(), role, spec.differences == "refuse", tokens=not named)
+    return list(dict.fromkeys(found))
+
+
+class _Read(Mapping[str, torch.Tensor]):
+    """Tensors of a checkpoint by the names that a curvature has for them, read when asked for."""
+
+    def __init__(self, model: TensorSource, names: Mapping[str, str]) -> None:
+        self._model, self._names = model, names
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._model.read(self._names[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _strangers(pairs: Iterable[tuple[Path_, Curvature, TensorSource]]) -> list[str]:
+    """Curvatures that were estimated at other weights than those of the model that they stand for."""
+    found, known = [], {}
+    for path, curvature, model in pairs:
+        held = curvature.metadata.get("model_hash")
+        names = {curvature.canonical_name(name): name for name in reversed(list(model.outlines))}
+        names = {name: names[name] for name in curvature.metadata.get("parameters", {}) if name in names}
+        key = (id(model), tuple(names))
+        if held is None:
+            found.append(f"{Path(path).name}: this curvature does not say at which weights it was estimated")
+            continue
+        if key not in known:
+            known[key] = hash_parameters(_Read(model, names))
+        if known[key] != held:
+            found.append(
+                f"{Path(path).name}: this curvature was estimated at other weights (hash {held}) than those it is used at "
+                f"({known[key]}), or at the same in another type; it says little of a model that was trained on since"
+            )
+    return found
 
 
 def _rest(spec: MergeSpec) -> Rest:
@@ -280,8 +346,8 @@ def _record(
         layers=tuple(LayerRecord.of(name, preview.row.rule, preview.effect) for name, preview in previews.items()),
         totals=_totals(models, list(previews.values())),
         budget=Budget(spec.budget, scale, unlimited) if spec.budget is not None else None,
-        notes=(*notes, *(models.alignment.notes if models.alignment is not None else ())),
-        library_name="transformers" if origins[0][1].kind == "hf folder" else None,
+        notes=(*models.remarks, *notes, *(models.alignment.notes if models.alignment is not None else ())),
+        library_name={"hf folder": "transformers", "peft folder": "peft"}.get(origins[0][1].kind),
     )
 
 

@@ -10,6 +10,7 @@ The last two share their types. Told apart are they by what lies beside them: co
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -107,8 +108,30 @@ def check_codes(start: TensorSource, models: Sequence[TensorSource], names: Sequ
     modules = _quantised_modules(outlines)
     for name in names:
         why = _why_codes(name, outlines, modules)
-        if why and not all(_equal_codes(start.read(name), model.read(name)) for model in models):
+        if why and _changed(start, models, name):
             raise InputError(f"{name} holds quantised codes ({why}), which cannot be merged; {REMEDY}")
+
+
+def check_factors(start: TensorSource, models: Sequence[TensorSource], names: Sequence[str]) -> None:
+    """Refuse the two factors of a low-rank adapter where both changed: their means apart are not the mean of their product.
+
+    Args:
+        start: the old model.
+        models: the others.
+        names: tensors that will be merged.
+
+    Raises:
+        InputError: names the factors and the remedy.
+    """
+    for name in names:
+        other = re.sub(r"(lora_(?:embedding_)?)A", r"\1B", name)
+        if other != name and other in start.outlines and all(_changed(start, models, factor) for factor in (name, other)):
+            remedy = "merge adapter folders (asrcl merge), or fold the adapters into both models first"
+            raise InputError(f"{name} and {other} are the factors of an adapter, and both changed; {remedy}")
+
+
+def _changed(start: TensorSource, models: Sequence[TensorSource], name: str) -> bool:
+    return not all(_same_bytes(start.read(name), model.read(name)) for model in models)
 
 
 def _why_codes(name: str, outlines: Mapping[str, Sized], modules: Mapping[str, str]) -> str:
@@ -138,7 +161,7 @@ def _quantised_modules(outlines: Mapping[str, Sized]) -> dict[str, str]:
     return found
 
 
-def _equal_codes(first: Tensor, second: Tensor) -> bool:
+def _same_bytes(first: Tensor, second: Tensor) -> bool:
     if first.dtype != second.dtype or first.shape != second.shape:
         return False
     return torch.equal(*(tensor.cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (first, second)))

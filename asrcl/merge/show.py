@@ -81,7 +81,7 @@ def checkpoint_text(checkpoint: Checkpoint) -> str:
 
 
 def record_summary(record: MergeRecord) -> str:
-    """One line about a merge that was done."""
+    """One line about a merge that was done, and one for each note on its card."""
     counts = ", ".join(f"{count} x {rule}" for rule, count in record.counts.items())
     parts = [counts]
     if record.totals.relative is not None:
@@ -90,7 +90,7 @@ def record_summary(record: MergeRecord) -> str:
         parts.append(f"old loss predicted to grow by {record.totals.predicted:.3g}")
     if record.budget is not None:
         parts.append(f"scaled by {record.budget.scale:.3g} to keep the budget")
-    return "; ".join(parts)
+    return "\n".join(["; ".join(parts), *(f"note: {note}" for note in record.notes)])
 
 
 def methods_table(methods: Mapping[str, MergeMethod]) -> Table:

@@ -18,6 +18,10 @@ Place = tuple[str | int, ...]
 """Keys and indices that lead to an entry."""
 Lines = dict[Place, int]
 
+MOST = 200_000
+"""Entries of a file, with all that its aliases stand for."""
+DEEPEST = 100
+
 _EXPONENT = re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$")
 
 
@@ -54,8 +58,23 @@ def read_structure(path: str | os.PathLike[str]) -> tuple[Any, Lines]:
         InputError: missing, not readable, a tag that would make an object, or a key that comes twice.
     """
     text = read_text(path)
-    if Path(path).suffix == ".json":
-        return _json(path, text), {}
+    return (_json(path, text), {}) if Path(path).suffix == ".json" else _yaml(path, text)
+
+
+def parse_yaml(where: str, text: str) -> Any:
+    """What a text in YAML says.
+
+    Args:
+        where: what messages call it.
+        text: of a file or a member of an archive.
+
+    Raises:
+        InputError: see `read_structure`.
+    """
+    return _yaml(where, text)[0]
+
+
+def _yaml(path: str | os.PathLike[str], text: str) -> tuple[Any, Lines]:
     yaml = yaml_module(path)
     loader = _loader(yaml)(text)
     try:
@@ -65,12 +84,13 @@ def read_structure(path: str | os.PathLike[str]) -> tuple[Any, Lines]:
         lines: Lines = {}
         _number(yaml, node, (), lines, str(path), set())
         return loader.construct_document(node), lines
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError, TypeError) as error:
         if isinstance(error, InputError):
             raise
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark is not None else ""
-        raise InputError(f"{path}{where}: not readable as YAML ({getattr(error, 'problem', None) or error})") from error
+        problem = getattr(error, "problem", None) or (str(error) or type(error).__name__)
+        raise InputError(f"{path}{where}: not readable as YAML ({problem})") from error
     finally:
         loader.dispose()
 
@@ -88,6 +108,11 @@ def _json(path: str | os.PathLike[str], text: str) -> Any:
         return json.loads(text, object_pairs_hook=once)
     except json.JSONDecodeError as error:
         raise InputError(f"{path} line {error.lineno}: not readable as JSON ({error.msg})") from error
+    except (RecursionError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        why = "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
+        raise InputError(f"{path}: not readable as JSON ({why})") from error
 
 
 def _loader(yaml: Any) -> Any:
@@ -100,6 +125,9 @@ def _loader(yaml: Any) -> Any:
 def _number(yaml: Any, node: Any, place: Place, lines: Lines, path: str, above: set[int]) -> None:
     """Note the line of a node and of all below it; refuse keys that come twice."""
     lines.setdefault(place, node.start_mark.line + 1)
+    if len(lines) > MOST or len(place) > DEEPEST:
+        what = f"more than {MOST:,} entries, aliases counted" if len(lines) > MOST else f"more than {DEEPEST} levels"
+        raise InputError(f"{path} line {node.start_mark.line + 1}: {what}; write it out in a smaller file")
     if id(node) in above:
         raise InputError(f"{path} line {node.start_mark.line + 1}: an alias that contains itself")
     above = above | {id(node)}

@@ -14,6 +14,7 @@ from torch import Tensor
 from asrcl.exceptions import InputError
 from asrcl.merge.containers import staging
 from asrcl.merge.containers.outline import Origin, Outline, check_outline, check_whole, common_prefix
+from asrcl.merge.containers.settings import Surroundings
 from asrcl.merge.containers.tensor_files import SUFFIX, TensorSink
 from asrcl.merge.containers.weights import Sink, Weights
 from asrcl.merge.sources import Sized
@@ -68,6 +69,14 @@ class Checkpoint(ABC):
         """Where the model came from, and what a writer carries over."""
         notes = (*self._weights.notes, *self._notes())
         return Origin(self.kind, self.path, self._files(), self._extras(), self._weights.wrapper, self._prefix, notes)
+
+    def surroundings(self) -> Surroundings:
+        """What lies beside the weights and says what they mean.
+
+        Raises:
+            InputError: a file of it is damaged.
+        """
+        return self._weights.surroundings()
 
     def writer(
         self,

@@ -7,15 +7,21 @@ hold checkpoints of their own, none of which would belong to the merged model.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from asrcl.exceptions import InputError
 from asrcl.merge.containers import pickled, staging, tensor_files
+from asrcl.merge.containers.adapters import Adapter
 from asrcl.merge.containers.checkpoint import Checkpoint, Writer
+from asrcl.merge.containers.nemo import CONFIG as NEMO_CONFIG
 from asrcl.merge.containers.outline import Outline
+from asrcl.merge.containers.settings import Surroundings, digest, flattened
 from asrcl.merge.containers.weights import Sink, Weights
+from asrcl.merge.vocabulary.tokens import read_tokens
+from asrcl.merge.yamls import read_structure
 
 HUGGING_FACE = (
     "model.safetensors",
@@ -25,6 +31,8 @@ HUGGING_FACE = (
     "adapter_model.safetensors",
     "adapter_model.bin",
 )
+CONFIGURATIONS = ("config.json", "preprocessor_config.json", NEMO_CONFIG)
+TOKENS = ("tokenizer.json", "vocab.json", "tokens.txt", "units.txt", "vocab.txt", "*tokenizer.model", "*.model", "*vocab.txt")
 SPEECHBRAIN_META = "CKPT.yaml"
 SPEECHBRAIN = "model.ckpt"
 SPEECHBRAIN_STATES = ("optim", "sched", "counter", "scaler", "brain", "dataloader", "sampler", "normalizer", "lr_anneal", "noam")
@@ -64,12 +72,25 @@ class Folder(Checkpoint):
         """
         self.kind = kind
         self._found = found
-        super().__init__(path, open_weights(found))
+        weights = open_weights(found)
+        super().__init__(path, Adapter(path, weights) if kind == "peft folder" else weights)
         self._own = {file.name for file in self._weights.files} | {found.name}
+
+    def surroundings(self) -> Surroundings:
+        """The configuration and the tokens in the folder.
+
+        Raises:
+            InputError: a configuration is no JSON.
+        """
+        files = [self.path / name for name in CONFIGURATIONS if (self.path / name).is_file()]
+        found: dict[str, Any] = dict(self._weights.surroundings().settings)
+        for file in files:
+            found |= flattened(read_structure(file)[0], "" if file.name == CONFIGURATIONS[0] else file.stem)
+        return Surroundings(found, tokens=_tokens(self.path))
 
     def _stale(self) -> list[str]:
         """Files that hold the same model in another format."""
-        if self.kind != "hf folder" or self._found.name.startswith("adapter"):
+        if self.kind != "hf folder":
             return []
         return sorted({f.name for p in OTHER_FORMATS for f in self.path.glob(p) if f.is_file()} - self._own)
 
@@ -156,7 +177,7 @@ def open_folder(path: Path) -> Folder:
         return Folder(path, _speechbrain(path), "speechbrain")
     for name in HUGGING_FACE:
         if (path / name).is_file():
-            return Folder(path, path / name, "hf folder")
+            return Folder(path, path / name, "peft folder" if name.startswith("adapter") else "hf folder")
     if (path / NEMO).is_file():
         return Folder(path, path / NEMO, "nemo folder")
     raise InputError(f"{path}: {_nothing_found(path)}")
@@ -184,6 +205,17 @@ def open_weights(path: Path) -> Weights:
 def looks_like_checkpoint(path: Path) -> bool:
     """Whether a folder holds weights under one of the known names."""
     return any((path / name).is_file() for name in (SPEECHBRAIN_META, *HUGGING_FACE, NEMO))
+
+
+def _tokens(folder: Path) -> Sequence[str] | str | None:
+    """The tokens by id, or a hash where they are in no known form (byte-level vocabularies by language); None without a file."""
+    file = next((file for name in TOKENS for file in sorted(folder.glob(name)) if file.is_file()), None)
+    if file is None:
+        return None
+    try:
+        return read_tokens(file).tokens
+    except InputError:
+        return digest(file.read_bytes())
 
 
 def _like(name: str, patterns: tuple[str, ...]) -> bool:

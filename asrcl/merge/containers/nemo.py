@@ -22,10 +22,15 @@ from asrcl.merge.containers import staging
 from asrcl.merge.containers.checkpoint import Checkpoint, Writer, check_file
 from asrcl.merge.containers.outline import Outline
 from asrcl.merge.containers.pickled import PickledFiles
+from asrcl.merge.containers.settings import Surroundings, digest, flattened
 from asrcl.merge.containers.weights import Sink, damaged
+from asrcl.merge.yamls import parse_yaml
 
 WEIGHTS = "model_weights.ckpt"
+CONFIG = "model_config.yaml"
 SUFFIX = ".nemo"
+LARGEST_MEMBER = 1 << 26
+"""Bytes up to which a member is compared with another archive's."""
 DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError)
 Compression = Literal["", "gz", "bz2", "xz"]
 MAGIC: dict[bytes, Compression] = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz"}
@@ -53,6 +58,20 @@ class NemoArchive(Checkpoint):
     def close(self) -> None:
         """Remove the unpacked weights."""
         self._unpacked.cleanup()
+
+    def surroundings(self) -> Surroundings:
+        """The configuration and the tokenizer among the members.
+
+        Raises:
+            InputError: the archive changed, or its configuration is no YAML.
+        """
+        config, tokens = {}, []
+        for name, content in _small_members(self.path):
+            if _base(name) == CONFIG:
+                config = parse_yaml(f"{self.path}: {CONFIG}", content.decode("utf-8", "replace"))
+            elif "tokenizer" in name or "vocab" in name:  # NeMo puts a hash of its own before the name
+                tokens.append(f"{_base(name).partition('_')[2]} {digest(content)}")
+        return Surroundings(flattened(config), tokens="\n".join(sorted(tokens)) or None)
 
     def _files(self) -> tuple[Path, ...]:
         return (self.path,)
@@ -118,6 +137,18 @@ def _unpack(path: Path, weights: Path) -> list[str]:
         remedy = "copy it again, or make room in TMPDIR"
         raise InputError(f"{path}: cannot be unpacked ({error.strerror or error}); {remedy}") from error
     return [member.name for member in members if member.isfile()]
+
+
+def _small_members(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Everything in an archive but the weights, as far as it is small."""
+    try:
+        with tarfile.open(path, "r:*") as archive:
+            for member in archive:
+                stream = archive.extractfile(member) if member.isfile() and _base(member.name) != WEIGHTS else None
+                if stream is not None and member.size <= LARGEST_MEMBER:
+                    yield member.name, stream.read()
+    except DAMAGE as error:
+        raise damaged(path, error, ".nemo archive") from error
 
 
 def _check(path: Path, member: tarfile.TarInfo) -> None:

@@ -67,4 +67,7 @@ def load_state(source: Source, role: str = "checkpoint") -> dict[str, Tensor]:
     if not isinstance(source, str | os.PathLike):
         raise InputError(f"{role}: a {type(source).__name__} is no model; give a state dict, a module or a path")
     with open_checkpoint(source) as checkpoint:
+        if checkpoint.kind == "peft folder":
+            remedy = "merge_files (asrcl merge) writes the result as an adapter folder"
+            raise InputError(f"{source}: an adapter is merged as products, which are no state dict of its own; {remedy}")
         return {name: checkpoint.read(name) for name in checkpoint.outlines}

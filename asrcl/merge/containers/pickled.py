@@ -27,6 +27,7 @@ from torch import Tensor
 from asrcl.curvature.storage.packing import raw
 from asrcl.exceptions import InputError
 from asrcl.merge.containers.outline import Outline
+from asrcl.merge.containers.settings import Surroundings, flattened
 from asrcl.merge.containers.staging import reserve
 from asrcl.merge.containers.state_dicts import beside, find_state, mirrors, tensors_of, without
 from asrcl.merge.containers.weights import Index, Weights, damaged, is_pointer
@@ -37,6 +38,10 @@ ZIP = b"PK\x03\x04"
 REMAP_BYTES = 1 << 26
 """Read this much of a mapped file, and it is mapped anew."""
 ALIGNMENT = 64
+MODEL_SETTINGS = ("dims", "model_args", "model_config")
+"""Keys beside the state dict that hold the configuration of the model: Whisper's, fairseq's and many a tutorial's."""
+ANY_SETTINGS = ("hyper_parameters", "hparams", "args", "config", "cfg", "params")
+"""Keys that hold that of the model and of its training."""
 
 
 # ---- reading
@@ -217,6 +222,14 @@ class PickledFiles(Weights):
 
     def sample(self, name: str, count: int) -> Tensor:  # noqa: D102
         return first_entries(self._tensor(name).detach(), count).clone()
+
+    def surroundings(self) -> Surroundings:  # noqa: D102
+        first = self._parts[self.files[0].name]
+        if not first.route:
+            return Surroundings()
+        model = {key: first.content[key] for key in MODEL_SETTINGS if key in first.content}
+        remarks = {key: first.content[key] for key in ANY_SETTINGS if key in first.content}
+        return Surroundings(flattened(model), flattened(remarks))
 
     def sink(self, folder: Path, outlines: Mapping[str, Outline]) -> PickledSink:  # noqa: D102
         return PickledSink(folder, self._parts, self.placed(list(outlines)), self.index, outlines)

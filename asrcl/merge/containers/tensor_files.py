@@ -17,6 +17,7 @@ from torch import Tensor
 from asrcl.curvature.storage.packing import raw
 from asrcl.exceptions import InputError
 from asrcl.merge.containers.outline import Outline
+from asrcl.merge.containers.settings import Surroundings
 from asrcl.merge.containers.staging import reserve
 from asrcl.merge.containers.weights import Index, Weights, damaged, first_sentence
 
@@ -128,6 +129,10 @@ class TensorFiles(Weights):
 
     def sample(self, name: str, count: int) -> Tensor:  # noqa: D102
         return self._parts[self._owner[name]].sample(name, count)
+
+    def surroundings(self) -> Surroundings:  # noqa: D102
+        metadata = {f"metadata.{key}": text for part in self._parts.values() for key, text in part.metadata.items()}
+        return Surroundings(remarks=metadata)
 
     def sink(self, folder: Path, outlines: Mapping[str, Outline]) -> TensorSink:  # noqa: D102
         metadata = {shard: part.metadata for shard, part in self._parts.items()}

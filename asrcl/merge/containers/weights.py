@@ -14,6 +14,7 @@ from torch import Tensor
 from asrcl.exceptions import InputError
 from asrcl.files import read_json
 from asrcl.merge.containers.outline import Outline
+from asrcl.merge.containers.settings import Surroundings
 
 INDEX_SUFFIX = ".index.json"
 LFS = b"version https://git-lfs"
@@ -127,6 +128,10 @@ class Weights(ABC):
     @abstractmethod
     def sink(self, folder: Path, outlines: Mapping[str, Outline]) -> Sink:
         """A sink for files of the same names in another folder."""
+
+    def surroundings(self) -> Surroundings:
+        """What lies beside the tensors in the files and says what they mean."""
+        return Surroundings()
 
     def placed(self, names: Sequence[str]) -> dict[str, list[str]]:
         """Shares out tensors: each to the file it came from, new ones to the last."""
