@@ -14,7 +14,7 @@ code=$?
 unknown=$(grep -c 'could not be audited' "$tool/found")
 grep -v 'could not be audited' "$tool/found"
 if [ "$unknown" -gt 0 ] || { [ "$code" -ne 0 ] && [ ! -s "$tool/found" ]; }; then
-    tail -n 1 "$tool/errors" >&2
+    [ "$unknown" -gt 0 ] || tail -n 1 "$tool/errors" >&2
     echo "audit: the advisory database could not be reached for ${unknown/#0/all} packages, so they were not audited" >&2
     exit 3
 fi

@@ -11,6 +11,7 @@ Nothing appears at the target before everything is computed.
 from __future__ import annotations
 
 import datetime
+import json
 import logging
 import math
 from collections import Counter
@@ -27,11 +28,11 @@ import torch
 from asrcl.curvature import Curvature
 from asrcl.curvature.parameters import hash_parameters
 from asrcl.exceptions import InputError
-from asrcl.files import write_json, write_text
 from asrcl.merge.buffers import Statistics
 from asrcl.merge.card import Budget, CurvatureFile, LayerRecord, MergeRecord, Parent, Totals, card_text
 from asrcl.merge.containers import Checkpoint, Outline, open_checkpoint
 from asrcl.merge.containers.settings import compare
+from asrcl.merge.containers.staging import disk
 from asrcl.merge.executor import BUILT_IN, Effect, MergeOptions, Rest
 from asrcl.merge.job import Merged, MergeJob
 from asrcl.merge.plans import PlanRow
@@ -148,10 +149,10 @@ def merge_files(
                 writer.write(merged.name, models.grown(merged))
                 previews[merged.name] = Preview(models.row(merged.name), merged.effect)
             record = replace(_record(models, spec, previews, command, scale, unlimited), name=Path(out).name)
-            if writer.folder is not None:  # so that all of a folder appears at once
-                record = _accompany(models, record, writer.folder, writer.folder / "README.md", writer.folder / "merge.json")
-        if writer.folder is None:
-            record = _accompany(models, record, Path(out).parent, Path(f"{out}.md"), Path(f"{out}.json"))
+            name = record.name
+            names = ("README.md", "merge.json") if writer.folder is not None else (f"{name}.md", f"{name}.json")
+            with disk(Path(out)):  # so that the result and what tells where it is from appear at once
+                record = _accompany(models, record, writer.beside, *names)
     return record
 
 
@@ -171,6 +172,8 @@ def preview_files(
         InputError: as `merge_files`, for everything that shows before writing.
     """
     with _opened(old, new, spec) as models, torch.no_grad():
+        for remark in models.remarks:  # a merge has them on its card
+            _log.warning("%s", remark)
         if not measure:
             return [Preview(models.row(name), None) for name in models.old.outlines], 1.0
         scale = models.job.scale_within(spec.budget, progress)[0] if spec.budget is not None else 1.0
@@ -247,8 +250,6 @@ def _opened(old: Path_, new: Sequence[Path_], spec: MergeSpec) -> Iterator[_Mode
         job = MergeJob(start, sources, spec.method, spec.knobs, options, curvatures, new_curvatures, spec.rules)
         remarks += _strangers(zip(spec.curvature, curvatures, repeat(start), strict=False))
         remarks += _strangers(zip(spec.new_curvature, new_curvatures, others, strict=False))
-        for remark in remarks:
-            _log.warning("%s", remark)
         yield _Models(first, others, base, curvatures, new_curvatures, alignment, job, tuple(remarks))
 
 
@@ -368,9 +369,9 @@ def _totals(models: _Models, previews: Sequence[Preview]) -> Totals:
     return Totals(step / update if update else None, sum(known) if known else None, covered or None, weights)
 
 
-def _accompany(models: _Models, record: MergeRecord, folder: Path, card: Path, facts: Path) -> MergeRecord:
-    """Write the tokens of a grown model, the card and the record."""
+def _accompany(models: _Models, record: MergeRecord, folder: Path, card: str, facts: str) -> MergeRecord:
+    """Write the tokens of a grown model, the card and the record into a folder that does not appear yet."""
     record = replace(record, notes=(*record.notes, *models.write_tokens(folder)))
-    write_text(card, card_text(record))
-    write_json(facts, record.as_json())
+    (folder / card).write_text(card_text(record), encoding="utf-8")
+    (folder / facts).write_text(json.dumps(record.as_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return record

@@ -140,6 +140,17 @@ class Writer(ABC):
         """Where a folder is being made, within the `with` block: what is written there appears with it. None for single files."""
         return None
 
+    @property
+    def beside(self) -> Path:
+        """Where files are written, within the `with` block, that appear with the result: in its folder, or beside a single file.
+
+        Raises:
+            InputError: outside of the block.
+        """
+        if self._staging is None:
+            raise InputError(f"{self.out}: write what goes beside it within `with checkpoint.writer(...)`")
+        return self.folder or staging.companions(self._staging)
+
     def __enter__(self) -> Self:
         self._made = staging.missing_parents(self.out)
         try:
@@ -186,6 +197,8 @@ class Writer(ABC):
             raise InputError(f"{self.out}: {len(self._missing)} tensors were not written, {first} first; write all of the plan")
         with staging.disk(self.out):
             sink.finish()
+            if self.folder is None:
+                staging.publish_companions(folder, self.out.parent)
             self._publish(folder)
 
     @abstractmethod

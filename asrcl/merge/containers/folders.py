@@ -108,7 +108,7 @@ class Folder(Checkpoint):
         return carried
 
     def _belongs(self, folder: Path) -> bool:
-        if folder.name.startswith("."):
+        if folder.name.startswith(".") or folder.is_symlink():
             return False
         if _like(folder.name, OTHER_FOLDERS):
             return False
@@ -117,7 +117,7 @@ class Folder(Checkpoint):
     def _notes(self) -> tuple[str, ...]:
         notes = [f"{name} holds the same model in another format and is left out" for name in self._stale()]
         folders = [f for f in sorted(self.path.iterdir()) if f.is_dir() and not f.name.startswith(".")]
-        notes += [f"the folder {f.name} holds checkpoints of its own and is left out" for f in folders if not self._belongs(f)]
+        notes += [f"the folder {f.name} {_why_left_out(f)} and is left out" for f in folders if not self._belongs(f)]
         if self.kind == "speechbrain":
             others = [name for name in self._extras() if name.endswith(".ckpt")]
             notes += [f"{name} is carried over unchanged; open it by its path to merge it too" for name in others]
@@ -205,6 +205,10 @@ def open_weights(path: Path) -> Weights:
 def looks_like_checkpoint(path: Path) -> bool:
     """Whether a folder holds weights under one of the known names."""
     return any((path / name).is_file() for name in (SPEECHBRAIN_META, *HUGGING_FACE, NEMO))
+
+
+def _why_left_out(folder: Path) -> str:
+    return "is a link to another place" if folder.is_symlink() else "holds checkpoints of its own"
 
 
 def _tokens(folder: Path) -> Sequence[str] | str | None:

@@ -29,6 +29,8 @@ from asrcl.merge.yamls import parse_yaml
 WEIGHTS = "model_weights.ckpt"
 CONFIG = "model_config.yaml"
 SUFFIX = ".nemo"
+SMALL, MOST_EXPANSION = 1 << 26, 100
+"""What an archive may unpack to: bytes, and times its own size."""
 LARGEST_MEMBER = 1 << 26
 """Bytes up to which a member is compared with another archive's."""
 DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError)
@@ -114,10 +116,16 @@ def _unpack(path: Path, weights: Path) -> list[str]:
     """Names of the members; the weights are unpacked."""
     try:
         with tarfile.open(path, "r:*") as archive:
-            members = archive.getmembers()
-            _check_end(archive)
-            for member in members:
+            members = []
+            room = max(SMALL, MOST_EXPANSION * path.stat().st_size)
+            for member in archive:  # one by one: a few bytes can stand for more than any disk holds
                 _check(path, member)
+                members.append(member)
+                room -= member.size + tarfile.BLOCKSIZE
+                if room < 0:
+                    what = f"unpacks to more than {MOST_EXPANSION} times its size, which no weights do"
+                    raise InputError(f"{path}: {what}; fetch it again from where it was made")
+            _check_end(archive)
             found = [member for member in members if member.isfile() and _base(member.name) == WEIGHTS]
             if len(found) != 1:
                 listed = ", ".join(member.name for member in members[:5]) or "nothing"

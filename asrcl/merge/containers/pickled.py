@@ -14,6 +14,7 @@ import pickle
 import re
 import tempfile
 import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
@@ -58,9 +59,13 @@ def load_safely(path: Path) -> Any:
     """
     try:
         mappable = _is_zip(path)
+        if mappable:
+            _check_stored(path)
         with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they speak to those who wrote the file
             return torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=mappable)
+    except InputError:
+        raise
     except pickle.UnpicklingError as error:
         if is_pointer(path):
             raise damaged(path, error, "checkpoint") from error
@@ -77,6 +82,19 @@ def load_safely(path: Path) -> Any:
 def _is_zip(path: Path) -> bool:
     with open(path, "rb") as stream:
         return stream.read(4) == ZIP
+
+
+def _check_stored(path: Path) -> None:
+    """Refuse compressed data, which torch never writes (but for code of TorchScript): it can stand for more than memory holds.
+
+    Raises:
+        InputError: there is one.
+    """
+    with zipfile.ZipFile(path) as archive:
+        held = [entry for entry in archive.infolist() if not re.search(r"/(code|extra)/|/constants\.pkl$", entry.filename)]
+        found = next((entry for entry in held if entry.compress_type != zipfile.ZIP_STORED), None)
+    if found is not None:
+        raise InputError(f"{path}: its member {found.filename} is compressed, which torch.save does not do; save it again")
 
 
 def _harmless() -> list[Any]:

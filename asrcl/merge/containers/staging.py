@@ -91,6 +91,26 @@ def publish_folder(staged: Path, out: Path) -> None:
         remove(aside)
 
 
+def companions(staged: Path) -> Path:
+    """The folder in a staging folder for what will lie beside a single file."""
+    folder = staged / "beside"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def publish_companions(staged: Path, folder: Path) -> None:
+    """Move what lies in `companions` to a folder; everything is on the disk before the first of them is moved.
+
+    Raises:
+        OSError: the disk.
+    """
+    files = sorted(companions(staged).iterdir())
+    for file in files:
+        _flush(file)
+    for file in files:
+        os.replace(file, folder / file.name)
+
+
 def _flush(file: Path) -> None:
     with open(file, "rb") as stream:
         os.fsync(stream.fileno())

@@ -126,15 +126,19 @@ def without(content: Any, place: Sequence[Any]) -> Any:
     return changed
 
 
-def _walk(value: Any, route: tuple[str, ...], place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """Mappings and lists below a value, outermost first, without the state dict itself."""
-    pairs = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    for key, entry in pairs:
-        here = (*place, key)
-        if here == route or not isinstance(entry, Mapping | list) or len(here) > DEEPEST:
-            continue
-        yield here, entry
-        yield from _walk(entry, route, here)
+def _walk(value: Any, route: tuple[str, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Mappings and lists below a value, outermost first and each once, without the state dict itself."""
+    waiting: list[tuple[tuple[Any, ...], Any]] = [((), value)]
+    seen: set[int] = set()
+    while waiting:
+        place, value = waiting.pop()
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+        inner = [((*place, key), entry) for key, entry in pairs if isinstance(entry, Mapping | list) and id(entry) not in seen]
+        inner = [(here, entry) for here, entry in inner if here != route and len(here) <= DEEPEST]
+        seen |= {id(entry) for _, entry in inner}
+        waiting += reversed(inner)
+        if place:
+            yield place, value
 
 
 def _mirrors(value: Any, shapes: Mapping[str, tuple[int, ...]], floats: Sequence[tuple[int, ...]]) -> bool:
