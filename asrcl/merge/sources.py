@@ -54,6 +54,8 @@ def kind_of(dtype: torch.dtype) -> str:
 
 def first_entries(tensor: Tensor, count: int) -> Tensor:
     """At most so many entries of the first row, without a copy of the rest."""
+    if not tensor.numel():
+        return tensor.reshape(-1)
     while tensor.dim() > 1:
         tensor = tensor[0]
-    return tensor[:count]
+    return tensor.reshape(-1)[:count]

@@ -9,6 +9,8 @@ import importlib
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,25 +76,46 @@ def parse_yaml(where: str, text: str) -> Any:
     return _yaml(where, text)[0]
 
 
+def compose_yaml(path: str | os.PathLike[str], text: str) -> Any:
+    """The node of a whole text in YAML, every scalar of it as text; None for an empty one.
+
+    Raises:
+        InputError: it is no YAML.
+    """
+    yaml = yaml_module(path)
+    with _readable(path, yaml):
+        return yaml.compose(text, Loader=yaml.BaseLoader)
+
+
 def _yaml(path: str | os.PathLike[str], text: str) -> tuple[Any, Lines]:
     yaml = yaml_module(path)
-    loader = _loader(yaml)(text)
+    with _readable(path, yaml):
+        loader = _loader(yaml)(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None, {}
+            lines: Lines = {}
+            _number(yaml, node, (), lines, str(path), set())
+            return loader.construct_document(node), lines
+        finally:
+            loader.dispose()
+
+
+@contextmanager
+def _readable(path: str | os.PathLike[str], yaml: Any) -> Iterator[None]:
+    """Turn whatever PyYAML raises into an error of the user, in one line."""
     try:
-        node = loader.get_single_node()
-        if node is None:
-            return None, {}
-        lines: Lines = {}
-        _number(yaml, node, (), lines, str(path), set())
-        return loader.construct_document(node), lines
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError, TypeError) as error:
+        yield
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or (str(error) or type(error).__name__)
+        problem = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, RecursionError):
+            problem = "nested too deeply"
         raise InputError(f"{path}{where}: not readable as YAML ({problem})") from error
-    finally:
-        loader.dispose()
 
 
 def _json(path: str | os.PathLike[str], text: str) -> Any:

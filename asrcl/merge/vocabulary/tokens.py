@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from typing import Any
 
 from asrcl.exceptions import InputError
 from asrcl.merge.vocabulary.pieces import pieces_of
-from asrcl.merge.yamls import read_structure, read_text, yaml_module
+from asrcl.merge.yamls import compose_yaml, read_structure, read_text, yaml_module
 
 USUAL = (
     "tokenizer.json", "vocab.json", "tokens.txt", "units.txt", "token_list.txt", "vocab.txt", "*.model", "*.vocab", "config.yaml",
@@ -38,6 +39,8 @@ ROLES = {
     "padding": ("<pad>", "[pad]"),
 }
 """Names that tokens with a part of their own go by, in any case."""
+LONGEST_ID = 18
+"""Digits of an id; a longer number is text."""
 _DISAMBIGUATION = re.compile(r"#\d+")
 _PAIR = re.compile(r"(.+?)[ \t]+(\d+)[ \t]*")
 
@@ -129,7 +132,7 @@ def _usual(folder: Path) -> Path:
 def _sentencepiece(path: Path) -> TokenList:
     try:
         return TokenList(tuple(piece.text for piece in pieces_of(path.read_bytes())), path, "sentencepiece")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, struct.error) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: not readable as a SentencePiece model ({error})") from error
@@ -184,11 +187,7 @@ def espnet_tokens(path: Path, text: str) -> Any:
     Raises:
         InputError: it is missing or no list.
     """
-    yaml = yaml_module(path)
-    try:
-        top = yaml.compose(text, Loader=yaml.BaseLoader)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not readable as YAML ({getattr(error, 'problem', error)})") from error
+    top, yaml = compose_yaml(path, text), yaml_module(path)
     entries = {key.value: value for key, value in top.value} if isinstance(top, yaml.MappingNode) else {}
     node = entries.get("token_list")
     if isinstance(node, yaml.ScalarNode):
@@ -220,4 +219,4 @@ def _lines(path: Path) -> TokenList:
 
 def _token_and_id(line: str) -> tuple[str, int] | None:
     found = _PAIR.fullmatch(line)
-    return (found[1], int(found[2])) if found else None
+    return (found[1], int(found[2])) if found and len(found[2]) <= LONGEST_ID else None
