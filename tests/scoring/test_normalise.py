@@ -2,10 +2,14 @@ import builtins
 import json
 import subprocess
 import sys
+import unicodedata
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from asrcl.exceptions import InputError
+from asrcl.scoring import count_errors
 from asrcl.scoring.normalise import SPELLINGS_VARIABLE, basic, normaliser
 
 
@@ -26,6 +30,75 @@ from asrcl.scoring.normalise import SPELLINGS_VARIABLE, basic, normaliser
 )
 def test_basic_keeps_letters_marks_digits_and_inner_apostrophes(text: str, expected: str) -> None:
     assert basic(text) == expected and basic(expected) == expected
+
+
+UNSEEN = [
+    *"\u00ad\u034f\u061c\u180e\u200c\u200d\u200e\u200f\u202a\u202e\u2060\u2066\u2069\ufeff",  # joiners, hyphens, directions
+    *"\u115f\u1160\u3164\uffa0\u17b4\u180b\ufe0e\ufe0f\u20e3\u20dd\u0488\U000e0100\U000e0041\U000e007f",  # fillers, selectors
+]
+APOSTROPHES = "'’ʼ‘‛`´′＇｀՚׳᾽᾿´῾΄`ʻʽˊˋ"
+
+
+@pytest.mark.parametrize("mark", UNSEEN, ids=lambda mark: f"U+{ord(mark):04X}")
+@pytest.mark.parametrize("text", ["cooperate now", "می‌خواهم", "അവന്", "don't", "e\u0301a", "각", "press 1", "ok 👍 ok"])
+def test_what_nobody_sees_changes_nothing_wherever_it_stands(mark: str, text: str) -> None:
+    plain = basic(text)
+    for place in range(len(text) + 1):
+        assert basic(text[:place] + mark + text[place:]) == plain
+    errors = count_errors({"u": basic(mark.join(text))}, {"u": plain})
+    assert (errors.total, errors.character_errors) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("می\u200cخواهم بروم", "میخواهم بروم"),
+        ("ශ්\u200dරී", "ශ්රී"),
+        ("i ❤️ you 👩\u200d🚀 👍🏽", "i you"),
+        ("press 1️⃣ #️⃣", "press 1"),
+        ("ไทย\u200bดี", "ไทย ดี"),  # a zero-width space ends a word
+        ("漢\ufff9か\ufffaん\ufffb", "漢 か ん"),
+        ("na¨ive ´ ` ¸", "na ive"),
+        ("مـــحمد", "مـــحمد"),
+        ("tab\u00a0no\u2007break\u202fspace\u3000s\u2028l\u0085n", "tab no break space s l n"),
+        ("H\u0331 T\u0308 J\u030c", "ẖ ẗ ǰ"),
+    ],
+)
+def test_characters_that_are_not_letters(text: str, expected: str) -> None:
+    assert basic(text) == expected == basic(expected) == basic(unicodedata.normalize("NFD", text))
+
+
+@pytest.mark.parametrize("mark", APOSTROPHES)
+def test_every_apostrophe_is_the_same_between_letters_alone(mark: str) -> None:
+    assert basic(f"Don{mark}t 5{mark}6") == basic("don't 5'6") or mark in "ʻʽˊˋ"
+    assert basic(f"Don{mark}t") == "don't"
+    if mark not in "ʻʽˊˋ":  # letters, but for the place between letters
+        assert basic(f"{mark}tis the dogs{mark} {mark}quote{mark} {mark}") == "tis the dogs quote"
+    else:
+        assert basic(f"{mark}aina") == f"{mark}aina"
+
+
+def plain_rules(text: str) -> str:
+    """Letters, marks, digits and inner apostrophes of texts that hold nothing unusual."""
+    plain = unicodedata.normalize("NFKC", text).lower()
+    kept = []
+    for place, character in enumerate(plain):
+        inner = plain[max(place - 1, 0)].isalpha() and plain[place + 1 : place + 2].isalpha()
+        known = unicodedata.category(character)[0] in "LMN"
+        kept.append("'" if character in "'’" and inner else character if known else " ")
+    return " ".join("".join(kept).split())
+
+
+letters = st.characters(exclude_categories=["Cf", "Cn", "Cs", "Me", "Sk"], exclude_characters=[*UNSEEN, *APOSTROPHES[2:], "ŉ"])
+usual = letters.filter(lambda c: not unicodedata.normalize("NFKC", c).startswith(" ") and "VARIATION SEL" not in unicodedata.name(c, ""))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(usual | st.sampled_from("aé '’-. "), max_size=30))
+def test_texts_without_such_characters_are_what_they_were(text: str) -> None:
+    if unicodedata.is_normalized("NFKC", unicodedata.normalize("NFKC", text).lower()):
+        assert basic(text) == plain_rules(text)
+    assert basic(text) == basic(unicodedata.normalize("NFD", text)) == basic(unicodedata.normalize("NFC", text))
 
 
 def test_none_changes_nothing_but_runs_of_white_space() -> None:
