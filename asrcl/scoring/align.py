@@ -15,13 +15,18 @@ the plain space only, we at any white space, so the two agree on texts whose whi
 The sclite alignments are dynamic programming of our own, on words as they are written: sclite folds case unless called with -s.
 Where several alignments cost the same, it takes the last step of sclite 2.4.10: a pair of words before an insertion before a
 deletion (tests hold it against alignments that sclite wrote).
+
+No alignment needs memory that grows as the square of the words: recordings of an hour are scored as one utterance.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Final, Literal, get_args
+from typing import Final, Literal, Protocol, get_args
 
+import numpy as np
+from numpy.typing import NDArray
 from rapidfuzz.distance import Levenshtein
 
 from asrcl.exceptions import InputError
@@ -37,6 +42,15 @@ PRICES: Final[dict[str, str]] = {
 }
 _SUBSTITUTION: Final = 4
 _GAP: Final = 3
+_KEPT_CELLS: Final = 2**15
+"""A larger table is not kept whole; up to about here, plain lists are also faster."""
+Row = NDArray[np.int32]
+
+
+class CostTable(Protocol):
+    """Costs, [words + 1][other words + 1]."""
+
+    def __getitem__(self, i: int) -> Sequence[int]: ...
 
 
 def check_costs(costs: str) -> None:
@@ -91,7 +105,7 @@ def speechbrain_steps(reference: Sequence[str], hypothesis: Sequence[str]) -> li
     while head < min(len(reference), len(hypothesis)) and reference[head] == hypothesis[head]:
         head += 1
     said, heard = reference[head:], hypothesis[head:]
-    table, i, j, steps = _distance_table(said, heard), len(said), len(heard), []
+    table, i, j, steps = _cost_table(said, heard, 1, 1), len(said), len(heard), []
     while i or j:
         beyond = table[i][j] - 1
         if not i or (j and beyond == table[i][j - 1]):
@@ -106,21 +120,6 @@ def speechbrain_steps(reference: Sequence[str], hypothesis: Sequence[str]) -> li
     return [("C", word, word) for word in reference[:head]] + steps[::-1]
 
 
-def _distance_table(reference: Sequence[str], hypothesis: Sequence[str]) -> list[list[int]]:
-    """Edit distance of every beginning of one from every beginning of the other, [words + 1][other words + 1]."""
-    table = [list(range(len(hypothesis) + 1))]
-    for i, word in enumerate(reference, start=1):
-        above, row, left = table[-1], [i], i
-        for j, other in enumerate(hypothesis):
-            pair, gap = above[j] + (word != other), above[j + 1]
-            if left < gap:
-                gap = left
-            left = pair if pair <= gap else gap + 1
-            row.append(left)
-        table.append(row)
-    return table
-
-
 def _sclite_steps(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Step]:
     """The cheapest alignment under sclite's costs, traced from the end.
 
@@ -133,22 +132,68 @@ def _sclite_steps(reference: Sequence[str], hypothesis: Sequence[str]) -> list[S
     return _trace(reference[: end - tail], hypothesis[: other_end - tail]) + matched
 
 
-def _cost_table(reference: Sequence[str], hypothesis: Sequence[str]) -> list[list[int]]:
+def _cost_table(reference: Sequence[str], hypothesis: Sequence[str], substitution: int, gap: int) -> CostTable:
     """Cost of aligning every beginning of one with every beginning of the other, [words + 1][other words + 1]."""
-    table = [[_GAP * j for j in range(len(hypothesis) + 1)]]
+    if len(reference) * len(hypothesis) > _KEPT_CELLS:
+        return _LongTable(reference, hypothesis, substitution, gap)
+    table = [list(range(0, gap * len(hypothesis) + 1, gap))]
     for i, word in enumerate(reference, start=1):
-        above, left = table[-1], _GAP * i
+        above, left = table[-1], gap * i
         row = [left]
         for j, other in enumerate(hypothesis):
-            pair = above[j] if word == other else above[j] + _SUBSTITUTION
-            left = min(pair, min(above[j + 1], left) + _GAP)
+            pair, up = above[j] if word == other else above[j] + substitution, above[j + 1]
+            left = (up if up < left else left) + gap
+            if pair < left:
+                left = pair
             row.append(left)
         table.append(row)
     return table
 
 
+class _LongTable:
+    """The same table for long texts, in memory that grows as words to the power of 1.5: it keeps every k-th row, k the root of
+    their number, and works out the rows between two of these again when one is asked for.
+
+    A trace walks from the last row up, so every row is worked out twice in all.
+    """
+
+    def __init__(self, reference: Sequence[str], hypothesis: Sequence[str], substitution: int, gap: int) -> None:
+        names: dict[str, int] = {}
+        ids = [np.array([names.setdefault(word, len(names)) for word in side], dtype=np.int32) for side in (reference, hypothesis)]
+        self._said, self._heard = ids
+        self._substitution, self._gap = np.int32(substitution), np.int32(gap)
+        self._ramp = np.arange(len(hypothesis) + 1, dtype=np.int32) * self._gap
+        self._step = math.isqrt(len(reference)) + 1
+        self._kept = [self._ramp]
+        for start in range(0, len(reference) - self._step + 1, self._step):
+            row = self._kept[-1]
+            for i in range(start, start + self._step):
+                row = self._next(row, i)
+            self._kept.append(row)
+        self._first, self._rows = 0, [self._ramp]
+
+    def __getitem__(self, i: int) -> Sequence[int]:
+        if not self._first <= i < self._first + len(self._rows):
+            self._first = i - i % self._step
+            self._rows = [self._kept[i // self._step]]
+            for place in range(self._first, i):
+                self._rows.append(self._next(self._rows[-1], place))
+        row: Sequence[int] = self._rows[i - self._first]
+        return row
+
+    def _next(self, above: Row, i: int) -> Row:
+        """Row i + 1 from row i. A cell is the cheapest of the cells to its left, each with the gaps from there to here."""
+        row = np.empty_like(above)
+        row[0] = self._gap * (i + 1)
+        np.minimum(above[:-1] + self._substitution * (self._heard != self._said[i]), above[1:] + self._gap, out=row[1:])
+        row -= self._ramp
+        np.minimum.accumulate(row, out=row)
+        row += self._ramp
+        return row
+
+
 def _trace(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Step]:
-    table = _cost_table(reference, hypothesis)
+    table = _cost_table(reference, hypothesis, _SUBSTITUTION, _GAP)
     i, j, steps = len(reference), len(hypothesis), []
     while i or j:
         cost = table[i][j]

@@ -1,6 +1,8 @@
 """Alignments against jiwer, against sclite's own (tests/scoring/data, made by make_sctk_vectors.py) and against brute force."""
 
+import random
 import re
+import tracemalloc
 from pathlib import Path
 
 import jiwer
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asrcl.exceptions import InputError
-from asrcl.scoring import count_errors, score_files
+from asrcl.scoring import align, count_errors, score_files
 from asrcl.scoring.align import align_words, count_characters, count_words, speechbrain_steps
 from asrcl.scoring.confusions import item_steps
 
@@ -99,6 +101,48 @@ def test_alignments_are_cheapest_and_spell_both_sides(costs, said: list[str], he
     assert all((kind == "C") == (word == other) for kind, word, other in steps)
     kinds = [kind for kind, _, _ in steps]
     assert count_words(" ".join(said), " ".join(heard), costs)[:3] == tuple(map(kinds.count, "SDI"))
+
+
+def whole_table(said: list[str], heard: list[str], substitution: int, gap: int) -> list[list[int]]:
+    """Every cell by its definition."""
+    table = [[gap * j for j in range(len(heard) + 1)]]
+    for i, word in enumerate(said, start=1):
+        row = [gap * i]
+        for j, other in enumerate(heard, start=1):
+            pair = table[-1][j - 1] + (0 if word == other else substitution)
+            row.append(min(pair, table[-1][j] + gap, row[-1] + gap))
+        table.append(row)
+    return table
+
+
+few = st.lists(st.sampled_from("ab"), max_size=12) | words
+
+
+@pytest.mark.parametrize(("trace", "prices"), [("speechbrain_steps", (1, 1)), ("_sclite_steps", (4, 3))])
+@settings(max_examples=150, deadline=None)
+@given(said=few, heard=few)
+def test_long_texts_have_the_same_alignment_ties_included(trace, prices, said: list[str], heard: list[str]) -> None:
+    found = {}
+    for name, table in (("short", whole_table), ("usual", align._cost_table), ("long", align._LongTable)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(align, "_cost_table", table)
+            found[name] = getattr(align, trace)(said, heard)
+    assert found["long"] == found["short"] == found["usual"]
+    rows = align._LongTable(said, heard, *prices)
+    assert [list(rows[i]) for i in reversed(range(len(said) + 1))] == whole_table(said, heard, *prices)[::-1]
+
+
+@pytest.mark.parametrize("trace", [lambda a, b: align_words(a, b, "sclite"), speechbrain_steps, align_words])
+def test_an_utterance_of_thousands_of_words_needs_little_memory(trace) -> None:
+    draw = random.Random(0)
+    said = [f"w{draw.randrange(500)}" for _ in range(3000)]
+    heard = ["x", *(f"w{draw.randrange(500)}" if draw.random() < 0.15 else word for word in said if draw.random() > 0.03), "x"]
+    tracemalloc.start()
+    steps = trace(said, heard)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [word for _, word, _ in steps if word] == said and [other for _, _, other in steps if other] == heard
+    assert peak < 8e6  # all cells would take 72 MB
 
 
 @pytest.mark.parametrize("system", ["a", "b", "c"])
