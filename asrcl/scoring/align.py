@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final, Literal, Protocol, get_args
+from typing import Any, Final, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,7 @@ Row = NDArray[np.int32]
 class CostTable(Protocol):
     """Costs, [words + 1][other words + 1]."""
 
-    def __getitem__(self, i: int) -> Sequence[int]: ...
+    def __getitem__(self, i: int) -> Any: ...
 
 
 def check_costs(costs: str) -> None:
@@ -151,16 +151,17 @@ def _cost_table(reference: Sequence[str], hypothesis: Sequence[str], substitutio
 
 
 class _LongTable:
-    """The same table for long texts, in memory that grows as words to the power of 1.5: it keeps every k-th row, k the root of
-    their number, and works out the rows between two of these again when one is asked for.
+    """The same table for long texts, in memory that grows as words to the power of 1.5.
 
-    A trace walks from the last row up, so every row is worked out twice in all.
+    Every k-th row is kept, k being the root of their number; those between two of these are worked out again when one of them is
+    asked for. A trace walks from the last row up, so every row is worked out twice in all.
     """
 
     def __init__(self, reference: Sequence[str], hypothesis: Sequence[str], substitution: int, gap: int) -> None:
         names: dict[str, int] = {}
-        ids = [np.array([names.setdefault(word, len(names)) for word in side], dtype=np.int32) for side in (reference, hypothesis)]
-        self._said, self._heard = ids
+        for word in (*reference, *hypothesis):
+            names.setdefault(word, len(names))
+        self._said, self._heard = (np.array([names[word] for word in side], np.int32) for side in (reference, hypothesis))
         self._substitution, self._gap = np.int32(substitution), np.int32(gap)
         self._ramp = np.arange(len(hypothesis) + 1, dtype=np.int32) * self._gap
         self._step = math.isqrt(len(reference)) + 1
@@ -172,14 +173,13 @@ class _LongTable:
             self._kept.append(row)
         self._first, self._rows = 0, [self._ramp]
 
-    def __getitem__(self, i: int) -> Sequence[int]:
+    def __getitem__(self, i: int) -> Row:
         if not self._first <= i < self._first + len(self._rows):
             self._first = i - i % self._step
             self._rows = [self._kept[i // self._step]]
             for place in range(self._first, i):
                 self._rows.append(self._next(self._rows[-1], place))
-        row: Sequence[int] = self._rows[i - self._first]
-        return row
+        return self._rows[i - self._first]
 
     def _next(self, above: Row, i: int) -> Row:
         """Row i + 1 from row i. A cell is the cheapest of the cells to its left, each with the gaps from there to here."""

@@ -6,16 +6,16 @@
     whisper-english  Whisper's English rules (spelling, numbers, contractions, fillers), from the package whisper_normalizer, or
                      from transformers where WHISPER_SPELLINGS names Whisper's list of spellings (its normalizer.json)
 
-`basic` keeps combining marks, so that scripts which write vowels with them (Devanagari, Tamil, ...) stay readable. How a letter is
-written, in one code point or in several, makes no difference. What it does with characters that are neither letters nor punctuation:
+`basic` keeps combining marks, so that scripts which write vowels with them (Devanagari, Tamil, ...) stay readable. How a letter
+is written, in one code point or in several, makes no difference. Characters that are neither letters nor punctuation are
 
-    taken out   format characters (category Cf: joiners, soft hyphen, bidirectional and byte-order marks, tags), enclosing marks
-                (Me: keycaps), variation selectors, fillers and whatever else Unicode says to show nothing for
-    a space     U+200B, which marks the end of a word where no space is seen (Unicode, UAX 29), and the three characters that set
-                a gloss apart (U+FFF9 to U+FFFB); accents and diaereses that stand alone
-    apostrophe  between letters: ' itself, the turned and the curved ones, acute and grave accents that stand alone, the prime, and
-                those of Greek, Armenian, Hebrew, Hawaiian
-    kept        the Arabic tatweel, which is a letter to Unicode
+    taken out    format characters (category Cf: joiners, soft hyphen, bidirectional and byte-order marks, tags), enclosing marks
+                 (Me: keycaps), variation selectors, fillers and whatever else Unicode says to show nothing for
+    a space      U+200B, which marks the end of a word where no space is seen (Unicode, UAX 29), and the three characters that
+                 set a gloss apart (U+FFF9 to U+FFFB); accents and diaereses that stand alone
+    apostrophes  between letters: ' itself, the turned and the curved ones, acute and grave accents that stand alone, the prime,
+                 and those of Greek, Armenian, Hebrew, Hawaiian
+    kept         the Arabic tatweel, which is a letter to Unicode
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _BOUNDARIES: Final = "\u200b\ufff9\ufffa\ufffb"
 _SHOW_NOTHING: Final = frozenset(
     map(chr, [0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0x180B, 0x1810), 0x3164, *range(0xFE00, 0xFE10), 0xFFA0])
 ) | frozenset(map(chr, range(0xE0000, 0xE1000)))
-"""Not of category Cf, yet not to be shown (Unicode, Default_Ignorable_Code_Point): joiners, fillers, variation selectors, tags."""
+"""Not of category Cf, yet not to be shown (Unicode, Default_Ignorable_Code_Point): joiners, fillers, selectors, tags."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ _KEPT: Final = _PerCharacter(_kept)
 
 
 def basic(text: str) -> str:
-    """Lower case; letters, marks, digits and apostrophes between letters stay, what nobody sees goes, all else becomes a space."""
+    """Lower case; letters, marks, digits and apostrophes between letters stay, what nobody sees goes, all else is a space."""
     plain = _normal("NFKC", _normal("NFKC", _normal("NFC", text).translate(_PREPARED)).lower())
     return " ".join(_INNER.sub(_apostrophe, plain).translate(_KEPT).split())
 
