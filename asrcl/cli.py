@@ -183,8 +183,8 @@ Costs = Annotated[
 ]
 Skip = Annotated[bool, typer.Option("--skip", help="leave out, and list, what cannot be scored")]
 FileFormat = Annotated[
-    Literal["trn", "text", "jsonl", "csv", "tsv"] | None,
-    typer.Option("--format", help="what files hold whose suffix does not say it (.txt, none, unknown)"),
+    Literal["trn", "text", "jsonl", "csv", "tsv", "lines"] | None,
+    typer.Option("--format", help="what files hold whose suffix does not say it (.txt, none, unknown); lines: texts without ids"),
 ]
 IdKey = Annotated[str | None, typer.Option(help="name of the id in JSON and tables")]
 RefKey = Annotated[str | None, typer.Option(help="name of the reference text")]

@@ -26,6 +26,7 @@ from typing import Any, Final
 from asrcl.exceptions import InputError
 from asrcl.files import parse_json, write_parts
 from asrcl.scoring.align import Costs, check_costs, count_characters, count_words
+from asrcl.scoring.notation import refuse_sclite_marks
 
 FORMAT: Final = "asrcl-errors/1"
 MAX_NAMED: Final = 5
@@ -228,10 +229,14 @@ def count_errors(
         costs: of the word alignment: "unit", or "sclite" to count as NIST's scorer (see `asrcl.scoring.align`).
 
     Raises:
-        InputError: the two sides do not have the same ids, or the costs are unknown.
+        InputError: the two sides do not have the same ids, or the costs are unknown; with those of sclite, what it does not take
+            for a word (see `asrcl.scoring.notation`).
     """
     check_costs(costs)
     require_same_ids(references, hypotheses)
+    if costs == "sclite":
+        refuse_sclite_marks(references, "reference")
+        refuse_sclite_marks(hypotheses, "hypothesis")
     speaker = groups or {}
     return Errors(
         [_count(key, speaker.get(key, key), text, hypotheses[key], costs) for key, text in references.items()]

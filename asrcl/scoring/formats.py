@@ -4,6 +4,7 @@
     text, .txt, .text  id text        Kaldi; likewise
     .jsonl, .json      one JSON object per line: our own files, NeMo manifests, Hugging Face predictions
     .csv, .tsv         one header line with column names, then one row per utterance; the header tells "," ";" or tab
+    (lines)            a text per line without ids, where the caller says so; utterances are named after their lines, "line-7"
 
 Names that are looked for in JSON and tables, the first that the first row has; every further row must have it too:
 
@@ -13,7 +14,8 @@ Names that are looked for in JSON and tables, the first that the first row has; 
     speaker            speaker, speaker_id, spk_id, spk; else as in .trn
 
 An id from audio_filepath and the names after it is a path (Hugging Face's {"audio": {"path": ...}} too): where no speaker is
-named, it is what stands before the first "-" of the file's name without its suffix, whatever folders it lies in.
+named, it is what stands before the first "-" of the file's name without its suffix, whatever folders it lies in. Rows of one
+recording that differ in their offset (NeMo: offset; start, start_time) are utterances of their own, named path@offset.
 
 All files are UTF-8 (`asrcl.scoring.sources` reads them), ids are unique. An utterance may have no words. White space of any kind
 is read as single spaces.
@@ -23,10 +25,12 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import PurePosixPath
@@ -35,6 +39,7 @@ from typing import Any, Final, Literal
 from asrcl.exceptions import InputError
 from asrcl.files import parse_json
 from asrcl.scoring.errors import counted
+from asrcl.scoring.notation import ALTERNATIVES, may_be_ignored, refuse_ignored, refuse_other_lines
 from asrcl.scoring.sources import AnyPath, Source, format_of, plain_name, read_source, require_format
 
 __all__ = [
@@ -44,6 +49,7 @@ __all__ = [
     "Source",
     "Utterance",
     "is_table",
+    "name_segments",
     "read_json_utterances",
     "read_kaldi_utterances",
     "read_table",
@@ -59,10 +65,10 @@ AUDIO_NAMES: Final = ("audio_filepath", "audio_path", "path", "audio", "file")
 ID_NAMES: Final = ("id", "utt_id", "utterance_id", "uttid", *AUDIO_NAMES)
 TEXT_NAMES: Final = ("text", "reference", "references", "ref", "sentence", "transcript", "transcription", "target")
 PREDICTION_NAMES: Final = ("pred_text", "hypothesis", "hyp", "prediction", "predictions", "pred")
+OFFSET_NAMES: Final = ("offset", "start", "start_time")
 SPEAKER_NAMES: Final = ("speaker", "speaker_id", "spk_id", "spk")
 
 _TRN: Final = re.compile(r"(.*)\(([^()]+)\)\s*", re.DOTALL)
-_ALTERNATIVES: Final = re.compile(r"\{[^{}]*/[^{}]*\}")
 _TABLES: Final = ("jsonl", "csv", "tsv")
 _SEPARATORS: Final = {"csv": ",;\t", "tsv": "\t,;"}
 _LONGEST_FIELD: Final = 2**24
@@ -78,12 +84,24 @@ class Utterance:
         text: words between single spaces.
         speaker: who spoke.
         meta: the further columns that were asked for.
+        offset: where in its recording it begins, in the file's unit; "" if its id is no path or no offset is given.
     """
 
     id: str
     text: str
     speaker: str
     meta: Mapping[str, str] = field(default_factory=dict)
+    offset: str = ""
+
+    @property
+    def recording(self) -> str:
+        """The id without the offset."""
+        return self.id.removesuffix(f"@{self.offset}") if self.offset else self.id
+
+    @property
+    def segment(self) -> str:
+        """The id with the offset, if there is one."""
+        return f"{self.recording}@{self.offset}" if self.offset else self.id
 
 
 @dataclass(frozen=True)
@@ -148,25 +166,42 @@ def read_utterances(
         InputError: unknown suffix; a line that is malformed, not UTF-8, or repeats an id (file and line are named).
     """
     source = path if isinstance(path, Source) else read_source(path)
-    collected = _Collector(source.path, problems)
+    if source.format == "text" and not source.said:
+        refuse_other_lines(source, ID_NAMES, skipping=problems is not None)
+    collected = _Collector(source.path, problems, may_be_ignored(source))
     for number, make in _parsed_lines(source, reading or Reading()):
         collected.add(number, make)
-    return collected.utterances
+    return name_segments(collected.utterances)[0]
+
+
+def name_segments(*sides: list[Utterance]) -> list[list[Utterance]]:
+    """Sides of one scoring whose utterances are called path@offset where one side has several of that path."""
+    several = set()
+    for side in sides:
+        counts = Counter(utterance.recording for utterance in side if utterance.offset)
+        several |= {recording for recording, count in counts.items() if count > 1}
+    if not several:
+        return list(sides)
+    return [[replace(u, id=u.segment) if u.recording in several else u for u in side] for side in sides]
 
 
 def read_trn_utterances(path: AnyPath) -> list[Utterance]:
     """Read a file as .trn, whatever its suffix. Raises as `read_utterances`."""
-    return _collect(path, _parse_trn)
+    return read_utterances(_read_as(path, "trn"))
 
 
 def read_kaldi_utterances(path: AnyPath) -> list[Utterance]:
     """Read a file as Kaldi text, whatever its suffix. Raises as `read_utterances`."""
-    return _collect(path, _parse_kaldi)
+    return read_utterances(_read_as(path, "text"))
 
 
 def read_json_utterances(path: AnyPath) -> list[Utterance]:
     """Read a file as JSON lines, whatever its suffix. Raises as `read_utterances`."""
-    return _collect(path, _RowParser(Reading()).parse_json)
+    return read_utterances(_read_as(path, "jsonl"))
+
+
+def _read_as(path: AnyPath, format_name: str) -> Source:
+    return replace(read_source(path), format=format_name, said=True)
 
 
 def read_table(path: AnyPath | Source, id_key: str | None = None) -> dict[str, dict[str, str]]:
@@ -180,25 +215,25 @@ def read_table(path: AnyPath | Source, id_key: str | None = None) -> dict[str, d
         InputError: as `read_utterances`.
     """
     source = path if isinstance(path, Source) else read_source(path)
-    parser, table = _RowParser(Reading(id_key=id_key if is_table(source) else "id")), {}
+    parser = _RowParser(Reading(id_key=id_key if is_table(source) else "id"))
+    entries: dict[str, Utterance] = {}
     for number, make in _rows(source):
         try:
-            row = make()
-            key = parser.key(row, number)
-            if key in table:
-                raise ValueError(f"id {key} occurs a second time; keep one of its lines")
-            speaker = parser.speaker(row)
+            entry = _parse_entry(parser, make, number)
+            if entry.segment in entries:
+                raise ValueError(f"id {entry.segment} occurs a second time; keep one of its lines")
         except ValueError as error:
             raise InputError(f"{source.path}: line {number}: {error}") from error
-        table[key] = {name: _as_text(value) for name, value in row.items()} | ({"speaker": speaker} if speaker else {})
-    return table
+        entries[entry.segment] = entry
+    rows = name_segments([*entries.values()])[0]
+    return {row.id: {**row.meta} | ({"speaker": row.speaker} if row.speaker else {}) for row in rows}
 
 
 class _Collector:
     """Gathers utterances, refuses or notes bad lines and repeated ids."""
 
-    def __init__(self, path: AnyPath, problems: Problems | None) -> None:
-        self.path, self.problems = path, problems
+    def __init__(self, path: AnyPath, problems: Problems | None, ignored: bool = False) -> None:
+        self.path, self.problems, self.ignored = path, problems, ignored
         self.utterances: list[Utterance] = []
         self._lines: dict[str, int] = {}
 
@@ -207,9 +242,11 @@ class _Collector:
             utterance = make()
             if utterance is None:
                 return
-            before = self._lines.setdefault(utterance.id, number)
+            if self.ignored:
+                refuse_ignored(utterance.text)
+            before = self._lines.setdefault(utterance.segment, number)
             if before != number:
-                raise ValueError(f"id {utterance.id} is already on line {before}; keep one of them")
+                raise ValueError(f"id {utterance.segment} is already on line {before}; keep one of them")
         except ValueError as error:
             message = f"{self.path}: line {number}: {error}"
             if self.problems is None:
@@ -219,13 +256,6 @@ class _Collector:
             self.utterances.append(utterance)
 
 
-def _collect(path: AnyPath, parse: Callable[[str, int], Utterance | None]) -> list[Utterance]:
-    collected = _Collector(path, None)
-    for number, line in read_source(path).lines():
-        collected.add(number, partial(_parse_line, parse, line, number))
-    return collected.utterances
-
-
 def _parsed_lines(source: Source, reading: Reading) -> Iterator[tuple[int, Callable[[], Utterance | None]]]:
     """Line numbers, each with what makes its utterance (or raises ValueError with the reason why not)."""
     if require_format(source) in _TABLES:
@@ -233,8 +263,8 @@ def _parsed_lines(source: Source, reading: Reading) -> Iterator[tuple[int, Calla
         for number, make in _rows(source):
             yield number, partial(_parse_row, parser, make, number)
         return
-    parse = _parse_trn if source.format == "trn" else _parse_kaldi
-    for number, line in source.lines():
+    parse = {"trn": _parse_trn, "lines": _parse_bare}.get(source.format, _parse_kaldi)
+    for number, line in source.lines(all_blank=source.format == "lines"):
         yield number, partial(_parse_line, parse, line, number)
 
 
@@ -244,6 +274,13 @@ def _parse_line(parse: Callable[[str, int], Utterance | None], line: bytes, numb
 
 def _parse_row(parser: _RowParser, make: Callable[[], Row], number: int) -> Utterance:
     return parser.parse(make(), number)
+
+
+def _parse_entry(parser: _RowParser, make: Callable[[], Row], number: int) -> Utterance:
+    """A row of metadata; there is no text, the meta is all of it and the speaker the one it names."""
+    row = make()
+    meta = {name: _as_text(value) for name, value in row.items()}
+    return Utterance(parser.key(row, number), "", parser.speaker(row), meta, parser.offset(row))
 
 
 def _rows(source: Source) -> Iterator[tuple[int, Callable[[], Row]]]:
@@ -341,9 +378,6 @@ class _RowParser:
         self._id: str | None = None
         self._text: str | None = None
 
-    def parse_json(self, line: str, number: int) -> Utterance:
-        return self.parse(_object(line), number)
-
     def parse(self, row: Row, number: int) -> Utterance:
         key = self.key(row, number)
         self._text = self._text or _first(row, self._text_names, "text")
@@ -352,7 +386,19 @@ class _RowParser:
             raise ValueError(f"expected the string entry '{self._text}'{' (null is no text)' if text is None else ''}")
         keep = self.reading.keep
         meta = {name: sys.intern(_as_text(row[name])) for name in keep if name in row} if keep else _NO_META
-        return Utterance(key, " ".join(text.split()), self.speaker(row) or self._speaker_in(key), meta)
+        return Utterance(key, " ".join(text.split()), self.speaker(row) or self._speaker_in(key), meta, self.offset(row))
+
+    def offset(self, row: Row) -> str:
+        """Where in its recording a row begins, as a number in its shortest form; "" if that is not said."""
+        found = next((name for name in OFFSET_NAMES if name in row), None) if self._id in AUDIO_NAMES else None
+        value = row[found] if found else None
+        if value is None or isinstance(value, bool) or not isinstance(value, int | float | str):
+            return ""
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            return ""
+        return repr(number) if math.isfinite(number) else ""
 
     def key(self, row: Row, number: int) -> str:
         if self._id is None:
@@ -422,16 +468,21 @@ def _parse_trn(line: str, number: int) -> Utterance | None:
     match = _TRN.fullmatch(line)
     if match is None or not match[2].strip():
         raise ValueError("expected 'text (id)'; put the utterance id in parentheses at the end")
-    if _ALTERNATIVES.search(match[1]):
+    if ALTERNATIVES.search(match[1]):
         raise ValueError("sclite alternatives {a / b} are not supported; choose one wording")
     key = match[2].strip()
     return Utterance(key, " ".join(match[1].split()), sys.intern(speaker_of(key)), _NO_META)
 
 
+def _parse_bare(line: str, number: int) -> Utterance:
+    key = f"line-{number}"
+    return Utterance(key, " ".join(line.split()), key, _NO_META)
+
+
 def _parse_kaldi(line: str, number: int) -> Utterance:
     tokens = line.split()
     if not tokens or line[0].isspace():
-        raise ValueError("expected 'id text'; begin the line with the utterance id")
+        raise ValueError("expected 'id text'; begin the line with the utterance id, or say --format lines if there are no ids")
     return Utterance(tokens[0], " ".join(tokens[1:]), sys.intern(speaker_of(tokens[0])), _NO_META)
 
 

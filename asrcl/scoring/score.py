@@ -25,7 +25,7 @@ from asrcl.files import write_json, write_text
 from asrcl.scoring.align import Costs
 from asrcl.scoring.confusions import Confusions, confusions, item_steps
 from asrcl.scoring.errors import Errors, ItemErrors, count_errors, name_some
-from asrcl.scoring.formats import AnyPath, Problems, Reading, Utterance, is_table, read_table, read_utterances
+from asrcl.scoring.formats import AnyPath, Problems, Reading, Utterance, is_table, name_segments, read_table, read_utterances
 from asrcl.scoring.normalise import Normaliser, normaliser
 from asrcl.scoring.sources import STDIN, Source, read_source
 from asrcl.scoring.table import comma_separated
@@ -55,7 +55,7 @@ class Options:
         id_key: name of the id in JSON and tables.
         reference_key: name of the reference text.
         hypothesis_key: name of the hypothesis text.
-        format: what files hold whose suffix does not say it (.txt, none, unknown): trn, text, jsonl, csv or tsv.
+        format: what files hold whose suffix does not say it (.txt, none, unknown): trn, text, jsonl, csv, tsv or lines.
     """
 
     normaliser: str = "none"
@@ -191,9 +191,13 @@ def score(reference: AnyPath, hypothesis: AnyPath | None = None, options: Option
     sources = _read_sources(reference, hypothesis, options)
     files = {source.path: source.digest for source in sources.values()}
     both = _read_both(sources.pop("reference"), sources.pop("hypothesis", None), options, problems)  # and forget their bytes
-    said, heard = _matched(*both, f"{_name(hypothesis or reference)} against {_name(reference)}", problems)
+    where = f"{_name(hypothesis or reference)} against {_name(reference)}"
+    said, heard = _matched(*both, where, problems)
     table = _read_meta(sources.get("meta"), said, options)
-    raw = count_errors({u.id: u.text for u in said}, heard, _speakers(said, table), options.costs)
+    try:
+        raw = count_errors({u.id: u.text for u in said}, heard, _speakers(said, table), options.costs)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
     normalised = None if rules.name == "none" else normalise_errors(raw, rules, options.costs)
     emptied = 0 if normalised is None else sum(a.length > 0 == b.length for a, b in zip(raw.items, normalised.items, strict=True))
     columns, left_out = _columns(said, table, options), problems or Problems()
@@ -241,6 +245,7 @@ def _read_both(
         for line in again.found:
             if line not in known:
                 problems.add(line)
+    said, heard = name_segments(said, heard)
     return said, {utterance.id: utterance.text for utterance in heard}
 
 
@@ -275,13 +280,14 @@ def _matched(
 
 
 def _read_meta(source: Source | None, said: list[Utterance], options: Options) -> dict[str, dict[str, str]]:
-    """The table of metadata by id; empty if there is none."""
+    """The rows of the table of metadata by id; what it says of a recording is true of its segments. Empty if there is none."""
     if source is None:
         return {}
     table = read_table(source, options.id_key)
-    if not any(utterance.id in table for utterance in said):
+    found = {u.id: table[key] for u in said for key in (u.recording, u.segment, u.id) if key in table}
+    if not found:
         raise InputError(f"{source.path}: none of its ids is in the reference ({name_some(table)}); name the ids alike")
-    return table
+    return found
 
 
 def _speakers(said: list[Utterance], table: Mapping[str, Mapping[str, str]]) -> dict[str, str]:

@@ -4,7 +4,8 @@ Everything that is said of a file (its texts, its hash) thus comes from the same
 nothing: `<(command)` of a shell, or "-", standard input. Files packed by gzip are known by their first bytes.
 
     format of a file   the suffix (before .gz) names it; the format that the caller names is for suffixes that name none
-                       (.txt, no suffix, suffixes unknown here); where none is named, .txt and no suffix are Kaldi text
+                       (.txt, no suffix, suffixes unknown here); where none is named, .txt and no suffix are Kaldi text.
+                       "lines" (texts without ids, one a line) is never guessed
     lines              end at LF, CR LF or CR; at nothing else (U+2028 and its like stay in the text)
 """
 
@@ -26,8 +27,9 @@ from asrcl.exceptions import InputError
 AnyPath = str | os.PathLike[str]
 
 STDIN: Final = "-"
-FORMATS: Final = ("trn", "text", "jsonl", "csv", "tsv")
-_SUFFIXES: Final = {f".{name}": name for name in FORMATS} | {".json": "jsonl"}
+FORMATS: Final = ("trn", "text", "jsonl", "csv", "tsv", "lines")
+_SUFFIXES: Final = {f".{name}": name for name in FORMATS[:-1]} | {".json": "jsonl"}
+_TIMED: Final = (".stm", ".ctm")
 _UNSAID: Final = ("", ".txt")
 _GZIP: Final = b"\x1f\x8b"
 _HEAD: Final = 1000
@@ -42,15 +44,20 @@ class Source:
         format: one of `FORMATS`, or "" if neither suffix nor caller names one.
         content: its bytes, unpacked.
         digest: content hash (16 hex digits) of its bytes as they were read, before unpacking.
+        said: whether the caller named the format.
     """
 
     path: str
     format: str
     content: bytes
     digest: str
+    said: bool = False
 
-    def lines(self) -> Iterator[tuple[int, bytes]]:
+    def lines(self, *, all_blank: bool = False) -> Iterator[tuple[int, bytes]]:
         """Lines with their numbers, without their ends; a byte-order mark and blank lines at the end are dropped.
+
+        Args:
+            all_blank: keep blank lines at the end.
 
         Raises:
             InputError: the file is UTF-16.
@@ -60,7 +67,7 @@ class Source:
         for number, line in enumerate(_cut(self.content), start=1):
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
-            if not line.strip():
+            if not line.strip() and not all_blank:
                 blank.append((number, line))
                 continue
             yield from blank
@@ -86,16 +93,21 @@ def plain_name(path: AnyPath) -> Path:
 def format_of(path: AnyPath, named: str | None = None) -> str:
     """The format that a file's suffix names, else the `named` one, else "text" for .txt and no suffix, else "".
 
+    "lines" may also be named for what is called text.
+
     Raises:
-        InputError: the named format is unknown.
+        InputError: the named format is unknown, or the file's is not read here, whatever is named (.stm, .ctm).
     """
     if named is not None and named not in FORMATS:
         raise InputError(f"unknown format {named!r}; choose {', '.join(FORMATS)}")
     name = plain_name(path)
-    if name.name == "text":
-        return "text"
     suffix = name.suffix.lower()
-    return _SUFFIXES.get(suffix) or named or ("text" if suffix in _UNSAID else "")
+    if suffix in _TIMED or f".{name.name}" in _TIMED:
+        raise InputError(f"{os.fspath(path)}: words with times are not read; give utterances, as 'text (id)' lines in a .trn")
+    own = "text" if name.name == "text" else _SUFFIXES.get(suffix)
+    if own == "text" and named == "lines":
+        return named
+    return own or named or ("text" if suffix in _UNSAID else "")
 
 
 def read_source(path: AnyPath, named: str | None = None) -> Source:
@@ -104,13 +116,13 @@ def read_source(path: AnyPath, named: str | None = None) -> Source:
     Raises:
         InputError: it cannot be read or unpacked; the named format is unknown.
     """
-    said = format_of(path, named)
+    found = format_of(path, named)
     try:
         packed = sys.stdin.buffer.read() if os.fspath(path) == STDIN else Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{os.fspath(path)}: cannot read it ({error.strerror}); give a file that can be read") from error
     digest = hashlib.sha256(packed).hexdigest()[:16]
-    return Source(os.fspath(path), said, _unpacked(packed, path), digest)
+    return Source(os.fspath(path), found, _unpacked(packed, path), digest, found == named)
 
 
 def require_format(source: Source) -> str:

@@ -18,6 +18,7 @@ from asrcl.scoring.errors import Errors, count_errors
 from asrcl.scoring.formats import (
     AnyPath,
     Reading,
+    name_segments,
     read_json_utterances,
     read_kaldi_utterances,
     read_trn_utterances,
@@ -133,8 +134,7 @@ def score_files(reference: AnyPath, hypothesis: AnyPath, costs: Costs = "unit") 
     Raises:
         InputError: a file cannot be read, or the two do not hold the same ids.
     """
-    said = read_utterances(reference)
-    heard = read_utterances(hypothesis, Reading("hypothesis"))
+    said, heard = name_segments(read_utterances(reference), read_utterances(hypothesis, Reading("hypothesis")))
     references = {utterance.id: utterance.text for utterance in said}
     speakers = {utterance.id: utterance.speaker for utterance in said}
     try:

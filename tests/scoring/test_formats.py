@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from asrcl.exceptions import InputError
-from asrcl.scoring.formats import Problems, Reading, is_table, read_table, read_utterances
+from asrcl.scoring.formats import Problems, Reading, is_table, name_segments, read_table, read_utterances
 from asrcl.scoring.sources import read_source
 
 
@@ -148,3 +148,81 @@ def test_unknown_suffixes_name_the_option_and_a_read_source_has_its_format(tmp_p
     source = read_source(tmp_path / "7.tra", "text")
     assert [(u.id, u.text) for u in read_utterances(source)] == [("u", "a b")] and not is_table(source)
     assert is_table(tmp_path / "7.tra", "csv") and not is_table(tmp_path / "7.tra")
+
+
+def test_segments_of_one_recording_are_told_apart_by_their_offset(tmp_path: Path) -> None:
+    rows = [("/d/a-1.wav", 0.0, "x"), ("/d/a-1.wav", 2, "y"), ("/e/a-1.wav", 7.25, "z"), ("/d/b.wav", None, "w")]
+    path = write(tmp_path / "m.json", *({"audio_filepath": f, "offset": o, "text": t} for f, o, t in rows))
+    found = read_utterances(path)
+    assert [u.id for u in found] == ["/d/a-1.wav@0.0", "/d/a-1.wav@2.0", "/e/a-1.wav", "/d/b.wav"]
+    assert [u.recording for u in found] == [row[0] for row in rows] and {u.speaker for u in found} == {"a", "b"}
+    (tmp_path / "m.csv").write_text("text,path,offset\nx,a.wav,0\ny,a.wav,2.50\nz,b.wav,later\n")
+    assert [u.id for u in read_utterances(tmp_path / "m.csv")] == ["a.wav@0.0", "a.wav@2.5", "b.wav"]
+    with pytest.raises(InputError, match=r"line 2: id a.wav@1.0 is already on line 1; keep one of them"):
+        read_utterances(write(tmp_path / "n.json", *[{"audio_filepath": "a.wav", "offset": 1.0, "text": "x"}] * 2))
+    named = write(tmp_path / "o.json", {"id": "a", "offset": 0, "text": "x"}, {"id": "a", "offset": 1, "text": "x"})
+    with pytest.raises(InputError, match="line 2: id a is already on line 1"):
+        read_utterances(named)
+
+
+def test_both_sides_name_the_segments_alike(tmp_path: Path) -> None:
+    """Also where one of them has a single segment of the recording."""
+    several = read_utterances(write(tmp_path / "r.json", *({"path": "a.wav", "start": n, "text": ""} for n in (0, 2))))
+    one = read_utterances(write(tmp_path / "h.json", {"path": "a.wav", "start": 2.0, "text": ""}))
+    assert [u.id for u in one] == ["a.wav"]
+    assert [[u.id for u in side] for side in name_segments(several, one)] == [["a.wav@0.0", "a.wav@2.0"], ["a.wav@2.0"]]
+
+
+def test_texts_without_ids_are_read_line_by_line_where_it_is_said(tmp_path: Path) -> None:
+    (tmp_path / "ref.txt").write_bytes("\ufeffturn it off\r\n\r\nwho  is there\n\n".encode())
+    found = read_utterances(read_source(tmp_path / "ref.txt", "lines"))
+    assert [u.id for u in found] == [u.speaker for u in found] == ["line-1", "line-2", "line-3", "line-4"]
+    assert [u.text for u in found] == ["turn it off", "", "who is there", ""]
+    (tmp_path / "a.text").write_text("a b\n")
+    assert read_utterances(read_source(tmp_path / "a.text", "lines"))[0].text == "a b"
+
+
+@pytest.mark.parametrize("name", ["ref.txt", "ref", "text", "ref.text"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("turn it off\nplease call me\nwho is there\n", r"words \(turn, please, who; 3 of 3\), not ids; say --format lines"),
+        ("the cat\nthe dog\nthe well-known end\n", "say --format lines"),  # not: id `the` is already on line 1
+        ("3 5 7\n5 7\n7 3\n", r"\(3, 5, 7; 3 of 3\)"),
+        ("你好吗\n今天很好\n", "say --format lines"),
+        ("hello there (spk-1)\ngood bye (spk-2)\n", "look like those of a .trn; say --format trn"),
+        ('{"id": "u1", "text": "hello"}\n', "say --format jsonl"),
+        ("id,text\nu1,hello there\n", "say --format csv"),
+        ("text\tpath\nhello\tu1.wav\n", "say --format tsv"),
+        ("f1 A spk 0.00 1.50 <o,f0> hello\nf2 A spk 0.00 2.10 <o,f0> hi\n", "lines have times, as in an .stm"),
+    ],
+)
+def test_no_first_word_is_lost_to_an_id(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    for problems in (None, Problems()):
+        with pytest.raises(InputError, match=message):
+            read_utterances(tmp_path / name, problems=problems)
+    source = read_source(tmp_path / name, "text")
+    assert len({u.id for u in read_utterances(source, problems=Problems())}) >= 1
+    assert len(read_utterances(read_source(tmp_path / name, "lines"))) == content.count("\n")
+
+
+def test_ids_are_taken_for_ids(tmp_path: Path) -> None:
+    for first in ("u1 ", "spk-a ", "84_121 ", "wav/a.wav ", "1 "):
+        (tmp_path / "ref.txt").write_text("".join(f"{first.strip()}{n} hello u{n} you\n" for n in range(3)))
+        assert len(read_utterances(tmp_path / "ref.txt")) == 3
+
+
+@pytest.mark.parametrize("name", ["a.stm", "a.CTM", "stm", "ctm", "a.stm.gz"])
+def test_words_with_times_are_refused_whatever_is_named(tmp_path: Path, name: str) -> None:
+    for named in (None, "text"):
+        with pytest.raises(InputError, match=r"words with times are not read; give utterances, as 'text \(id\)' lines"):
+            read_source(tmp_path / name, named)
+
+
+@pytest.mark.parametrize("mark", ["IGNORE_TIME_SEGMENT_IN_SCORING", "ignore_time_segment_in_scoring"])
+def test_utterances_that_do_not_count_are_refused_or_skipped(tmp_path: Path, mark: str) -> None:
+    (tmp_path / "ref.trn").write_text(f"good (a-1)\n{mark} (a-2)\n")
+    with pytest.raises(InputError, match="line 2: IGNORE_TIME_SEGMENT_IN_SCORING: to sclite this utterance does not count"):
+        read_utterances(tmp_path / "ref.trn")
+    assert [u.id for u in read_utterances(tmp_path / "ref.trn", problems=Problems())] == ["a-1"]

@@ -189,3 +189,63 @@ def test_normalising_counts_keeps_groups() -> None:
 
     errors = normalise_errors(count_errors({"a": "X y."}, {"a": "x Y"}, {"a": "s"}), normaliser("basic"))
     assert (errors.total, errors.items[0].group) == (0, "s")
+
+
+def trn(path: Path, *texts: str) -> Path:
+    path.write_text("".join(f"{text} (spk-{number})\n" for number, text in enumerate(texts)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("i (uh) want tea", r"reference of spk-0: to sclite \(uh\) is a word that may be left out .*; write uh without them"),
+        ("i want (wor-) tea", r"to sclite \(wor-\) is a word"),
+        ("i want @ tea", "to sclite @ is no word"),
+        ("() tea", r"to sclite \(\) is a word that may be left out"),
+    ],
+)
+def test_marks_of_sclite_are_refused_with_its_costs_alone(tmp_path: Path, text: str, message: str) -> None:
+    reference, hypothesis = trn(tmp_path / "ref.trn", text), trn(tmp_path / "hyp.trn", "i want tea")
+    with pytest.raises(InputError, match=f"hyp.trn against .*ref.trn: .*{message}"):
+        score(reference, hypothesis, Options(costs="sclite"))
+    with pytest.raises(InputError, match="hypothesis of spk-0"):
+        score(hypothesis, reference, Options(costs="sclite"))
+    assert score(reference, hypothesis).raw.length == len(text.split())  # every word counts as it is written
+
+
+def test_what_sclite_reads_literally_is_counted_with_its_costs(tmp_path: Path) -> None:
+    text = "wor- word %HESITATION <noise> (uh huh) a@b {x}"
+    found = score(trn(tmp_path / "ref.trn", text), trn(tmp_path / "hyp.trn", text), Options(costs="sclite"))
+    assert (found.raw.length, found.raw.total) == (8, 0)
+    rows = [{"id": "u", "text": "{ gonna / going to }", "pred_text": "gonna"}]
+    (tmp_path / "p.jsonl").write_text(json.dumps(rows[0]))
+    with pytest.raises(InputError, match="reference of u: sclite alternatives"):
+        score(tmp_path / "p.jsonl", options=Options(costs="sclite"))
+
+
+def test_segments_of_one_recording_are_scored_with_what_a_table_says_of_it(tmp_path: Path) -> None:
+    rows = [("hello there", "hello there"), ("good bye", "good buy")]
+    path = "/d/c-1.wav"
+    lines = [{"audio_filepath": path, "offset": 2.0 * n, "text": a, "pred_text": b} for n, (a, b) in enumerate(rows)]
+    (tmp_path / "p.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "m.csv").write_text("path,room\n/d/c-1.wav,hall\n")
+    found = score(tmp_path / "p.json", options=Options(meta=tmp_path / "m.csv", columns=["room"]))
+    assert (found.raw.total, found.raw.length) == (1, 4) and found.raw.ids == ["/d/c-1.wav@0.0", "/d/c-1.wav@2.0"]
+    assert found.columns["room"] == dict.fromkeys(found.raw.ids, "hall")
+    (tmp_path / "m.csv").write_text("path,offset,room\n/d/c-1.wav,0,hall\n/d/c-1.wav,2,den\n")
+    found = score(tmp_path / "p.json", options=Options(meta=tmp_path / "m.csv", columns=["room"]))
+    assert [*found.columns["room"].values()] == ["hall", "den"]
+    (tmp_path / "h.json").write_text(json.dumps(lines[1]) + "\n")
+    partly = score(tmp_path / "p.json", tmp_path / "h.json", Options(skip=True))
+    assert (partly.raw.total, partly.raw.length, partly.raw.ids) == (1, 2, ["/d/c-1.wav@2.0"])
+
+
+def test_lines_without_ids_are_scored_as_jiwer_scores_them(tmp_path: Path) -> None:
+    (tmp_path / "ref.txt").write_text("turn it off\nplease call me\nwho is there\n")
+    (tmp_path / "hyp.txt").write_text("turn it of\nplease call me\nwho was there\n")
+    found = score(tmp_path / "ref.txt", tmp_path / "hyp.txt", Options(format="lines"))
+    assert (found.raw.total, found.raw.length) == (2, 9)
+    (tmp_path / "hyp.txt").write_text("turn it of\nplease call me\n")
+    with pytest.raises(InputError, match=r"references without a hypothesis: 1 \(line-3\)"):
+        score(tmp_path / "ref.txt", tmp_path / "hyp.txt", Options(format="lines"))
