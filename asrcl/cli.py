@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from asrcl.exceptions import InputError
+from asrcl.visible import cell
 
 app = typer.Typer(
     name="asrcl",
@@ -137,11 +138,11 @@ def _table(title: str, rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title)
+    table = Table(title=cell(title))
     for column in rows[0]:
-        table.add_column(column, justify="right")
+        table.add_column(cell(column), justify="right")
     for row in rows:
-        table.add_row(*(_shown(v, ".2f" if k in ("old", "new", "average") else "g") for k, v in row.items()))
+        table.add_row(*(cell(_shown(v, ".2f" if k in ("old", "new", "average") else "g")) for k, v in row.items()))
     Console().print(table)
 
 
@@ -437,9 +438,7 @@ def curvature(
     out: Annotated[Path, typer.Option("--out", "-o", help="curvature.safetensors")],
     domain: Annotated[str, typer.Option(help="whose training data")],
     overrides: Overrides = None,
-    structure: Annotated[
-        Literal["kron", "ekfac", "diagonal", "dense"], typer.Option(help="kind of curvature")
-    ] = "kron",
+    structure: Annotated[Literal["kron", "ekfac", "diagonal", "dense"], typer.Option(help="kind of curvature")] = "kron",
 ) -> None:
     """Estimate what the loss on a domain is sensitive to; the file is all that later merges need of that domain.
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from asrcl.curvature.card import BlockCard, Card, Damped
+from asrcl.visible import cell, visible
 
 NARROWEST, WIDE = 90, 140
 """Columns: below the first lines are left to wrap, from the second on there is room for more columns."""
@@ -47,7 +47,7 @@ def _facts(card: Card) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in _lines(card):
-        table.add_row(name, escape(value))
+        table.add_row(name, cell(value))
     return table
 
 
@@ -104,7 +104,7 @@ def _block_table(card: Card, count: int, width: int) -> Table:
     for name in [*numbers, *(["damping adds"] if wide else []), "over damping"]:
         table.add_column(name, justify="right", no_wrap=True)
     for block in card.blocks[:count]:
-        table.add_row(escape(_folded(block.name, 44 if wide else width - 70)), *_row(block, wide))
+        table.add_row(cell(_folded(visible(block.name), 44 if wide else width - 70)), *map(cell, _row(block, wide)))
     return table
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from asrcl.merge.files import Preview
+from asrcl.visible import cell, visible
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,7 +34,8 @@ def preview_table(previews: Sequence[Preview], limit: int | None = None) -> Tabl
         row, effect = preview
         shape = "x".join(map(str, row.shape)) or "scalar"
         moved = effect.step / effect.update if effect is not None and effect.update else None
-        table.add_row(row.name, shape, row.rule, number(moved), number(effect.predicted if effect else None), row.why)
+        values = (row.name, shape, row.rule, number(moved), number(effect.predicted if effect else None), row.why)
+        table.add_row(*map(cell, values))
     return table
 
 
@@ -59,7 +61,7 @@ def rows_table(rows: Iterable[dict[str, Any]]) -> Table:
     names = list(dict.fromkeys(name for row in listed for name in row))
     table = _table(*((name, "right") for name in names))
     for row in listed:
-        table.add_row(*(number(row.get(name)) for name in names))
+        table.add_row(*(cell(number(row.get(name))) for name in names))
     return table
 
 
@@ -77,7 +79,8 @@ def checkpoint_text(checkpoint: Checkpoint) -> str:
         "beside": ", ".join(origin.extras),
         "note": "; ".join(origin.notes),
     }
-    return "\n".join([f"{origin.path}: {origin.kind}", *(f"{name:<9} {value}" for name, value in facts.items() if value)])
+    lines = [f"{origin.path}: {origin.kind}", *(f"{name:<9} {value}" for name, value in facts.items() if value)]
+    return "\n".join(map(visible, lines))
 
 
 def record_summary(record: MergeRecord) -> str:
@@ -100,7 +103,8 @@ def methods_table(methods: Mapping[str, MergeMethod]) -> Table:
         needs = {"blocks": "curvature", "new_blocks": "new curvature"}
         wanted = ", ".join(text for key, text in needs.items() if key in method.context)
         options = " ".join(f"{knob}={value}" for knob, value in method.knobs.items())
-        table.add_row(name, "several" if method.several else "one", wanted, options, f"{method.summary} ({method.source})")
+        values = (name, "several" if method.several else "one", wanted, options, f"{method.summary} ({method.source})")
+        table.add_row(*map(cell, values))
     return table
 
 
@@ -117,5 +121,5 @@ def _table(*columns: tuple[str, Any]) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name, side in columns:
-        table.add_column(name, justify=side, overflow="fold")
+        table.add_column(cell(name), justify=side, overflow="fold")
     return table

@@ -25,6 +25,7 @@ from asrcl.scoring.rows import (
 from asrcl.scoring.scan import scan_results, with_same_tests
 from asrcl.scoring.summary import ScenarioSummary, summarise
 from asrcl.scoring.table import NONE
+from asrcl.visible import cell, visible
 
 VIEWS: Final = ("html", "md", "tables", "figures")
 FIGURE_FORMATS: Final = ("pdf", "png", "svg")
@@ -87,7 +88,7 @@ def make_report(
         written += write_figures(scenarios, target / "figures", figure_formats)
     say(main_tables(scenarios).rstrip())
     for line in [*notices, *(f"report: {path}" for path in written)]:
-        say(line)
+        say(visible(line))
     return written
 
 
@@ -148,11 +149,11 @@ def list_results(
         columns = [*(SHORT_STAGES if every_stage else SHORT), *settings]
     rows = pick_columns(rows, columns)
     if out is not None:
-        say(f"{len(rows)} rows: {write_rows(rows, out)}")
+        say(f"{len(rows)} rows: {visible(str(write_rows(rows, out)))}")
     else:
         say(rows_text(rows) if rows else f"no row meets the conditions ({values_of_conditions(everything, where)})")
     for line in scan.lines():
-        say(line)
+        say(visible(line))
     return rows
 
 
@@ -163,9 +164,9 @@ def rows_text(rows: Sequence[Row]) -> str:
     table = Table(box=SIMPLE_HEAD)
     for name in rows[0]:
         numeric = all(isinstance(row[name], int | float | None) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
+        table.add_column(cell(name), justify="right" if numeric else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*map(_shown, row.values()))
+        table.add_row(*(cell(_shown(value)) for value in row.values()))
     console.print(table)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + f"\n{len(rows)} rows"
 
@@ -173,7 +174,7 @@ def rows_text(rows: Sequence[Row]) -> str:
 def _shown(value: object) -> str:
     if value is None:
         return NONE
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    return f"{value:.2f}" if isinstance(value, float) else visible(str(value))
 
 
 def _check_known(option: str, values: Sequence[str], known: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from asrcl.scoring.recount import recount
 from asrcl.scoring.score import Options, Score, as_csv, score
 from asrcl.scoring.sources import STDIN, plain_name
 from asrcl.scoring.transcripts import align_columns, summary_row
+from asrcl.visible import json_safe, visible
 
 FORMATS: Final = ("text", "json", "csv")
 COMPARE_FORMATS: Final = (*FORMATS, "latex")
@@ -68,7 +69,7 @@ def score_command(
         rows = found.rows()
         if output == "csv":
             return as_csv(rows)
-        return json.dumps(found.as_json(rows, top, worst), indent=1, ensure_ascii=False) + "\n"
+        return json_safe(json.dumps(found.as_json(rows, top, worst), indent=1, ensure_ascii=False)) + "\n"
     return _text(found, by, top, worst, out, notes)
 
 
@@ -176,7 +177,7 @@ def _write(found: Score, out: Path, name: str) -> list[str]:
 
 
 def _head(found: Score) -> str:
-    lines = [f"{path} ({digest})" for path, digest in found.files.items()]
+    lines = [f"{visible(path)} ({digest})" for path, digest in found.files.items()]
     lines.append(f"alignment costs: {found.costs}; normaliser: {found.normaliser.name} ({found.normaliser.source})")
     if found.emptied:
         lines.append(f"the normaliser leaves {counted(found.emptied, 'reference')} without a word")
@@ -226,14 +227,15 @@ def _worst(found: Score, name: str, errors: Errors, worst: int) -> list[str]:
 
 def _aligned(found: Score, item: ItemErrors) -> str:
     counts = f"{item.errors} of {item.length}: {item.substitutions} S, {item.deletions} D, {item.insertions} I"
-    return f"{item.id} ({counts})\n{three_lines(item_steps(item, found.costs))}"
+    steps = [(kind, visible(word), visible(other)) for kind, word, other in item_steps(item, found.costs)]
+    return f"{visible(item.id)} ({counts})\n{three_lines(steps)}"
 
 
 def _listed(title: str, lines: Sequence[str], rest: str = "") -> list[str]:
     """A counted list, cut where it gets long; `rest` says where all of it is."""
     if not lines:
         return []
-    shown = [f"  {line}" for line in lines[:MAX_SHOWN]]
+    shown = [f"  {visible(line)}" for line in lines[:MAX_SHOWN]]
     if len(lines) > MAX_SHOWN:
         shown.append(f"  ... and {len(lines) - MAX_SHOWN} more{rest and '; '}{rest}")
     return ["\n".join([f"{title} ({len(lines)}):", *shown])]

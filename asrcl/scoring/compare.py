@@ -36,6 +36,7 @@ from asrcl.scoring.score import Options, finite, normalise_errors, score
 from asrcl.scoring.significance import PairedInterval, holm, pool, sum_seeds
 from asrcl.scoring.sources import plain_name
 from asrcl.scoring.summary import final_items
+from asrcl.visible import json_safe
 
 FORMAT: Final = "asrcl-comparison/1"
 STARS: Final = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
@@ -359,4 +360,4 @@ def rows_of(found: Comparison) -> list[dict[str, Any]]:
 
 def dump_json(found: Comparison) -> str:
     """`as_json` as text."""
-    return json.dumps(as_json(found), indent=1, ensure_ascii=False) + "\n"
+    return json_safe(json.dumps(as_json(found), indent=1, ensure_ascii=False)) + "\n"

@@ -15,8 +15,10 @@ from asrcl.scoring.compare import Comparison, Pair, rows_of, stars
 from asrcl.scoring.errors import counted
 from asrcl.scoring.formats import AnyPath
 from asrcl.scoring.paired import EFFECTS
+from asrcl.scoring.plots import drawn
 from asrcl.scoring.table import Table, comma_separated, latex, plain
 from asrcl.scoring.transcripts import align_columns
+from asrcl.visible import visible
 
 LEGEND: Final = "* p < 0.05, ** p < 0.01, *** p < 0.001 after Holm's correction over all pairs, within each test"
 MAX_NAME: Final = 28
@@ -34,7 +36,7 @@ def as_text(found: Comparison) -> str:
     parts = [head, _systems(found), _differences(found), _tests(found), LEGEND, *_remarks(found, speakers)]
     if found.skipped:
         more = f"\n  ... and {len(found.skipped) - MAX_SKIPPED} more" if len(found.skipped) > MAX_SKIPPED else ""
-        parts.append("skipped:\n" + "\n".join(f"  {line}" for line in found.skipped[:MAX_SKIPPED]) + more)
+        parts.append("skipped:\n" + "\n".join(f"  {visible(line)}" for line in found.skipped[:MAX_SKIPPED]) + more)
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
@@ -106,7 +108,7 @@ def draw_matrix(found: Comparison, test: str, path: AnyPath) -> None:
         for column, text in enumerate(cells[2:]):
             dark = abs(values[row, column]) > 0.6 * limit
             axes.text(column, row, text, ha="center", va="center", color="white" if dark else "black", fontsize=9)
-    names = [shorten(system.name, MAX_NAME) for system in found.systems]
+    names = [drawn(shorten(system.name, MAX_NAME)) for system in found.systems]
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
     axes.set_yticks(range(len(names)), names)
     axes.set_title(f"row − column, points of error rate\nstars: {test}, Holm", fontsize=9)

@@ -27,6 +27,7 @@ from asrcl.exceptions import InputError
 from asrcl.files import parse_json, write_parts
 from asrcl.scoring.align import Costs, check_costs, count_characters, count_words
 from asrcl.scoring.notation import refuse_sclite_marks
+from asrcl.visible import visible
 
 FORMAT: Final = "asrcl-errors/1"
 MAX_NAMED: Final = 5
@@ -258,7 +259,7 @@ def counted(count: int, noun: str) -> str:
 
 def name_some(ids: Iterable[str]) -> str:
     """A count with the first few names, for messages: "7 (a, b, c, d, e, …)"."""
-    names = sorted(ids)
+    names = [visible(key) for key in sorted(ids)]
     return f"{len(names)} ({', '.join(names[:MAX_NAMED])}{', …' if len(names) > MAX_NAMED else ''})"
 
 

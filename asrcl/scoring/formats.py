@@ -41,6 +41,8 @@ from asrcl.files import parse_json
 from asrcl.scoring.errors import counted
 from asrcl.scoring.notation import ALTERNATIVES, may_be_ignored, refuse_ignored, refuse_other_lines
 from asrcl.scoring.sources import AnyPath, Source, format_of, plain_name, read_source, require_format
+from asrcl.scoring.table import unguarded
+from asrcl.visible import visible
 
 __all__ = [
     "AnyPath",
@@ -221,7 +223,7 @@ def read_table(path: AnyPath | Source, id_key: str | None = None) -> dict[str, d
         try:
             entry = _parse_entry(parser, make, number)
             if entry.segment in entries:
-                raise ValueError(f"id {entry.segment} occurs a second time; keep one of its lines")
+                raise ValueError(f"id {visible(entry.segment)} occurs a second time; keep one of its lines")
         except ValueError as error:
             raise InputError(f"{source.path}: line {number}: {error}") from error
         entries[entry.segment] = entry
@@ -246,7 +248,7 @@ class _Collector:
                 refuse_ignored(utterance.text)
             before = self._lines.setdefault(utterance.segment, number)
             if before != number:
-                raise ValueError(f"id {utterance.segment} is already on line {before}; keep one of them")
+                raise ValueError(f"id {visible(utterance.segment)} is already on line {before}; keep one of them")
         except ValueError as error:
             message = f"{self.path}: line {number}: {error}"
             if self.problems is None:
@@ -278,7 +280,7 @@ def _parse_row(parser: _RowParser, make: Callable[[], Row], number: int) -> Utte
 
 def _parse_entry(parser: _RowParser, make: Callable[[], Row], number: int) -> Utterance:
     """A row of metadata; there is no text, the meta is all of it and the speaker the one it names."""
-    row = make()
+    row = {name: unguarded(value) if isinstance(value, str) else value for name, value in make().items()}
     meta = {name: _as_text(value) for name, value in row.items()}
     return Utterance(parser.key(row, number), "", parser.speaker(row), meta, parser.offset(row))
 

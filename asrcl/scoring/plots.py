@@ -19,6 +19,7 @@ from asrcl.exceptions import InputError
 from asrcl.files import atomic_path
 from asrcl.scoring.metrics import Matrix, old_and_new, pareto_front, stage_averages
 from asrcl.scoring.summary import MethodSummary, ScenarioSummary
+from asrcl.visible import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +62,7 @@ def draw_heatmaps(summary: ScenarioSummary, path: str | os.PathLike[str]) -> Non
     colour_bar = figure.colorbar(image, ax=list(grid), shrink=0.85, pad=0.015)
     colour_bar.set_label(f"{summary.rate_name} (%)")
     colour_bar.outline.set_visible(False)
-    figure.suptitle(f"{summary.scenario}: {summary.rate_name} on each domain after each stage")
+    figure.suptitle(f"{drawn(summary.scenario)}: {summary.rate_name} on each domain after each stage")
     _save(figure, path)
 
 
@@ -81,7 +82,7 @@ def draw_stages(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
     for method in summary.methods:
         style = _style(method.method, adapted)
         curves = np.stack([stage_averages(matrix) for matrix in method.matrices])
-        axes.plot(stages, curves.mean(axis=0), label=method.label, **style)
+        axes.plot(stages, curves.mean(axis=0), label=drawn(method.label, legend=True), **style)
         limits = [(band.low, band.high) if band else (math.nan, math.nan) for band in summary.bands[method.method]]
         low, high = np.array(limits).T
         axes.fill_between(stages, low, high, color=style["color"], alpha=0.12, linewidth=0)
@@ -90,7 +91,7 @@ def draw_stages(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
     axes.set_ylabel(f"mean {summary.rate_name} over domains seen so far (%)")
     seeds = max(len(method.seeds) for method in summary.methods)
     notes = [f"mean of {seeds} seeds"] * (seeds > 1) + ["bands: CI95 over speakers"] * any(map(any, summary.bands.values()))
-    axes.set_title(summary.scenario + (f" ({'; '.join(notes)})" if notes else ""))
+    axes.set_title(drawn(summary.scenario) + (f" ({'; '.join(notes)})" if notes else ""))
     axes.grid(axis="y", color="#dddddd", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
     _legend_by_last_value(axes)
@@ -115,16 +116,22 @@ def draw_pareto(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
         marker = style.pop("marker") or "X"
         axes.plot(seeds[:, 0], seeds[:, 1], **{**style, "markersize": 3}, marker=marker, alpha=0.5)
         points[method.method] = seeds.mean(axis=0)
-        axes.plot(*points[method.method], **{**style, "markersize": 8}, marker=marker, label=method.label)
+        axes.plot(*points[method.method], **{**style, "markersize": 8}, marker=marker, label=drawn(method.label, legend=True))
     front = pareto_front([points[name] for name in adapted])
     axes.plot([point[0] for point in front], [point[1] for point in front], "--", color="#666666", linewidth=1)
     axes.set_xlabel(f"mean {summary.rate_name} on old domains (%)")
     axes.set_ylabel(f"{summary.rate_name} on the newest domain (%)")
-    axes.set_title(f"{summary.scenario}: after the last stage")
+    axes.set_title(f"{drawn(summary.scenario)}: after the last stage")
     axes.grid(color="#dddddd", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     _save(figure, path)
+
+
+def drawn(name: str, *, legend: bool = False) -> str:
+    """A name as matplotlib draws it letter by letter: no formula between dollar signs; in a legend, no hidden name."""
+    plain = visible(name).replace("$", r"\$")
+    return f" {plain}" if legend and plain.startswith("_") else plain
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -159,7 +166,7 @@ def _draw_matrix(axes: Axes, method: MethodSummary, low: float, high: float) -> 
             dark = math.isfinite(value) and (value - low) / (high - low) > 0.5
             colour = "white" if dark else "black"
             axes.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=7.5, color=colour)
-    axes.set_title(method.label, fontsize=10)
+    axes.set_title(drawn(method.label), fontsize=10)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return image
@@ -167,7 +174,7 @@ def _draw_matrix(axes: Axes, method: MethodSummary, low: float, high: float) -> 
 
 def _label_grid(grid: Any, rows: int, columns: int, used: int, domains: list[str]) -> None:
     """Domain names at the outer edges only; a panel with nothing below it counts as an edge."""
-    ticks = range(len(domains))
+    ticks, domains = range(len(domains)), [drawn(domain) for domain in domains]
     for index, axes in enumerate(grid[:used]):
         axes.set_yticks(ticks, [f"{stage + 1} {name}" for stage, name in enumerate(domains)], fontsize=8)
         axes.set_xticks(ticks, domains, fontsize=8, rotation=45, ha="right", rotation_mode="anchor")
@@ -180,7 +187,7 @@ def _label_grid(grid: Any, rows: int, columns: int, used: int, domains: list[str
 
 def _label_stages(axes: Axes, domains: list[str]) -> None:
     """Stage number over domain name; one slanted line where names cannot stand side by side."""
-    stages = range(1, len(domains) + 1)
+    stages, domains = range(1, len(domains) + 1), [drawn(domain) for domain in domains]
     if max(map(len, domains)) * len(domains) <= MAX_LABEL_CHARACTERS:
         axes.set_xticks(stages, [f"{stage}\n{name}" for stage, name in zip(stages, domains, strict=True)])
         return

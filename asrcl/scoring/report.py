@@ -22,7 +22,7 @@ from asrcl.scoring.plots import draw_heatmaps, draw_pareto, draw_stages
 from asrcl.scoring.results import RunResult
 from asrcl.scoring.step_tables import step_tables
 from asrcl.scoring.summary import ScenarioSummary, summarise
-from asrcl.scoring.table import latex, markdown, plain
+from asrcl.scoring.table import latex, markdown, markdown_text, plain
 from asrcl.scoring.tables import (
     SHOWN,
     definitions,
@@ -38,6 +38,7 @@ from asrcl.scoring.tables import (
     probe_tables,
     significance_table,
 )
+from asrcl.visible import cell, visible
 
 
 def write_report(
@@ -153,11 +154,11 @@ def main_tables(scenarios: Sequence[ScenarioSummary]) -> str:
     for summary in scenarios:
         content = main_table(summary)
         title = f"{summary.scenario}: {summary.rate_name} (%) after the last stage"
-        table = RichTable(title=title, box=SIMPLE_HEAD, title_justify="left")
+        table = RichTable(title=cell(title), box=SIMPLE_HEAD, title_justify="left")
         for index, name in enumerate(content.header):
-            table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+            table.add_column(cell(name), justify="left" if index == 0 else "right", no_wrap=True)
         for row in content.texts():
-            table.add_row(*row)
+            table.add_row(*map(cell, row))
         console.print(table)
     console.print("R[i,j]: rate on domain j after stage i", *definitions(sources=True), sep="\n", markup=False)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
@@ -165,7 +166,7 @@ def main_tables(scenarios: Sequence[ScenarioSummary]) -> str:
 
 def _scenario_section(summary: ScenarioSummary, heatmap: str, stages: str) -> str:
     parts = [
-        f"## {summary.scenario}\n",
+        f"## {markdown_text(summary.scenario)}\n",
         _caption(summary),
         markdown(main_table(summary)),
         _tests(summary),
@@ -184,8 +185,8 @@ def _caption(summary: ScenarioSummary) -> str:
     sizes = zip(summary.domains, summary.runs[0].lengths, strict=True)
     reference = summary.reference
     return (
-        f"Domains in order: {' → '.join(summary.domains)}. Test sets, in {summary.unit}s: "
-        f"{', '.join(f'{domain} {length}' for domain, length in [*sizes, *probe_sizes(summary)])}.\n\n"
+        f"Domains in order: {markdown_text(' → '.join(summary.domains))}. Test sets, in {summary.unit}s: "
+        f"{markdown_text(', '.join(f'{domain} {length}' for domain, length in [*sizes, *probe_sizes(summary)]))}.\n\n"
         f"{summary.rate_name} in % on each domain after the last stage, mean over seeds (AVG with the "
         "standard deviation over seeds). CI95 of AVG resamples speakers, jointly over domains and seeds. "
         "Bold: best of its column, without the first model, separate models and joint training. "
@@ -231,10 +232,10 @@ def _meaning_section(tests: int, orders: Sequence[OrderSummary]) -> str:
 def _origin_section(runs: Sequence[RunResult]) -> str:
     """Commands and environments, each written once with the runs it belongs to."""
     commands = grouped((run.command or "# (not recorded)", run.name) for run in runs)
-    listing = "\n".join(f"# {', '.join(names)}\n{command}" for command, names in commands)
+    listing = "\n".join(f"# {visible(', '.join(names))}\n{visible(command, keep=chr(10))}" for command, names in commands)
     parts = ["## How they were made\n", f"### Commands\n\n```\n{listing}\n```\n", "### Environment\n"]
     for environment, names in grouped((run.environment, run.name) for run in runs):
         rows = [[key, plain_json(value)] for key, value in environment.items()]
         table = markdown(plain(["", ""], rows)) if rows else "not recorded\n"
-        parts.append(f"{'All runs' if len(names) == len(runs) else ', '.join(names)}:\n\n{table}")
+        parts.append(f"{'All runs' if len(names) == len(runs) else markdown_text(', '.join(names))}:\n\n{table}")
     return "\n".join(parts)

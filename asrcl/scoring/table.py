@@ -10,7 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from asrcl.visible import visible
+
 NONE: Final = "–"
+_SIGNS: Final = tuple("=+-@\t\r\n＝＋－＠")
+_NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?%?")
 _LATEX: Final = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -89,8 +93,14 @@ def markdown(table: Table) -> str:
     """A Markdown table: first column left, the others right if they hold numbers, the best in bold."""
     rule = ["---:" if right else "---" for right in table.numeric()]
     rows = [[f"**{cell.text}**" if cell.best else cell.text for cell in row] for row in table.rows]
-    cells = [[re.sub(r"\s*\n\s*", " ", cell).replace("|", "\\|") for cell in line] for line in [table.header, rule, *rows]]
+    cells = [[markdown_text(cell) for cell in line] for line in [table.header, rule, *rows]]
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+
+
+def markdown_text(text: str) -> str:
+    """Text of one line in which nothing ends a cell; outside of code nothing begins an element or a link."""
+    line = visible(" ".join(part.strip() for part in text.split("\n")) if "\n" in text else text).replace("|", "\\|")
+    return line if "`" in line else re.sub(r"<(?=[A-Za-z/!?])|\](?=\()", r"\\\g<0>", line)
 
 
 def latex(table: Table, caption: str = "", label: str = "", notes: Sequence[str] = ()) -> str:
@@ -118,14 +128,18 @@ def latex(table: Table, caption: str = "", label: str = "", notes: Sequence[str]
 
 def escape_latex(text: str) -> str:
     """Text in which nothing is a command: special characters escaped, signs in mathematics."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    return "".join(_LATEX.get(character, character) for character in visible(text, keep="\n"))
 
 
 def comma_separated(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Text of a CSV file (RFC 4180 quoting, line feeds); numbers with all their digits, nan and None as empty cells."""
+    """Text of a CSV file (RFC 4180 quoting, line feeds); numbers with all their digits, nan and None as empty cells.
+
+    Text that a spreadsheet would run as a formula gets an apostrophe in front, which `unguarded` takes away. Line feeds and tabs
+    stay in their quotes, other control characters are written out.
+    """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(header)
+    writer.writerow([_csv_value(name) for name in header])
     writer.writerows([_csv_value(value) for value in row] for row in rows)
     return stream.getvalue()
 
@@ -133,7 +147,21 @@ def comma_separated(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str
 def _csv_value(value: Any) -> Any:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
+    if isinstance(value, str):
+        text = visible(value, keep="\n\t")
+        return f"'{text}" if _is_formula(text) else text
     return repr(float(value)) if isinstance(value, float) else value
+
+
+def unguarded(text: str) -> str:
+    """A cell of `comma_separated` as it was."""
+    return text[1:] if text.startswith("'") and _is_formula(text) else text
+
+
+def _is_formula(text: str) -> bool:
+    """Whether a spreadsheet may run a cell: text that begins with a sign, apostrophes aside, and is no number or sign alone."""
+    bare = text.lstrip("'")
+    return bare[:1] in _SIGNS and len(bare) > 1 and not _NUMBER.fullmatch(bare)
 
 
 def _without_empty_columns(table: Table) -> Table:

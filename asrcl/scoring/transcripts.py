@@ -25,6 +25,7 @@ from asrcl.scoring.formats import (
     read_utterances,
     speaker_of,
 )
+from asrcl.visible import visible
 
 __all__ = [
     "align_columns",
@@ -167,7 +168,8 @@ def summary_row(name: str, part: Errors) -> list[str]:
 
 
 def align_columns(rows: list[list[str]]) -> str:
-    """Rows as text: first column to the left, others to the right, a rule under the first row."""
+    """Rows as text for a terminal: first column to the left, others to the right, a rule under the first row."""
+    rows = [[visible(cell) for cell in row] for row in rows]
     widths = [max(map(cell_width, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

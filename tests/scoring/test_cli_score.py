@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from asrcl.cli import app
 from asrcl.exceptions import InputError
-from asrcl.scoring.cli_score import score_command
+from asrcl.scoring.cli_score import compare_command, score_command
 from asrcl.scoring.score import Options
 
 DATA = Path(__file__).parent / "data"
@@ -105,3 +105,27 @@ def test_confusions_are_counted_once_per_variant(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("asrcl.scoring.houses.confusions", lambda *_: pytest.fail("counted again"))
     score_command(Path(PAIR[0]), Path(PAIR[1]), Options("basic"), out=tmp_path, top=2)
     assert len(calls) == 2
+
+
+def test_transcripts_and_ids_cannot_drive_the_terminal(tmp_path: Path) -> None:
+    """Escapes, bells and overrides in words, ids, speakers and columns are written out; JSON and csv hold them as they can."""
+    same = {"room": "=1+1", "text": "a\x1b]0;t\x07 b"}
+    rows = [{"id": f"s-{n}\x1b[2J\n", "speaker": f"[red]x\x9b\u202e{n % 2}", **same} for n in range(4)]
+    paths = [tmp_path / "r\x1b.jsonl", tmp_path / "h.jsonl"]
+    for path, more in zip(paths, ([{**rows[0], "id": "only\x07\nhere"}], []), strict=True):
+        path.write_text("".join(json.dumps(row | ({"text": "a"} if not more else {})) + "\n" for row in [*rows, *more]))
+    options = Options(skip=True, columns=["room"])
+    shown = {name: score_command(*paths, options, by=["speaker", "room"], output=name, **more) for name, more in OUTPUTS.items()}
+    table = compare_command([f"a={paths[1]}", f"b\x1b={paths[1]}"], paths[0], Options(skip=True), tests=["sign"], draws=100)
+    for text in (*shown.values(), table):
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
+    assert r"[red]x\x9b\u202e0" in shown["text"] and r"b\x1b" in table and r"s-0\x1b[2J\n (2 of 2" in shown["text"]
+    assert r"A\x1b]0;T\x07".lower() in shown["text"].lower() and "only\\x07\\nhere" in shown["text"] and "'=1+1" in shown["csv"]
+    values = {row["value"] for row in json.loads(shown["json"])["rows"]}
+    assert {"[red]x\x9b\u202e0", "=1+1"} <= values
+    with pytest.raises(InputError, match=r"r\\x1b.jsonl: references without a hypothesis: 1 \(only\\x07\\nhere\)") as caught:
+        score_command(*paths)
+    assert "\n" not in str(caught.value)
+
+
+OUTPUTS: dict[str, dict] = {"text": {"worst": 2, "top": 2}, "json": {"worst": 2, "top": 2}, "csv": {}}

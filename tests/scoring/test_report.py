@@ -9,7 +9,8 @@ import pytest
 
 pytest.importorskip("matplotlib")
 from asrcl.exceptions import InputError
-from asrcl.scoring import METRICS, RunResult
+from asrcl.scoring import METRICS, Errors, RunResult
+from asrcl.scoring.cli_report import list_results, make_report
 from asrcl.scoring.report import terminal_table, write_report, write_tables
 from asrcl.scoring.summary import summarise
 
@@ -160,3 +161,33 @@ def test_latex_tables_compile_and_fit_the_line(runs: list[RunResult], tmp_path: 
     log = done.stdout.decode("latin-1")
     assert done.returncode == 0 and len(tables) >= 2, log[-2000:]
     assert "Overfull" not in log and "undefined" not in log
+
+
+METHOD, DOMAINS = "ihr[/bold]\x1b[2J$x$", ["[red]us", "=1+1", "_$a$\u202e", "a\nb"]
+
+
+def test_hostile_names_are_shown_in_every_view(tmp_path: Path, item) -> None:
+    """Square brackets, dollar signs, formulas, line breaks and terminal escapes in names of methods, domains and scenarios."""
+    for method, wrong in ((METHOD, 1), ("_ft[b]", 2)):
+        home, count = tmp_path / "runs" / str(wrong), len(DOMAINS)
+        Errors([item("a-1", "a", wrong), item("b-1", "b", 2)]).save(home / "i.jsonl")
+        files = [["i.jsonl"] * count for _ in range(count)]
+        run = RunResult("s[/]\x9b", method, 0, "word", DOMAINS, [[wrong + 2] * count] * count, [20] * count, item_files=files)
+        run.environment, run.command = {"git[x]": "[/]\x1b"}, "asrcl\x07 adapt"
+        run.config = {"k[y]": f"v\x1b{wrong}"}
+        run.save(home / "results.json")
+    said: list[str] = []
+    views = ("html", "md", "tables", "figures")
+    written = make_report([tmp_path / "runs"], out=tmp_path / "out", views=views, figure_formats=["png", "svg"], say=said.append)
+    rows = list_results([tmp_path / "runs"], settings=["k[y]"], say=said.append)
+    list_results([tmp_path / "runs"], out=tmp_path / "out" / "rows.csv", say=said.append)
+    texts = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "out").rglob("*.[!p]*")}
+    texts["terminal"] = "\n".join(said)
+    active = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\u2028]")
+    assert {name: active.search(text) for name, text in texts.items()} == dict.fromkeys(texts)
+    for name in ("terminal", "RESULTS.md", "main.csv", "matrices.csv", "rows.csv"):
+        assert "ihr[/bold]\\x1b[2J$x$" in texts[name] and "[red]us" in texts[name] and "_ft[b]" in texts[name]
+        assert "_$a$\\u202e" in texts[name]
+    assert len(rows) == 8 and "\n=1+1" not in texts["rows.csv"] and ",'=1+1," in texts["rows.csv"]
+    assert r"ihr[/bold]\x1b[2J$x$" in texts["report.html"] and r"\textbackslash{}x1b" in texts["main.tex"]
+    assert len(written) > 8 and "s[/]\\x9b" in texts["terminal"]

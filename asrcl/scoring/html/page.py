@@ -37,6 +37,7 @@ from asrcl.scoring.tables import (
     probe_tables,
     significance_table,
 )
+from asrcl.visible import visible
 
 LONG_NAME: Final = 8
 _REFERENCE_NOTE = "Bold: best of its column, without the first model, separate models and joint training."
@@ -97,7 +98,9 @@ def _template() -> Any:
     except ImportError as error:
         raise InputError("report.html needs jinja2, which is not installed; pip install jinja2") from error
     own = files("asrcl.scoring.html")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, finalize=_written_out
+    )
     environment.filters["data"] = lambda value: markupsafe.Markup(_safe_json(value))
     environment.filters["code"] = lambda text: _code(text, markupsafe.Markup)
     for name, file in (("style", "report.css"), ("script", "report.js")):
@@ -105,15 +108,24 @@ def _template() -> Any:
     return environment.from_string(own.joinpath("template.html").read_text(encoding="utf-8"))
 
 
+def _written_out(value: Any) -> Any:
+    """Names and texts of others with what is active in them written out, inside lists and mappings too; markup as it is."""
+    if isinstance(value, dict):
+        return {name: _written_out(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_written_out(entry) for entry in value]
+    return visible(value, keep="\n") if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
 def _safe_json(value: Any) -> str:
     """JSON that cannot end its script element, whatever the texts hold."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(_written_out(value), ensure_ascii=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def _code(text: str, markup: Any) -> Any:
     """Words between backquotes as code."""
-    parts = text.split("`")
+    parts = visible(text, keep="\n").split("`")
     if len(parts) % 2 == 0:
         return text
     return markup("").join(

@@ -13,6 +13,7 @@ from html import escape
 from typing import Any, Final
 
 from asrcl.scoring.plots import COLOURS, REFERENCES
+from asrcl.visible import visible
 
 FONT: Final = 12
 _MARKERS: Final = ("circle", "square", "up", "diamond", "down", "plus", "cross")
@@ -51,19 +52,19 @@ def tag(name: str, content: str = "", /, **attributes: Any) -> str:
     for key, value in attributes.items():
         if value is not None:
             shown = fixed(value) if isinstance(value, float) else str(value)
-            parts.append(f'{key.rstrip("_").replace("_", "-")}="{escape(shown)}"')
+            parts.append(f'{key.rstrip("_").replace("_", "-")}="{escape(visible(shown))}"')
     head = " ".join(parts)
     return f"<{head}>{content}</{name}>" if content else f"<{head}/>"
 
 
 def text(x: float, y: float, words: str, **attributes: Any) -> str:
     """A text element; `words` is plain text."""
-    return tag("text", escape(words), x=x, y=y, **attributes)
+    return tag("text", escape(visible(words)), x=x, y=y, **attributes)
 
 
 def title(words: str) -> str:
     """What a pointer shows over the element that holds it."""
-    return tag("title", escape(words))
+    return tag("title", escape(visible(words, keep="\n")))
 
 
 def fixed(value: float) -> str:
