@@ -20,6 +20,8 @@ from typing import Any
 from asrcl.exceptions import InputError
 
 JSON = dict[str, Any] | list[Any]
+MAX_DEPTH = 100
+"""Lists and objects inside each other in a JSON file; what walks through a deeper one may run out of stack."""
 
 
 @contextmanager
@@ -124,6 +126,8 @@ def parse_json(text: str) -> Any:
     """
     try:
         value = json.loads(text)
+        if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
+            raise RecursionError
         # Checked here only where an escape can be one: whole pairs are joined by now.
         half = _half_pair(value) if "\\ud" in text or "\\uD" in text else ""
     except RecursionError as error:
@@ -136,6 +140,17 @@ def parse_json(text: str) -> Any:
     if half:
         raise ValueError(f"{half} is half of a surrogate pair, not a character; write the pair, or leave it out")
     return value
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether lists and objects lie in each other more than `MAX_DEPTH` deep."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner = [entry for entry in level if isinstance(entry, list | dict)]
+        level = [child for entry in inner for child in (entry.values() if isinstance(entry, dict) else entry)]
+        if not level:
+            return False
+    return any(isinstance(entry, list | dict) for entry in level)
 
 
 def _half_pair(value: Any) -> str:

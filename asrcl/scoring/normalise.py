@@ -26,6 +26,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Final, Literal
 
@@ -36,6 +37,8 @@ _APOSTROPHES: Final = "'’ʼ‘‛`´′՚׳\u1fbd\u1fbf\u1ffd\u1ffe\u0384"
 _LETTERS_TOO: Final = "ʻʽˊˋ"
 """Modifier letters that stand for an apostrophe within a word; elsewhere they are the letters that Unicode says they are."""
 _INNER: Final = re.compile(f"[{_APOSTROPHES}{_LETTERS_TOO}]")
+_BRACKETS: Final = "([<"
+_MAX_BRACKETS: Final = 5000
 _BOUNDARIES: Final = "\u200b\ufff9\ufffa\ufffb"
 _SHOW_NOTHING: Final = frozenset(
     map(chr, [0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0x180B, 0x1810), 0x3164, *range(0xFE00, 0xFE10), 0xFFA0])
@@ -132,7 +135,20 @@ def _whisper_english() -> Normaliser:
             "the normaliser whisper-english needs a package: pip install whisper_normalizer (or transformers, with "
             f"{SPELLINGS_VARIABLE} naming the normalizer.json of a Whisper model)"
         )
-    return Normaliser("whisper-english", *found)
+    source, rules = found
+    return Normaliser("whisper-english", source, partial(_guarded, rules))
+
+
+def _guarded(rules: Callable[[str], str], text: str) -> str:
+    """The rules of a package, which take time as the square of open brackets and fail on some numbers."""
+    if sum(map(text.count, _BRACKETS)) > _MAX_BRACKETS:
+        found = f"more than {_MAX_BRACKETS} brackets in one text ({text[:40]} ...)"
+        raise InputError(f"whisper-english: {found}; take them out, or -n basic")
+    try:
+        return rules(text)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise InputError(f"whisper-english fails on the text {text[:40]!r} ({why}); mend it, or take -n basic") from error
 
 
 def _from_whisper_normalizer() -> tuple[str, Callable[[str], str]] | None:

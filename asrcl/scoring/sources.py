@@ -7,6 +7,8 @@ nothing: `<(command)` of a shell, or "-", standard input. Files packed by gzip a
                        (.txt, no suffix, suffixes unknown here); where none is named, .txt and no suffix are Kaldi text.
                        "lines" (texts without ids, one a line) is never guessed
     lines              end at LF, CR LF or CR; at nothing else (U+2028 and its like stay in the text)
+    limits             standard input and pipes hold at most `MAX_PIPED` bytes, for nobody knows when they end; a packed file
+                       unpacks to at most `MAX_RATIO` times its size (transcripts to 3 to 20 times) or `FREELY_UNPACKED` bytes
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ import gzip
 import hashlib
 import io
 import os
+import stat
 import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from asrcl.exceptions import InputError
 
@@ -30,6 +33,10 @@ STDIN: Final = "-"
 FORMATS: Final = ("trn", "text", "jsonl", "csv", "tsv", "lines")
 _SUFFIXES: Final = {f".{name}": name for name in FORMATS[:-1]} | {".json": "jsonl"}
 _TIMED: Final = (".stm", ".ctm")
+MAX_PIPED: Final = 64 * 2**20
+MAX_RATIO: Final = 100
+FREELY_UNPACKED: Final = 64 * 2**20
+_CHUNK: Final = 2**20
 _UNSAID: Final = ("", ".txt")
 _GZIP: Final = b"\x1f\x8b"
 _HEAD: Final = 1000
@@ -118,7 +125,11 @@ def read_source(path: AnyPath, named: str | None = None) -> Source:
     """
     found = format_of(path, named)
     try:
-        packed = sys.stdin.buffer.read() if os.fspath(path) == STDIN else Path(path).read_bytes()
+        if os.fspath(path) == STDIN:
+            packed = _whole(sys.stdin.buffer, path)
+        else:
+            with open(path, "rb") as stream:
+                packed = _whole(stream, path)
     except OSError as error:
         raise InputError(f"{os.fspath(path)}: cannot read it ({error.strerror}); give a file that can be read") from error
     digest = hashlib.sha256(packed).hexdigest()[:16]
@@ -137,13 +148,36 @@ def require_format(source: Source) -> str:
     )
 
 
+def _whole(stream: BinaryIO, path: AnyPath) -> bytes:
+    """All bytes of a file, or of a pipe within the limit."""
+    try:
+        if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            return stream.read()
+    except io.UnsupportedOperation:
+        pass  # a stream that the system does not know, in memory
+    content = bytearray()
+    while chunk := stream.read(_CHUNK):
+        content += chunk
+        if len(content) > MAX_PIPED:
+            size = f"more than {MAX_PIPED >> 20} MiB through a pipe"
+            raise InputError(f"{os.fspath(path)}: {size}; save it to a file and give its name")
+    return bytes(content)
+
+
 def _unpacked(content: bytes, path: AnyPath) -> bytes:
     if not content.startswith(_GZIP):
         return content
+    packed, unpacked = io.BytesIO(content), bytearray()
     try:
-        return gzip.decompress(content)
+        with gzip.GzipFile(fileobj=packed) as stream:
+            while chunk := stream.read(_CHUNK):
+                unpacked += chunk
+                if len(unpacked) > max(FREELY_UNPACKED, MAX_RATIO * packed.tell()):
+                    size = f"{packed.tell()} bytes unpack to more than {len(unpacked) >> 20} MiB"
+                    raise InputError(f"{os.fspath(path)}: {size}, which no transcript does; unpack it yourself if it is one")
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{os.fspath(path)}: not a whole gzip file ({error}); pack it again") from error
+    return bytes(unpacked)
 
 
 def _cut(content: bytes) -> Iterator[bytes]:

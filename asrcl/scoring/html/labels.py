@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Final
 
 MIN_TAIL: Final = 6
@@ -47,18 +47,21 @@ def _joined(parts: Sequence[str]) -> str:
 
 def _abbreviated(parts: list[str], limit: int) -> list[str]:
     """The parts with as many as needed, from the second to the last but one, as initials."""
-    found = list(parts)
+    found, length = list(parts), len(".".join(parts))
     for index in range(1, len(parts) - 1):
-        if len(".".join(found)) <= limit:
+        if length <= limit:
             break
         if not parts[index].isdigit():
             found[index] = _initials(parts[index])
+            length -= len(parts[index]) - len(found[index])
     return found
 
 
 def _initials(part: str) -> str:
     """First letters of words between underscores, and the number a word ends with; "ffn_module1" is "fm1"."""
-    return re.sub(r"_*([^_])[^_]*?(\d*)(?=_|$)", r"\1\2", part)
+    words = [word for word in part.split("_") if word]
+    short = [word[0] + "".join(takewhile(str.isdecimal, reversed(word[1:])))[::-1] for word in words]
+    return "".join(short) + "_" * (len(part) - len(part.rstrip("_")))
 
 
 def _cut(parts: Sequence[str], limit: int) -> str:
