@@ -5,8 +5,12 @@ Samples are float32 in [-1, 1). Positions are counted in samples **of the file**
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
+from io import FileIO
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,8 +21,15 @@ import torchaudio.functional
 from torch import Tensor
 
 from asrcl.exceptions import InputError
+from asrcl.speech.headers import whole_file
 
 Channel = int | Literal["mean"] | None
+
+LOWEST_RATE = 1000  # samples per second
+MOST_SAMPLES = 2**29  # of all channels in one utterance: 9 hours at 16 kHz
+_UNKNOWN = 2**62  # frames that libsndfile reports where a header has none
+_PIECE = 2**22  # samples decoded at a time
+_LARGEST_FILTER = 2**22  # coefficients, of which the resampler keeps several copies
 
 
 class AudioInfo(NamedTuple):
@@ -35,13 +46,37 @@ def audio_info(path: str | os.PathLike[str]) -> AudioInfo:
     Raises:
         InputError: the file is missing, empty or not audio.
     """
+    with _opened(path) as stream:
+        return _info(path, stream)
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
+    """An audio file; whatever goes wrong while it is read is said in one line."""
     if not Path(path).is_file():
         raise InputError(f"{path}: no such audio file; correct the path or fetch the corpus again")
+    wrong, remedy = "not readable as audio", "convert it to WAV or FLAC"
     try:
-        info = soundfile.info(str(path))
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise InputError(f"{path}: not readable as audio ({_reason(error)}); convert it to WAV or FLAC") from error
-    return AudioInfo(info.samplerate, info.frames, info.channels)
+        with ExitStack() as stack:
+            source = whole_file(path)
+            if isinstance(source, FileIO):
+                stack.enter_context(source)
+            stream = stack.enter_context(soundfile.SoundFile(source))
+            wrong, remedy = "cannot be decoded", "fetch or convert the file again"
+            yield stream
+    except InputError:
+        raise
+    except (soundfile.SoundFileError, RuntimeError, OSError, ValueError, TypeError, MemoryError) as error:
+        raise InputError(f"{path}: {wrong} ({_reason(error)}); {remedy}") from error
+
+
+def _info(path: str | os.PathLike[str], stream: soundfile.SoundFile) -> AudioInfo:
+    info = AudioInfo(stream.samplerate, stream.frames, stream.channels)
+    if info.frames >= _UNKNOWN:
+        raise InputError(f"{path}: its header does not say how long it is (written into a pipe?); convert it to WAV or FLAC again")
+    if info.rate < LOWEST_RATE:
+        raise InputError(f"{path}: has {info.rate} samples per second, fewer than {LOWEST_RATE}; mend its header")
+    return info
 
 
 def read_audio(
@@ -63,18 +98,45 @@ def read_audio(
         InputError: the file is missing or unreadable, has several channels while `channel` is None, lacks the
             channel, or the part asked for is empty or reaches past the end of the file.
     """
-    info = audio_info(path)
-    stop = check_part(path, start, end, info.frames)
-    try:
-        samples, _ = soundfile.read(str(path), start=start, stop=stop, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise InputError(f"{path}: cannot be decoded ({_reason(error)}); fetch or convert the file again") from error
+    with _opened(path) as stream:
+        info = _info(path, stream)
+        stop = check_part(path, start, end, info.frames)
+        _check_sizes(path, info, stop - start, rate)
+        samples = _decode(stream, start, stop)
     if len(samples) < stop - start:
         raise InputError(f"{path}: the audio stops after {start + len(samples)} of {stop} samples; fetch it again")
     mono = torch.from_numpy(_one_channel(path, samples, channel))
     if not bool(torch.isfinite(mono).all()):
         raise InputError(f"{path}: holds samples that are not finite numbers; write the file again")
     return mono if info.rate == rate else torchaudio.functional.resample(mono, info.rate, rate)
+
+
+def _check_sizes(path: str | os.PathLike[str], info: AudioInfo, frames: int, rate: int) -> None:
+    """Refuse what would fill the memory: hours in one utterance, a rate whose resampling filter has no end."""
+    if frames * info.channels > MOST_SAMPLES:
+        raise InputError(
+            f"{path}: {frames} samples of {info.channels} channels are too long for one utterance; cut it, or list its segments"
+        )
+    common = math.gcd(info.rate, rate)
+    if (info.rate // common) * (rate // common) > _LARGEST_FILTER:
+        raise InputError(
+            f"{path}: its rate of {info.rate} Hz has no simple ratio to {rate} Hz; resample it first, e.g. sox IN -r {rate} OUT"
+        )
+
+
+def _decode(stream: soundfile.SoundFile, start: int, stop: int) -> np.ndarray:
+    """The part `[start, stop)`, float32 `[samples, channels]`, shorter where the file ends early.
+
+    It is read piece by piece, so that what a header promises takes no memory before it is there.
+    """
+    pieces, left = [], stop - start
+    if stream.seekable():
+        stream.seek(start)
+    while left > 0:
+        wanted = min(left, max(1, _PIECE // stream.channels))
+        pieces.append(stream.read(wanted, dtype="float32", always_2d=True))
+        left = left - wanted if len(pieces[-1]) == wanted else 0
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 def read_cepstra(path: str | os.PathLike[str], start: int = 0, end: int = -1) -> Tensor:
