@@ -73,7 +73,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
 def _info(path: str | os.PathLike[str], stream: soundfile.SoundFile) -> AudioInfo:
     info = AudioInfo(stream.samplerate, stream.frames, stream.channels)
     if info.frames >= _UNKNOWN:
-        raise InputError(f"{path}: its header does not say how long it is (written into a pipe?); convert it to WAV or FLAC again")
+        raise InputError(f"{path}: its header does not say how long it is; convert it to WAV or FLAC again")
     if info.rate < LOWEST_RATE:
         raise InputError(f"{path}: has {info.rate} samples per second, fewer than {LOWEST_RATE}; mend its header")
     return info

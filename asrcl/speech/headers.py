@@ -117,8 +117,9 @@ def _riff(stream: BinaryIO, size: int) -> Samples | None:
             field = wide if wide and length == 0xFFFFFFFF else (position + 4, f"{order}I")
             (promised,) = _at(stream, *field)
             there = max(0, size - position - 8)
-            left = there > 0 and not _is_chunk(stream, position + 8, size, order) if promised == 0 else _as_large_as_it_goes(promised)
-            return Samples(promised, there, block, left, field)
+            empty = promised == 0 and (there == 0 or _is_chunk(stream, position + 8, size, order))
+            streamed = not empty and (promised == 0 or _as_large_as_it_goes(promised))
+            return Samples(promised, there, block, streamed, field)
         position += 8 + length + length % 2
     return None
 
