@@ -5,6 +5,7 @@ Standard library only, so that every room can use it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -58,6 +59,18 @@ def _replace(temporary: Path, target: Path) -> None:
         os.replace(temporary, target)
     except OSError as error:
         raise InputError(f"{target}: cannot write it ({error.strerror}); choose another name") from error
+
+
+def fsync_folder(folder: str | os.PathLike[str]) -> None:
+    """Flush the names in a folder to the disk: a file that was renamed there is there after a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system without folders to flush
+            raise
+    finally:
+        os.close(handle)
 
 
 @contextmanager
