@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from io import FileIO
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from asrcl.exceptions import InputError
 from asrcl.speech.headers import whole_file
+from asrcl.speech.reading import reading
 
 Channel = int | Literal["mean"] | None
 
@@ -53,21 +53,16 @@ def audio_info(path: str | os.PathLike[str]) -> AudioInfo:
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
     """An audio file; whatever goes wrong while it is read is said in one line."""
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path}: no such audio file; correct the path or fetch the corpus again")
-    wrong, remedy = "not readable as audio", "convert it to WAV or FLAC"
-    try:
-        with ExitStack() as stack:
+    with ExitStack() as stack:
+        with reading(path, "convert it to WAV or FLAC", "not readable as audio"):
             source = whole_file(path)
             if isinstance(source, FileIO):
                 stack.enter_context(source)
             stream = stack.enter_context(soundfile.SoundFile(source))
-            wrong, remedy = "cannot be decoded", "fetch or convert the file again"
+        with reading(path, "fetch or convert the file again", "cannot be decoded"):
             yield stream
-    except InputError:
-        raise
-    except (soundfile.SoundFileError, RuntimeError, OSError, ValueError, TypeError, MemoryError) as error:
-        raise InputError(f"{path}: {wrong} ({_reason(error)}); {remedy}") from error
 
 
 def _info(path: str | os.PathLike[str], stream: soundfile.SoundFile) -> AudioInfo:
@@ -161,13 +156,11 @@ def open_cepstra(path: str) -> np.ndarray:
     Raises:
         InputError: the file is missing or is not a two-dimensional array of numbers.
     """
-    try:
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: no such feature file; correct the path or fetch the corpus again")
+    with reading(path, "write it with numpy.save", "not a plain npy array"):
         table = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such feature file; correct the path or fetch the corpus again") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: not a plain npy array ({_reason(error)}); write it with numpy.save") from error
-    if not isinstance(table, np.ndarray) or table.ndim != 2:
+    if not isinstance(table, np.ndarray) or table.ndim != 2 or table.dtype.kind not in "fiu":
         raise InputError(f"{path}: cepstra must be one array [frames, coefficients]; write it with numpy.save")
     return table
 
@@ -200,8 +193,3 @@ def _one_channel(path: str | os.PathLike[str], samples: np.ndarray, channel: Cha
     if not 0 <= index < count:
         raise InputError(f'{path}: has no channel {index}, only 0 to {count - 1}; use one of these or channel="mean"')
     return np.ascontiguousarray(samples[:, index])
-
-
-def _reason(error: Exception) -> str:
-    """The library's words on one line, without the path that the message names already."""
-    return " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".")

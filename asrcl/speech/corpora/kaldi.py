@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from asrcl.exceptions import InputError
 from asrcl.files import write_text
-from asrcl.speech.corpora.tables import StrPath, absolute, number, positions, read_lines
+from asrcl.speech.corpora.tables import Headers, StrPath, absolute, number, positions, read_lines, refuse_channel
 from asrcl.speech.corpora.utterance import AUDIO, Utterance, to_dataset
 
 Table = dict[str, tuple[int, str]]  # key -> (line number, rest of the line)
@@ -28,18 +28,21 @@ def load_kaldi(
         root: what relative paths in `wav.scp` are relative to; `folder` by default.
 
     An utterance without transcript gets the empty text (see `validate`); without `utt2spk` each is its own
-    speaker.
+    speaker. Segments that end up to half a second beyond their recording are cut there, as Kaldi does.
 
     Raises:
         InputError: a file is missing or malformed, `wav.scp` holds a command or an archive, a key appears
-            twice, or a transcript or segment belongs to no recording.
+            twice, a transcript or segment belongs to no recording, or `segments` or `reco2file_and_channel`
+            takes one channel of a recording with several.
     """
     folder = Path(folder)
+    headers = Headers()
     recordings = _recordings(folder / "wav.scp", folder if root is None else root)
+    _check_sides(folder / "reco2file_and_channel", recordings, headers)
     texts = _read_table(folder / "text")
     speakers = _read_table(folder / "utt2spk") if (folder / "utt2spk").exists() else {}
     if (folder / "segments").exists():
-        parts = _segments(folder / "segments", recordings)
+        parts = _segments(folder / "segments", recordings, headers)
     else:
         parts = {key: (path, 0, -1) for key, path in recordings.items()}
     for key, (line, _) in texts.items():
@@ -78,7 +81,7 @@ def _recordings(path: Path, root: StrPath) -> dict[str, str]:
 def _audio_file(where: str, value: str, root: StrPath) -> str:
     if value.endswith("|") or value.startswith("|"):
         raise InputError(f"{where}: {_pipe_remedy(value.strip('| '))}")
-    if re.search(r"\.ark:\d+$", value):
+    if re.search(r"\.ark:\d+(\[[^\]]*\])?$", value):
         raise InputError(
             f"{where}: {value} is an archive; write audio files with wav-copy scp:... and list those"
         )
@@ -87,16 +90,38 @@ def _audio_file(where: str, value: str, root: StrPath) -> str:
     return absolute(value, root)
 
 
+# Words of a command that only decodes; with any other it may choose a channel, a part or a speed.
+_DECODERS = {
+    "cat": r"",
+    "flac": r"-[cdsf]+|--(decode|stdout|silent)",
+    "sph2pipe": r"-f|wav|riff",
+    "sox": r"-t|wav|flac|-r|\d+k?|-b|-e|signed(-integer)?|-q|-|rate",
+    "ffmpeg": r"-i|-f|wav|-ar|\d+|-|-y|-v|-loglevel|error|quiet|-acodec|pcm_s16le|pipe:1",
+}
+
+
 def _pipe_remedy(command: str) -> str:
     """Pipes are refused because reading a corpus must not run the commands that it brings along."""
-    named = [word for word in command.split() if re.search(r"\.(flac|wav|ogg|mp3)$", word)]
-    if len(named) == 1 and "|" not in command:
+    program, *words = command.split() or [""]
+    named = [word for word in words if re.search(r"\.(flac|wav|ogg|mp3)$", word)]
+    harmless = _DECODERS.get(os.path.basename(program))
+    if len(named) == 1 and harmless is not None and all(re.fullmatch(harmless, word) for word in words if word not in named):
         return f"a command, not a file, and commands are not run; name {named[0]} itself (any rate is read)"
     return f"a command ({command[:40]}), and commands are not run; write its output to a .wav and name that"
 
 
-def _segments(path: Path, recordings: dict[str, str]) -> dict[str, tuple[str, int, int]]:
-    position, parts = positions(), {}
+def _check_sides(path: Path, recordings: dict[str, str], headers: Headers) -> None:
+    """Refuse recordings of which this file takes one side, while `wav.scp` names the whole recording."""
+    for key, (line, rest) in _read_table(path).items() if path.exists() else ():
+        words = rest.split()
+        if len(words) != 2:
+            raise InputError(f"{path}:{line}: expected 'recording file channel'; mend the line")
+        if key in recordings:
+            refuse_channel(f"{path}:{line}", words[1], recordings[key], headers)
+
+
+def _segments(path: Path, recordings: dict[str, str], headers: Headers) -> dict[str, tuple[str, int, int]]:
+    position, parts = positions(headers), {}
     for key, (line, rest) in _read_table(path).items():
         where, words = f"{path}:{line}", rest.split()
         if len(words) not in (3, 4):
@@ -108,8 +133,16 @@ def _segments(path: Path, recordings: dict[str, str]) -> dict[str, tuple[str, in
         if start < 0 or (end != -1 and end <= start):
             raise InputError(f"{where}: the segment from {start} to {end} seconds is empty; correct the line")
         audio = recordings[recording]
+        if len(words) == 4 and words[3] != "-1":  # Kaldi's word for "there is only one"
+            _check_channel(where, words[3], audio, headers)
         parts[key] = (audio, *position(audio, start, None if end == -1 else end))
     return parts
+
+
+def _check_channel(where: str, channel: str, audio: str, headers: Headers) -> None:
+    refuse_channel(where, channel, audio, headers)
+    if channel != "0":
+        raise InputError(f"{where}: no channel {channel} in {audio}; the first is 0: correct the line")
 
 
 def write_kaldi(dataset: Dataset, folder: StrPath) -> None:

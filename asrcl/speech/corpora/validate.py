@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from asrcl.exceptions import InputError
 from asrcl.files import write_text
 from asrcl.speech.audio import AudioInfo, Channel, audio_info, check_part, open_cepstra, read_audio
 from asrcl.speech.corpora.tables import StrPath
-from asrcl.speech.corpora.utterance import AUDIO, MFCC13, Utterance, to_utterances
+from asrcl.speech.corpora.utterance import AUDIO, MFCC13, TARRED, Utterance, to_utterances
+from asrcl.speech.reading import plain
 
 CEPSTRA_RATE = 100  # frames per second
 SHOWN = 3  # broken utterances quoted in a message
+_HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,8 @@ def validate(
 
     Broken is: audio that is missing, unreadable, empty, shorter than `minimum_seconds`, or of several
     channels without a choice among them; a part outside its file; an empty transcript; a character outside
-    `alphabet`; an id that appeared before. A sampling rate of its own is not broken: reading resamples.
+    `alphabet`; an id that appeared before, is empty or holds control characters. A sampling rate of its own is not broken:
+    reading resamples.
 
     Args:
         dataset: a corpus with the columns of `Utterance`.
@@ -70,7 +74,7 @@ def validate(
         if reason is None:
             keep.append(index)
         else:
-            broken.append(Broken(utterance.id, utterance.path, reason))
+            broken.append(Broken(plain(utterance.id), plain(utterance.path), plain(reason)))
     _refuse_too_many(broken, len(dataset), max_broken_share)
     clean = dataset.select(keep) if broken else dataset
     _refuse_empty_split(dataset, clean, broken)
@@ -80,7 +84,7 @@ def validate(
 def write_broken(broken: Sequence[Broken], path: StrPath) -> None:
     """Write the list as tab-separated text with a header: id, file, reason."""
     rows = [("id", "file", "reason"), *((item.id, item.file, item.reason) for item in broken)]
-    write_text(path, "".join("\t".join(" ".join(cell.split()) for cell in row) + "\n" for row in rows))
+    write_text(path, "".join("\t".join(plain(cell) for cell in row) + "\n" for row in rows))
 
 
 class _Checks:
@@ -102,6 +106,8 @@ class _Checks:
 
     def reason(self, utterance: Utterance) -> str | None:
         """Why the utterance is broken, or None."""
+        if not utterance.id or _HIDDEN.search(utterance.id):
+            return "an id that is empty or holds control characters; rename it"
         repeated = utterance.id in self.seen
         self.seen.add(utterance.id)
         if repeated:
@@ -118,6 +124,11 @@ class _Checks:
         return None
 
     def _sound(self, utterance: Utterance) -> str | None:
+        if utterance.kind == TARRED:
+            return (
+                "lies in a tar file of a tarred dataset; unpack them (tar -xf audio_0.tar -C FOLDER) and name the folder with "
+                "root, or use the manifest from before it was tarred"
+            )
         if utterance.kind not in (AUDIO, MFCC13):
             return f"kind {utterance.kind!r} is not known; use {AUDIO} or {MFCC13}"
         try:
