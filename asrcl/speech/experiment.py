@@ -37,11 +37,10 @@ from asrcl.speech import jobs
 from asrcl.speech.config import Config
 from asrcl.speech.decoding import DecodeConfig
 from asrcl.speech.features import FeatureConfig
-from asrcl.speech.initial import initial_path, shipped_model, tokenizer_path, training_settings
+from asrcl.speech.initial import initial_path, shipped_model, training_settings
 from asrcl.speech.model import ConformerASR
-from asrcl.speech.prepare import load_domains, load_initial_domain, load_probes
+from asrcl.speech.prepare import load_domains, load_initial_domain, load_probes, open_tokenizer
 from asrcl.speech.task import RecognitionTask, SpecAugmentConfig
-from asrcl.speech.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ def build_task(config: Config) -> RecognitionTask:
     """The recognition task that a configuration describes."""
     train = config.tree["train"]
     return RecognitionTask(
-        Tokenizer(tokenizer_path(config)),
+        open_tokenizer(config),
         ctc_weight=train["ctc_weight"],
         label_smoothing=train["label_smoothing"],
         augment=config.settings(SpecAugmentConfig, "train", "augment") if train["augment"] else None,

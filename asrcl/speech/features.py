@@ -2,13 +2,14 @@
 
 Shapes: T frames, F features per frame. On disk a set is a folder with `features.npy` (all frames, `[sum of T, F]`, float16),
 `utterances/` (an Arrow dataset with columns id, text, speaker, domain, split, offset, frames) and `meta.json` (settings and a
-content hash per split), written last: a folder without it is not complete and is made again.
+content hash per split, and the hashes of all these files), written last: a folder without it is not complete, one whose files
+are not what was written is not used, and both are made again. `sources.json` has the hashes of the recordings.
 """
 
 from __future__ import annotations
 
 import hashlib
-import shutil
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,10 +23,14 @@ import torchaudio
 from datasets import Dataset, load_from_disk
 from torch import Tensor
 
+from asrcl.entries import DamagedEntry, fingerprint_file, seal, unseal
 from asrcl.exceptions import InputError
 from asrcl.files import hash_json, read_json, write_json
 from asrcl.speech.audio import Channel, read_audio, read_cepstra
+from asrcl.speech.reading import reading
+from asrcl.speech.stored import empty, intact, writing
 
+META, SOURCES = "meta.json", "sources.json"
 AN4_WINDOW = 410  # samples at 16 kHz
 
 
@@ -177,16 +182,20 @@ class FeatureStore:
         folder: where `build_features` wrote it.
 
     Raises:
-        InputError: the folder holds no complete set.
+        InputError: the folder holds no complete set; `DamagedEntry` if its files are not what was written.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        if not (self.folder / "meta.json").is_file():
+        if not os.path.lexists(self.folder / META):
             raise InputError(f"{folder}: no features here; run the data stage (asrcl prepare) first")
-        self.meta = read_json(self.folder / "meta.json")
-        self.utterances = load_from_disk(str(self.folder / "utterances"))
-        self._frames = np.load(self.folder / "features.npy", mmap_mode="r", allow_pickle=False)
+        try:
+            self.meta = unseal(self.folder, META)
+        except DamagedEntry as error:
+            raise DamagedEntry(f"{error}; run the data stage (asrcl prepare) again") from error
+        with reading(folder, "delete it and run the data stage (asrcl prepare) again"):
+            self.utterances = load_from_disk(str(self.folder / "utterances"))
+            self._frames = np.load(self.folder / "features.npy", mmap_mode="r", allow_pickle=False)
         self._split_rows: dict[str, list[int]] = defaultdict(list)
         for number, split in enumerate(self.utterances["split"]):
             self._split_rows[split].append(number)
@@ -222,7 +231,9 @@ def build_features(
     folder: str | Path,
     progress: Callable[[list[Any]], Any] = lambda rows: rows,
 ) -> FeatureStore:
-    """Compute the features of a corpus, or reuse them when `folder` already holds the same ones.
+    """Compute the features of a corpus, or reuse them when `folder` already holds the same ones, unchanged.
+
+    They are the same if the settings, the rows and the content of every recording are.
 
     Args:
         corpus: columns as `asrcl.speech.corpora.columns`.
@@ -231,32 +242,27 @@ def build_features(
         progress: wraps the list of rows, e.g. in a progress bar.
 
     Raises:
-        InputError: see `features_of`.
+        InputError: see `features_of`; the folder cannot be written.
     """
     target = Path(folder)
-    key = hash_json({"config": asdict(config), "rows": corpus.to_list(), "files": _file_stamps(corpus)})
-    if (target / "meta.json").is_file() and read_json(target / "meta.json")["key"] == key:
+    found = intact(target, META)
+    sources = _sources(corpus, {} if found is None else read_json(target / SOURCES))
+    contents = {path: content for path, (_, content) in sources.items()}
+    key = hash_json({"config": asdict(config), "rows": corpus.to_list(), "files": contents})
+    if found is not None and found["key"] == key:
         return FeatureStore(target)
-    _clear(target)
-    rows: list[dict[str, Any]] = []
-    _write_frames(target / "features.npy", config.size, _pieces(progress(corpus.to_list()), config, rows))
-    frames = np.load(target / "features.npy", mmap_mode="r", allow_pickle=False)
-    Dataset.from_list(rows).save_to_disk(str(target / "utterances"))
-    splits = sorted({row["split"] for row in rows})
-    prints = {split: _fingerprint([row for row in rows if row["split"] == split], frames) for split in splits}
-    meta = {"key": key, "config": asdict(config), "fingerprints": prints, "frames": len(frames), "size": config.size}
-    write_json(target / "meta.json", meta)
+    with writing(target):
+        empty(target, META)
+        rows: list[dict[str, Any]] = []
+        _write_frames(target / "features.npy", config.size, _pieces(progress(corpus.to_list()), config, rows))
+        frames = np.load(target / "features.npy", mmap_mode="r", allow_pickle=False)
+        Dataset.from_list(rows).save_to_disk(str(target / "utterances"))
+        splits = sorted({row["split"] for row in rows})
+        prints = {split: _fingerprint([row for row in rows if row["split"] == split], frames) for split in splits}
+        write_json(target / SOURCES, sources)
+        meta = {"key": key, "config": asdict(config), "fingerprints": prints, "frames": len(frames), "size": config.size}
+        seal(target, META, meta)
     return FeatureStore(target)
-
-
-def _clear(folder: Path) -> None:
-    """Make an empty folder; `meta.json` goes first, so that a kill half-way leaves nothing that looks complete."""
-    try:
-        (folder / "meta.json").unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot write here ({error.strerror}); choose a writable exp folder") from error
 
 
 def _pieces(corpus: Iterable[dict[str, Any]], config: FeatureConfig, rows: list[dict[str, Any]]) -> Iterator[np.ndarray]:
@@ -285,7 +291,17 @@ def _write_frames(path: Path, size: int, pieces: Iterable[np.ndarray]) -> None:
         np.lib.format.write_array_header_1_0(stream, {**header, "shape": (total, size)})
 
 
-def _file_stamps(corpus: Dataset) -> dict[str, tuple[int, int]]:
-    """Size and time of last change of every file: what tells a changed recording from the one that was read."""
-    stamps = {path: Path(path).stat() for path in sorted(set(corpus["path"]))}
-    return {path: (stamp.st_size, stamp.st_mtime_ns) for path, stamp in stamps.items()}
+def _sources(corpus: Dataset, known: dict[str, Any]) -> dict[str, list[Any]]:
+    """Of every recording its stamp and the hash of its content, which is known already where the stamp is the same.
+
+    The stamp has the time of the last change of any kind, which no program sets: a file that was put in the place of another with
+    the other's size and date still has a stamp of its own.
+    """
+    sources = {}
+    for path in sorted(set(corpus["path"])):
+        with reading(path, "make it readable, or fetch the corpus again"):
+            state = os.stat(path)
+            stamp = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
+            seen = known.get(path, [None, None])
+            sources[path] = [stamp, seen[1] if seen[0] == stamp else fingerprint_file(path)["sha256"]]
+    return sources

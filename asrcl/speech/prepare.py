@@ -12,8 +12,9 @@ from typing import Any, Literal
 from datasets import Dataset, concatenate_datasets, disable_progress_bars
 from tqdm import tqdm
 
+from asrcl.entries import DamagedEntry
 from asrcl.exceptions import InputError
-from asrcl.files import copy_file, file_lock, hash_file, hash_json, read_json, write_json
+from asrcl.files import copy_file, file_lock, hash_file, hash_json
 from asrcl.speech import jobs
 from asrcl.speech.config import Config, corpus_parts
 from asrcl.speech.corpora import columns, load_corpus, to_dataset, validate, write_broken
@@ -21,6 +22,8 @@ from asrcl.speech.corpora.utterance import Utterance
 from asrcl.speech.domain import SpeechDomain
 from asrcl.speech.features import FeatureConfig, FeatureStore, build_features
 from asrcl.speech.initial import shipped_models, tokenizer_path
+from asrcl.speech.names import FIRST
+from asrcl.speech.stored import intact, made_once, sweep, writing
 from asrcl.speech.synthetic import check_settings, synthesise
 from asrcl.speech.text import normalise
 from asrcl.speech.threads import one_thread
@@ -97,8 +100,8 @@ def prepare_initial(config: Config) -> FeatureStore:
     """
     entry = initial_corpus(config)
     if "corpus" not in entry:
-        return FeatureStore(data_folder(config, entry["name"]) / "features")
-    return _prepare_domain(config, entry, data_folder(config, "_initial"))
+        return _open_store(config, config.tree["scenario"]["domains"][0])
+    return _prepare_domain(config, entry, data_folder(config, FIRST))
 
 
 def data_folder(config: Config, name: str) -> Path:
@@ -107,7 +110,8 @@ def data_folder(config: Config, name: str) -> Path:
 
 
 def _prepare_domain(config: Config, domain: Mapping[str, Any], folder: Path) -> FeatureStore:
-    with file_lock(folder.with_name(f".{folder.name}.lock")), one_thread():
+    with file_lock(folder.with_name(f".{folder.name}.lock")), one_thread(), writing(folder):
+        sweep(folder)
         return _make_domain(config, domain, folder)
 
 
@@ -118,6 +122,7 @@ def _make_domain(config: Config, domain: Mapping[str, Any], folder: Path) -> Fea
     corpus = _load(config, domain, folder / "audio")
     corpus = corpus.map(lambda row: {"text": normalise(row["text"], text.normaliser)}, desc=None)
     clean, broken = validate(corpus, max_broken_share=text.max_broken_share, alphabet=LETTERS + " ", channel=features.channel)
+    (folder / "broken.tsv").unlink(missing_ok=True)
     if broken:
         write_broken(broken, folder / "broken.tsv")
         logger.warning("%s: %d broken utterances left out, listed in %s", name, len(broken), folder / "broken.tsv")
@@ -191,21 +196,32 @@ def prepare_tokens(config: Config) -> Tokenizer:
     Raises:
         InputError: the data stage has not run, or SentencePiece refuses the size.
     """
+    path = tokenizer_path(config)
     if (shipped := shipped_models(config)) is not None:
-        copy_file(shipped / "pieces.model", tokenizer_path(config))
-        return Tokenizer(tokenizer_path(config))
-    first = domain_names(config)[0]
+        made_once(path.parent, {"key": hash_file(shipped / path.name)}, lambda: copy_file(shipped / path.name, path))
+        return Tokenizer(path)
     store = prepare_initial(config)
     settings = asdict(config.settings(TokenConfig, "scenario", "tokens"))
-    path = tokenizer_path(config)
     sentences = [row["text"] for row in store.rows("train")]
-    key, done = hash_json([sentences, settings]), path.with_name("key.json")
-    if path.is_file() and done.is_file() and read_json(done) == {"key": key, "pieces": hash_file(path)}:
-        return Tokenizer(path)
-    tokenizer = train_tokenizer(sentences, path, **settings)
-    write_json(done, {"key": key, "pieces": tokenizer.fingerprint})
-    logger.info("tokens: %d pieces from %d sentences of %s", len(tokenizer), len(sentences), first)
-    return tokenizer
+
+    def make() -> None:
+        tokenizer = train_tokenizer(sentences, path, **settings)
+        logger.info("tokens: %d pieces from %d sentences of %s", len(tokenizer), len(sentences), domain_names(config)[0])
+
+    made_once(path.parent, {"key": hash_json([sentences, settings])}, make)
+    return Tokenizer(path)
+
+
+def open_tokenizer(config: Config) -> Tokenizer:
+    """The scenario's tokeniser, made again where its file is not what was written.
+
+    Raises:
+        InputError: the tokens stage has not run, or as `prepare_tokens`.
+    """
+    path = tokenizer_path(config)
+    if path.with_name("key.json").exists() and intact(path.parent, "key.json") is None:
+        return prepare_tokens(config)
+    return Tokenizer(path)
 
 
 def load_domains(config: Config) -> list[SpeechDomain]:
@@ -214,7 +230,7 @@ def load_domains(config: Config) -> list[SpeechDomain]:
     Raises:
         InputError: the data or tokens stage has not run, or a split is empty.
     """
-    return [_open_domain(config, name, data_folder(config, name)) for name in domain_names(config)]
+    return [_open_domain(config, entry) for entry in config.tree["scenario"]["domains"]]
 
 
 def load_probes(config: Config) -> list[SpeechDomain]:
@@ -223,8 +239,7 @@ def load_probes(config: Config) -> list[SpeechDomain]:
     Raises:
         InputError: as `load_domains`.
     """
-    names = [probe["name"] for probe in config.tree["scenario"]["probes"]]
-    return [_open_domain(config, name, data_folder(config, name), ("test",)) for name in names]
+    return [_open_domain(config, entry, ("test",)) for entry in config.tree["scenario"]["probes"]]
 
 
 def load_initial_domain(config: Config) -> SpeechDomain:
@@ -233,14 +248,25 @@ def load_initial_domain(config: Config) -> SpeechDomain:
     Raises:
         InputError: as `prepare_data`.
     """
-    folder = prepare_initial(config).folder.parent
-    return _open_domain(config, domain_names(config)[0], folder, ("train", "dev"))
+    return _domain(config, domain_names(config)[0], prepare_initial(config), ("train", "dev"))
 
 
 def _open_domain(
-    config: Config, name: str, folder: Path, splits: Sequence[str] = ("train", "dev", "test")
+    config: Config, entry: Mapping[str, Any], splits: Sequence[str] = ("train", "dev", "test")
 ) -> SpeechDomain:
+    return _domain(config, entry["name"], _open_store(config, entry), splits)
+
+
+def _open_store(config: Config, entry: Mapping[str, Any]) -> FeatureStore:
+    """The features of a domain or probe, made again where they are not what was written."""
+    folder = data_folder(config, entry["name"])
+    try:
+        return FeatureStore(folder / "features")
+    except DamagedEntry:
+        return _prepare_domain(config, entry, folder)  # which names the damage
+
+
+def _domain(config: Config, name: str, store: FeatureStore, splits: Sequence[str]) -> SpeechDomain:
     limits = {key: config.tree["train"][key] for key in ("max_frames", "max_items")}
     evaluation = {f"evaluation_{key}": config.tree["decode"].get(f"max_{key}") for key in ("frames", "items")}
-    store, tokenizer = FeatureStore(folder / "features"), Tokenizer(tokenizer_path(config))
-    return SpeechDomain(name, store, tokenizer, **limits, splits=splits, **evaluation)
+    return SpeechDomain(name, store, open_tokenizer(config), **limits, splits=splits, **evaluation)

@@ -101,14 +101,14 @@ def test_a_lost_file_is_made_again_and_other_settings_do_not_disturb(tmp_path):
     assert {name: after[name] for name in before} == before and len(after) > len(before)
 
 
-def test_a_killed_run_leaves_no_manifest(tmp_path, monkeypatch):
+def test_a_killed_run_leaves_no_record(tmp_path, monkeypatch):
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(corpus, "write_json", die)
+    monkeypatch.setattr(corpus, "write_text", die)
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path, sizes={"test": 2})
-    assert not list(tmp_path.rglob("manifest.jsonl")) and not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("settings.json")) and not list(tmp_path.rglob("*.part"))
     monkeypatch.undo()
     assert len(make(tmp_path, sizes={"test": 2})) == 2
 

@@ -31,6 +31,10 @@ from asrcl.files import atomic_path, hash_file, hash_json
 from asrcl.speech.audio import audio_info
 from asrcl.speech.corpora.tables import StrPath, absolute, number, read_table
 from asrcl.speech.corpora.utterance import AUDIO, Utterance, to_dataset
+from asrcl.speech.headers import whole_file
+from asrcl.speech.names import file_stem
+from asrcl.speech.reading import reading
+from asrcl.speech.stored import made_once
 
 LEAD = 0.1  # seconds
 GAP = (0.06, 0.16)  # seconds
@@ -88,7 +92,7 @@ def load_digits(
         count: utterances per split, 600/60/60 by default; shared evenly among the split's speakers.
         seed: decides the strings, takes, gaps and noise.
         audio_dir: FLAC files are written here, one per split and speaker, and are not written again while the
-            plan is the same.
+            plan is the same and they are what was written.
         test_speakers: who is held out; see the module's docstring for the default.
         dev_speakers: who is used for dev alone.
         shared: allow a single speaker to be split by takes, with a test speaker that was heard in training.
@@ -106,15 +110,30 @@ def load_digits(
         raise InputError(f"count: no split {', '.join(sorted(unknown))}; the splits are {', '.join(COUNT)}")
     name = domain or "_".join(["digits", *(a.split("/")[0].lower() for a in accents or ())])
     rate = audio_info(digits[0].path).rate
-    key = hash_json([hash_file(manifest), sorted(accents or ()), counts, seed, _speakers(pools), rate, "v1"])
+    with reading(manifest.parent, "fetch the package again"):
+        sources = [hash_file(path) for path in sorted({digit.path for digit in digits})]
+    key = hash_json([hash_file(manifest), sources, sorted(accents or ()), counts, seed, _speakers(pools), rate, "v2"])
+    home = Path(audio_dir).absolute() / f"digits-{key}"
+    planned = [
+        (split, speaker, plans)
+        for split, pool in pools.items()
+        for speaker, plans in _plan(pool, counts.get(split, 0), f"{seed}:{split}", rate).items()
+    ]
+
+    def make() -> None:
+        for split, speaker, plans in planned:
+            _write(home / _file_name(split, speaker), plans, rate, f"{seed}:{split}:{speaker}")
+
+    made_once(home, {"key": key}, make)
     utterances: list[Utterance] = []
-    for split, pool in pools.items():
-        for speaker, plans in _plan(pool, counts.get(split, 0), f"{seed}:{split}", rate).items():
-            target = Path(audio_dir).absolute() / f"digits-{key}" / f"{split}-{speaker}.flac"
-            if not target.is_file():
-                _write(target, plans, rate, f"{seed}:{split}:{speaker}")
-            utterances.extend(_utterances(target, plans, f"{name}-{split}-{speaker}", name, split))
+    for split, speaker, plans in planned:
+        prefix = f"{name}-{split}-{speaker}"
+        utterances.extend(_utterances(home / _file_name(split, speaker), plans, prefix, name, split))
     return to_dataset(utterances)
+
+
+def _file_name(split: str, speaker: str) -> str:
+    return f"{split}-{file_stem(speaker)}.flac"
 
 
 def _read(manifest: Path) -> list[Digit]:
@@ -211,9 +230,7 @@ def _string(words: Mapping[str, list[Digit]], generator: random.Random, rate: in
 
 def _write(target: Path, plans: Sequence[DigitString], rate: int, seed: str) -> None:
     """All strings of one speaker and split, one after the other, as 16-bit FLAC."""
-    sources = {
-        path: soundfile.read(path, dtype="int16")[0] for path in {d.path for p in plans for d in p.digits}
-    }
+    sources = {path: _samples(path) for path in {d.path for p in plans for d in p.digits}}
     noise = np.random.default_rng(int(hash_json(seed), 16))
     pieces: list[np.ndarray] = []
     for plan in plans:
@@ -222,6 +239,11 @@ def _write(target: Path, plans: Sequence[DigitString], rate: int, seed: str) -> 
             pieces += [sources[digit.path][digit.start : digit.end], _silence(gap, noise)]
     with atomic_path(target) as temporary:
         soundfile.write(temporary, np.concatenate(pieces), rate, format="FLAC", subtype="PCM_16")
+
+
+def _samples(path: str) -> np.ndarray:
+    with reading(path, "fetch the package again", "cannot be decoded"):
+        return soundfile.read(whole_file(path), dtype="int16")[0]
 
 
 def _silence(samples: int, noise: np.random.Generator) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Corpora of the Hugging Face Hub, or any folder or file that `datasets.load_dataset` reads.
 
 Audio is never decoded here: the stored bytes (FLAC, MP3, WAV) are written once as files, and read later like
-any other file.
+any other file. Such a file is named after its content too, so that splits with equal file names may share a folder.
 """
 
 from __future__ import annotations
@@ -9,19 +9,21 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
 
 import fsspec
 from datasets import Audio, Dataset, IterableDataset, Value, load_dataset
-from datasets.exceptions import DatasetsError
 
 from asrcl.exceptions import InputError
 from asrcl.files import atomic_path
 from asrcl.speech.corpora.tables import StrPath
-from asrcl.speech.corpora.utterance import AUDIO, Utterance, to_dataset
+from asrcl.speech.corpora.utterance import AUDIO, Utterance, distinct_stems, to_dataset
+from asrcl.speech.names import file_stem
+from asrcl.speech.reading import reading, reason
 
 # Common Voice asks every user to accept its terms, and names its accent column `accent` up to version 7,
 # `accents` later.
@@ -77,12 +79,13 @@ def load_hub(
         config: the dataset's configuration, for example a language.
         split: the dataset's split, for example "train", "validation" or "test[:10%]" (slices need
             `streaming=False`).
-        audio_dir: where audio files are written; a file that is there already is not written again.
+        audio_dir: where audio files are written; one that is there already, with this content, is not written again.
         text_column: the column that holds the transcript.
         audio_column: the column that holds the audio.
         speaker_column: the column that names the speaker; without it every utterance is its own.
         domain_column: the column that names the domain.
-        id_column: the column that names the utterance; without it the audio's file name does.
+        id_column: the column that names the utterance; without it the audio's file name does, and where several have that
+            name, the folders before it or else the content.
         where: keep only rows whose column holds the value, or one of the values: `{"accent": "scotland"}`.
         domain: name of the domain for every row; by default `domain_column`, and without it the dataset's
             name.
@@ -105,17 +108,45 @@ def load_hub(
     target = as_split or _SPLITS.get(re.split(r"[.\[]", split)[0], "train")
     fallback = domain or chosen["name"].rsplit("/", 1)[-1]
 
-    def utterance(index: int, row: Mapping[str, Any]) -> Utterance:
+    def utterance(index: int, row: Mapping[str, Any]) -> _Read:
         audio = row[audio_column] or {}
         audio = {"path": audio} if isinstance(audio, str) else audio
-        identity = _identity(row, chosen["id_column"], audio.get("path"), f"{target}-{index:07d}")
-        path = _store(audio, identity, Path(audio_dir), f"{chosen['name']} row {index}")
+        given = row[chosen["id_column"]] if chosen["id_column"] else None
+        original = str(audio.get("path") or "").split("::")[0]
+        stem = PurePath(original).stem or f"{target}-{index:07d}"
+        path = _store(audio, stem if given is None else str(given), Path(audio_dir), f"{chosen['name']} row {index}")
         speaker = row[chosen["speaker_column"]] if chosen["speaker_column"] else None
         place = str(row[domain_column]) if domain_column and domain is None else fallback
-        text = str(row[chosen["text_column"]] or "")
-        return Utterance(identity, path, 0, -1, AUDIO, text, str(speaker or identity), place, target)
+        return _Read(given, original or stem, path, str(row[chosen["text_column"]] or ""), speaker, place)
 
-    return to_dataset(utterance(index, row) for index, row in islice(rows, limit))
+    read = [utterance(index, row) for index, row in islice(rows, limit)]
+    return to_dataset(
+        Utterance(name, row.path, 0, -1, AUDIO, row.text, str(row.speaker or name), row.place, target)
+        for name, row in zip(_names(read), read, strict=True)
+    )
+
+
+class _Read(NamedTuple):
+    """A row with its audio on disk, before it has its id."""
+
+    given: Any  # the id, where a column has it
+    original: str  # path in the source
+    path: str
+    text: str
+    speaker: Any
+    place: str
+
+
+def _names(rows: Sequence[_Read]) -> list[str]:
+    """The ids: as given, or by file name; files of one name and place in the source are told apart by their content."""
+    stems = distinct_stems(row.original for row in rows if row.given is None)
+    contents = Counter(original for original, _ in {(row.original, row.path) for row in rows})
+    return [
+        str(row.given) if row.given is not None
+        else stems[row.original] if contents[row.original] == 1
+        else PurePath(row.path).stem
+        for row in rows
+    ]  # fmt: skip
 
 
 def _with_preset(asked: dict[str, Any]) -> dict[str, Any]:
@@ -140,10 +171,9 @@ def _open(
         raise InputError(
             f"{name}: needs torchcodec unless streamed; set streaming=True or install it"
         ) from error
-    except (OSError, ValueError, DatasetsError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
+    except Exception as error:  # of the builder, the network, Arrow or fsspec
         raise InputError(
-            f"{name} (config {config}, split {split}): cannot be loaded ({reason}); check the name and the "
+            f"{name} (config {config}, split {split}): cannot be loaded ({reason(error)}); check the name and the "
             f"network, log in "
             f"with `hf auth login` if its terms must be accepted, or fetch it by hand and use a local loader"
         ) from error
@@ -163,13 +193,14 @@ def _undecoded(source: Dataset | IterableDataset, column: str) -> Dataset | Iter
 
 
 def _rows(source: Iterable[Any], name: str) -> Iterator[Mapping[str, Any]]:
-    """The rows of the source; a connection that breaks half-way is named as such."""
-    try:
-        yield from source
-    except OSError as error:
-        raise InputError(
-            f"{name}: reading stopped half-way ({error}); run again, files already written are kept"
-        ) from error
+    """The rows of the source; a connection that breaks half-way, or a file that does, is named as such."""
+    iterator = iter(source)
+    while True:
+        with reading(name, "run again, files already written are kept", "reading stopped half-way"):
+            row = next(iterator, None)
+        if row is None:
+            return
+        yield row
 
 
 def _matching(
@@ -186,21 +217,15 @@ def _matching(
             yield index, row
 
 
-def _identity(row: Mapping[str, Any], id_column: str | None, path: str | None, fallback: str) -> str:
-    if id_column:
-        return str(row[id_column])
-    return Path(path.split("::")[0]).stem if path else fallback
-
-
-def _store(audio: Mapping[str, Any], identity: str, folder: Path, where: str) -> str:
-    """The file that holds the row's audio: the local original, or the bytes written under `folder`."""
+def _store(audio: Mapping[str, Any], name: str, folder: Path, where: str) -> str:
+    """The file that holds the row's audio: the local original, or the bytes written under `folder` and named by their hash."""
     content, path = audio.get("bytes"), audio.get("path")
     if content is None and path and os.path.isfile(path):
         return os.path.abspath(path)
     if content is None:
         content = _fetch(path, where)
-    target = folder / f"{_file_stem(identity)}{_suffix(content, path)}"
-    if not (target.is_file() and target.stat().st_size == len(content)):
+    target = folder / f"{file_stem(name)}-{hashlib.sha256(content).hexdigest()[:16]}{_suffix(content, path)}"
+    if not (target.is_file() and target.read_bytes() == content):
         with atomic_path(target) as temporary:
             temporary.write_bytes(content)
     return os.path.abspath(target)
@@ -208,26 +233,16 @@ def _store(audio: Mapping[str, Any], identity: str, folder: Path, where: str) ->
 
 def _fetch(path: str | None, where: str) -> bytes:
     """The bytes of a file inside a remote repository or an archive (`hf://...`, `zip://a.wav::...`)."""
-    try:
+    with reading(where, "the dataset is incomplete, fetch it again", f"no audio at {path}"):
         if path and "://" in path:
             with fsspec.open(path, "rb") as stream:
                 return stream.read()
         raise FileNotFoundError("neither bytes nor a file")
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(
-            f"{where}: no audio at {path} ({reason}); the dataset is incomplete, fetch it again"
-        ) from error
-
-
-def _file_stem(identity: str) -> str:
-    """The id as a file name; one that had to be changed carries its hash, so that no two meet in one file."""
-    safe = re.sub(r"[^\w.-]", "_", identity)[:120]
-    return safe if safe == identity else f"{safe}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
 
 
 def _suffix(content: bytes, path: str | None) -> str:
     for signature, suffix in _SIGNATURES:
         if content.startswith(signature):
             return suffix
-    return (Path(path).suffix if path else "") or ".wav"
+    suffix = PurePath(path).suffix if path else ""
+    return suffix if re.fullmatch(r"\.\w{1,8}", suffix, re.ASCII) else ".wav"

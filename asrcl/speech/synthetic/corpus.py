@@ -1,9 +1,9 @@
 """Whole synthetic corpora on disk: sentences, speakers and a channel become packed FLAC files and a manifest.
 
-A corpus lies in `<folder>/<domain>-<hash of its settings>/`: one FLAC per split and speaker,
-`settings.json` and, written last, `manifest.jsonl`. A folder with a manifest is complete and is only read,
-so asking again is free; other settings go to another folder. Audio and texts are a function of the settings
-alone. A split does not depend on the other splits, and a larger one begins with the utterances of the
+A corpus lies in `<folder>/<domain>-<hash of its settings>/`: one FLAC per split and speaker, `manifest.jsonl` and, written
+last, `settings.json`, which holds the hashes of these files. A folder whose files are what was written is only read, so asking
+again is free; one that was changed is made again, and other settings go to another folder. Audio and texts are a function of the
+settings alone. A split does not depend on the other splits, and a larger one begins with the utterances of the
 smaller.
 """
 
@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import random
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,10 @@ import torchaudio.transforms
 from torch import Tensor
 
 from asrcl.exceptions import InputError
-from asrcl.files import atomic_path, hash_json, write_json, write_text
+from asrcl.files import atomic_path, hash_json, write_text
+from asrcl.speech.names import check_name
+from asrcl.speech.reading import reading
+from asrcl.speech.stored import made_once
 from asrcl.speech.synthetic import grammar
 from asrcl.speech.synthetic.channel import apply_channel, check_channel
 from asrcl.speech.synthetic.espeak import ACCENTS, ESPEAK_RATE, Synthesizer, espeak_version
@@ -90,7 +92,7 @@ def synthesise(
     """Make a synthetic corpus, or read it where it has been made before.
 
     Args:
-        domain: name of the domain; letters, digits and `_ . + -`.
+        domain: name of the domain (see `asrcl.speech.names`).
         accent: key of `ACCENTS`.
         topic: key of `grammar.TOPICS` for the domain's own sentences; by default the accent's (`TOPIC_OF`).
             Without meaning when `topics` is off.
@@ -119,11 +121,13 @@ def synthesise(
     key = _key(settings)
     home = Path(folder).absolute() / f"{domain}-{hash_json(key)}"
     manifest = home / "manifest.jsonl"
-    if not _complete(manifest):
+
+    def make() -> None:
         with one_thread():
             rows = [row for split in settings.sizes for row in _make_split(settings, split, home)]
-        write_json(home / "settings.json", key)
         write_text(manifest, "".join(json.dumps(row) + "\n" for row in rows))
+
+    made_once(home, key, make, "settings.json")
     return _read(manifest)
 
 
@@ -161,8 +165,7 @@ def _ordered(sizes: dict[str, int]) -> dict[str, int]:
 
 
 def _check(settings: _Settings) -> None:
-    if not re.fullmatch(r"\w[\w.+-]*", settings.domain, re.ASCII):
-        raise InputError(f"domain {settings.domain!r}: name it with letters, digits and _ . + - only")
+    check_name(settings.domain, "domain")
     if settings.accent not in ACCENTS:
         raise InputError(f"accent {settings.accent!r}: no such accent; choose one of {', '.join(ACCENTS)}")
     if settings.rate < 8000:
@@ -188,13 +191,10 @@ def _key(settings: _Settings) -> Row:
     }
 
 
-def _complete(manifest: Path) -> bool:
-    return manifest.exists() and all(Path(row["path"]).exists() for row in _read(manifest))
-
-
 def _read(manifest: Path) -> list[Row]:
     """Rows with absolute paths; on disk they are relative, so that a corpus may be moved."""
-    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+    with reading(manifest, "delete its folder and run again"):
+        rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
     return [{**row, "path": str(manifest.parent / row["path"])} for row in rows]
 
 
