@@ -23,13 +23,27 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from asrcl.exceptions import InputError
+from asrcl.speech.names import OF_RUNS, check_name
+from asrcl.speech.reading import plain as plain_text
+from asrcl.speech.reading import reading
+from asrcl.speech.scenario import check_scenario
 
 _Settings = TypeVar("_Settings")
+
+MOST_NODES = 100_000  # in a YAML file, its aliases written out
+MOST_DEPTH = 50
+MOST_BYTES = 2**20
+_TYPES: dict[str, Any] = {
+    **dict.fromkeys(("methods", "model", "train", "train.initial", "train.adapt", "curvature", "decode", "tracking"), dict),
+    **dict.fromkeys(("launcher", "search", "search.methods", "search.shared"), dict),
+    **dict.fromkeys(("launcher.jobs", "train.max_frames", "train.max_items", "search.settings"), int),
+    **dict.fromkeys(("train.ctc_weight", "train.label_smoothing"), float),
+    **{"exp": str, "device": str, "imports": list, "launcher.threads": int | None, "search.order": list | None},
+    "train.augment": object,
+}
 
 
 def config_folder() -> Path:
@@ -161,7 +175,8 @@ def _describe(hint: Any) -> str:
         return " or ".join(map(_describe, arguments))
     if origin is tuple:
         return f"a list of {_describe(arguments[0])}"
-    return {int: "a whole number", float: "a number", str: "text", type(None): "null"}.get(hint, hint.__name__)
+    known = {int: "a whole number", float: "a number", str: "text", type(None): "null", list: "a list", dict: "settings"}
+    return known.get(hint, hint.__name__)
 
 
 def load_config(overrides: Sequence[str] = ()) -> Config:
@@ -177,20 +192,41 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
             raise InputError(f"{override}: not an override; write group=choice or some.setting=value")
     chosen = {override.partition("=")[0]: override for override in overrides}
     _check_tuned(chosen)
+    search = _search(chosen)
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            tree = compose("config", overrides=_search(chosen))
-        assert isinstance(tree, DictConfig)
-        plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split()).partition(" Config search path:")[0]
+            composed = compose("config", overrides=search)
+        assert isinstance(composed, DictConfig)
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except Exception as error:  # of Hydra's grammar, OmegaConf or YAML, which promise no closed list
+        reason = plain_text(str(error) or type(error).__name__).partition(" Config search path:")[0]
         typed = f" ({' '.join(overrides)[:100]})" if overrides else ""
         raise InputError(f"configuration{typed}: {reason[:300]}; {config_folder()} has what can be set") from error
     assert isinstance(plain, dict)
-    _check_scenario(plain.get("scenario"))
+    tree = {str(key): value for key, value in plain.items()}
+    check_scenario(tree.get("scenario"))
+    _check_types(tree)
     empty: dict[str, Any] = {"features": {}, "text": {}, "tokens": {}, "probes": [], "initial": {}}
-    plain["scenario"] = {**empty, **{key: value for key, value in plain["scenario"].items() if value is not None}}
-    return Config({str(key): value for key, value in plain.items()}, tuple(overrides))
+    tree["scenario"] = {**empty, **{key: value for key, value in tree["scenario"].items() if value not in (None, [], "")}}
+    return Config(tree, tuple(overrides))
+
+
+def _check_types(tree: Mapping[str, Any]) -> None:
+    """Refuse values of another type than those that are used as they are, without settings of their own to check them."""
+    for name, hint in _TYPES.items():
+        value: Any = tree
+        for key in name.split("."):
+            if not isinstance(value, dict) or key not in value:
+                raise InputError(f"{name}: missing; give it, or choose a group that has it (see {config_folder()})")
+            value = value[key]
+        if not _fits(value, hint):
+            raise InputError(f"{name}={value}: expected {_describe(hint)}")
+    for name, options in tree["methods"].items():
+        check_name(name, "method")
+        if name.casefold() in OF_RUNS:
+            raise InputError(f"method {name}: the experiment keeps a folder of that name; choose another")
+        if not isinstance(options, dict) or not isinstance(options.get("name"), str):
+            raise InputError(f"methods.{name}: lacks the name of a method; see conf/method for examples")
 
 
 def _check_tuned(chosen: Mapping[str, str]) -> None:
@@ -210,75 +246,40 @@ def _search(chosen: dict[str, str]) -> list[str]:
     folder = Path(own.partition("=")[2]).expanduser().absolute()
     if not folder.is_dir():
         raise InputError(f"{own}: no such folder; name the one that holds scenario/NAME.yaml")
+    for group in sorted(path.name for path in config_folder().iterdir() if path.is_dir()):
+        for file in sorted((folder / group).glob("*.yaml")):
+            _check_size(file)
     return [*chosen.values(), f"hydra.searchpath=['file://{folder}']"]
 
 
-def corpus_parts(domain: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The corpora of a domain, a probe or `initial`, one or several."""
-    corpus = domain["corpus"]
-    return [dict(part) for part in (corpus if isinstance(corpus, list) else [corpus])]
+def _check_size(path: Path) -> None:
+    """Refuse a YAML file that is small on disk and without end in memory, its aliases naming one another.
 
-
-def _check_scenario(scenario: Any) -> None:
-    if not isinstance(scenario, dict) or not scenario.get("name") or not scenario.get("domains"):
-        raise InputError("scenario: lacks a name or its domains; see conf/scenario for examples")
-    for group in ("domains", "probes"):
-        if not isinstance(scenario.get(group) or [], list):
-            example = "'- {name: ..., corpus: {kind: ...}}'"
-            raise InputError(f"scenario.{group}: not a list; write one {example} for each")
-        for number, entry in enumerate(scenario.get(group) or [], 1):
-            if not isinstance(entry, dict) or not entry.get("name") or not _is_corpus(entry.get("corpus")):
-                wanted = "a name and a corpus with a kind, e.g. {kind: kaldi}"
-                raise InputError(f"scenario.{group}: entry {number} needs {wanted}")
-    _check_initial(scenario.get("initial") or {}, scenario["domains"][0])
-    for probe in scenario.get("probes") or []:
-        _check_probe(probe, scenario["domains"])
-
-
-def _check_initial(initial: Any, first: Mapping[str, Any]) -> None:
-    """The first model must have been trained on the first domain, or on more of the same."""
-    if not isinstance(initial, dict) or set(initial) - {"models", "corpus", "train"}:
-        raise InputError("scenario.initial: may have models (a folder), corpus (with a kind), train (in place of train.initial)")
-    if not initial.get("corpus"):
-        if initial.get("models"):
-            raise InputError("scenario.initial: models without a corpus; say what they were trained on, or initial: null")
-        return
-    if not _is_corpus(initial["corpus"]):
-        raise InputError("scenario.initial: its corpus needs a kind, e.g. {kind: kaldi}")
-    known = [_source(part) for part in corpus_parts(first)]
-    for part in corpus_parts(initial):
-        if _source(part) not in known:
-            raise InputError(
-                f"scenario.initial: its corpus ({_words(_source(part))}) is not that of the first domain, {first['name']} "
-                f"({'; '.join(map(_words, known))}); give its own, or initial: null to train on {first['name']}"
-            )
-
-
-def _is_corpus(corpus: Any) -> bool:
-    parts = corpus if isinstance(corpus, list) else [corpus]
-    return bool(parts) and all(isinstance(part, dict) and part.get("kind") for part in parts)
-
-
-def _check_probe(probe: Mapping[str, Any], domains: Sequence[Mapping[str, Any]]) -> None:
-    """A probe tells of what was never trained on, so neither its name nor its source may be a domain's."""
-    names = ", ".join(domain["name"] for domain in domains)
-    if probe["name"] in [domain["name"] for domain in domains]:
-        raise InputError(f"probe {probe['name']}: a domain has that name; choose one that is not among {names}")
-    for part in corpus_parts(probe):
-        for domain in domains:
-            if any(_source(part) == _source(other) for other in corpus_parts(domain)):
+    Raises:
+        InputError: it is too large, or cannot be read. (What is no YAML is left to Hydra, which says where.)
+    """
+    with reading(path, "make it readable"):
+        text = path.read_bytes()
+    nodes = depth = 0
+    sizes: dict[str, int] = {}
+    above: list[tuple[str | None, int]] = []  # anchor, nodes before it
+    if len(text) > MOST_BYTES:
+        raise InputError(f"{path}: has {len(text)} bytes, more than {MOST_BYTES} of configuration; split it")
+    try:
+        for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            if isinstance(event, yaml.CollectionStartEvent):
+                above.append((event.anchor, nodes))
+            elif isinstance(event, yaml.CollectionEndEvent):
+                anchor, before = above.pop()
+                sizes.update({anchor: nodes - before} if anchor else {})
+            elif isinstance(event, yaml.ScalarEvent) and event.anchor:
+                sizes[event.anchor] = 1
+            nodes += sizes.get(event.anchor, 1) if isinstance(event, yaml.AliasEvent) else isinstance(event, yaml.NodeEvent)
+            depth = max(depth, len(above))
+            if nodes > MOST_NODES or depth > MOST_DEPTH:
                 raise InputError(
-                    f"probe {probe['name']}: its corpus ({_words(_source(part))}) is what domain {domain['name']} is trained "
-                    f"on; give the probe another (the domains are {names}), or leave it out: scenario.probes=[]"
+                    f"{path}:{event.start_mark.line + 1}: more than {MOST_NODES} entries with its aliases written out, or more "
+                    f"than {MOST_DEPTH} levels; shorten it"
                 )
-
-
-def _source(part: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells one source of speech from another: accent and channel if synthetic, else all but which part is taken."""
-    if part["kind"] == "synthetic":
-        return {key: part[key] for key in ("kind", "accent", "channel") if part.get(key)}
-    return {key: value for key, value in part.items() if key not in ("split", "count", "seed", "sizes")}
-
-
-def _words(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in options.items())
+    except (yaml.YAMLError, UnicodeError):
+        return

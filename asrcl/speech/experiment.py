@@ -37,7 +37,7 @@ from asrcl.speech import jobs
 from asrcl.speech.config import Config
 from asrcl.speech.decoding import DecodeConfig
 from asrcl.speech.features import FeatureConfig
-from asrcl.speech.initial import initial_path, shipped_model, training_settings
+from asrcl.speech.initial import initial_path, load_initial, seal_initial, shipped_model, training_settings
 from asrcl.speech.model import ConformerASR
 from asrcl.speech.prepare import load_domains, load_initial_domain, load_probes, open_tokenizer
 from asrcl.speech.task import RecognitionTask, SpecAugmentConfig
@@ -73,7 +73,7 @@ def build_scenario(config: Config, seed: int | None = None) -> Scenario:
         InputError: an earlier stage has not run.
     """
     task = build_task(config)
-    initial = load_state(initial_path(config, seed)) if seed is not None else None
+    initial = load_initial(initial_path(config, seed)) if seed is not None else None
     if initial is not None:
         _check_fits(build_model(config, len(task.tokenizer)), initial, initial_path(config, seed or 0))
     return Scenario(
@@ -143,6 +143,7 @@ def train(config: Config, seed: int) -> None:
         settings = config.settings(TrainConfig, "train", "initial")
         cache = Cache(config.home / "cache")
         state = train_initial(scenario, settings, cache, seed, path, config.device, tracking(config), domain)
+    seal_initial(path)
     count = sum(value.numel() for value in state.values())
     logger.info("initial model of seed %d: %.2f M parameters, %s", seed, count / 1e6, path)
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from asrcl.adapt import load_state
+from asrcl.entries import FILES, DamagedEntry, read_record, seal, unseal
 from asrcl.exceptions import InputError
 from asrcl.files import hash_file, read_json
 from asrcl.speech.config import Config, config_folder
@@ -63,7 +64,7 @@ def shipped_models(config: Config) -> Path | None:
         return None
     if without_effect := [name for name in sorted(config.typed) if name.startswith(OF_TRAINING)]:
         raise InputError(f"{without_effect[0]}: has no effect on the trained first models in {folder}; {TRAIN_AGAIN}")
-    made = _flat(read_json(folder / "models.json")["settings"])
+    made = _flat(_record(folder)["settings"])
     here = _flat(what_it_depends_on(config))
     if differing := [name for name in {**made, **here} if made.get(name) != here.get(name)]:
         name = differing[0]
@@ -87,7 +88,7 @@ def shipped_model(config: Config, seed: int) -> dict[str, torch.Tensor] | None:
         InputError: its file is not the one that `models.json` describes, or the run's tokeniser is not the one it needs.
     """
     folder, name = shipped_models(config), f"seed{seed}.safetensors"
-    if folder is None or name not in read_json(folder / "models.json")["files"]:
+    if folder is None or name not in _record(folder)["files"]:
         return None
     _check(folder, name)
     pieces = tokenizer_path(config)
@@ -96,7 +97,39 @@ def shipped_model(config: Config, seed: int) -> dict[str, torch.Tensor] | None:
     return {key: value.float() if value.dtype == torch.float16 else value for key, value in load_state(folder / name).items()}
 
 
+def _record(folder: Path) -> dict[str, dict[str, Any]]:
+    """What `models.json` says of the models beside it."""
+    record = read_json(folder / "models.json")
+    if not isinstance(record, dict) or not all(isinstance(record.get(part), dict) for part in ("settings", "files")):
+        raise InputError(f"{folder / 'models.json'}: lacks the settings or the files of the models; restore it, or {TRAIN_AGAIN}")
+    return record
+
+
+def seal_initial(path: Path) -> None:
+    """Put the hash of an initial model into the record beside it."""
+    facts = {name: value for name, value in read_record(path.with_suffix(".json")).items() if name != FILES}
+    seal(path.parent, path.with_suffix(".json").name, facts, [path.name])
+
+
+def load_initial(path: Path) -> dict[str, torch.Tensor]:
+    """An initial model, once its file is found to be what was written.
+
+    Raises:
+        InputError: it is missing, or was changed; one without a record, or whose record has no hashes, is taken as it is.
+    """
+    record = path.with_suffix(".json")
+    try:
+        if record.exists() and FILES in read_record(record):
+            unseal(path.parent, record.name)
+    except DamagedEntry as error:
+        raise InputError(
+            f"{error}; run the train stage (asrcl train) again, or remove {record.name} to begin with this model as it is"
+        ) from error
+    return load_state(path)
+
+
 def _check(folder: Path, name: str) -> None:
-    wanted = read_json(folder / "models.json")["files"].get(name, {}).get("hash")
+    file = _record(folder)["files"].get(name)
+    wanted = file.get("hash") if isinstance(file, dict) else None
     if not (folder / name).is_file() or hash_file(folder / name) != wanted:
         raise InputError(f"{folder / name}: missing, or not what models.json describes; restore it, or {TRAIN_AGAIN}")

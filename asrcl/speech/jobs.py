@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any
 
@@ -59,8 +60,8 @@ def in_jobs(
     if not runs:
         raise InputError("nothing to do: name at least one method (--methods) and one seed (--seeds)")
     # Processes of one torchrun share the work of each run, so they must all take the runs in the same order.
-    jobs = min(max(1, int(config.tree["launcher"]["jobs"])), len(runs)) if Processes().count == 1 else 1
-    threads = config.tree["launcher"]["threads"] or max(1, (os.cpu_count() or 1) // jobs)
+    jobs = min(max(1, config.tree["launcher"]["jobs"]), len(runs)) if Processes().count == 1 else 1
+    threads = max(1, config.tree["launcher"]["threads"] or (os.cpu_count() or 1) // jobs)
     progress, job = Progress(parts or len(runs), what), partial(_job, threads, function)
     if jobs == 1:
         _take_part(progress)
@@ -71,7 +72,10 @@ def in_jobs(
     context = multiprocessing.get_context("spawn")
     start = (os.getpid(), progress.total, what, context.Value("i", 0))
     with ProcessPoolExecutor(jobs, context, initializer=_start_process, initargs=start) as pool:
-        return list(pool.map(job, runs))
+        try:
+            return list(pool.map(job, runs))
+        except BrokenProcessPool as error:
+            raise InputError(f"{what}: a process was killed, by lack of memory or by hand; try launcher.jobs=1") from error
 
 
 def _take_part(progress: Progress | None) -> None:

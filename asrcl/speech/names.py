@@ -17,7 +17,7 @@ from typing import Any
 from asrcl.exceptions import InputError
 
 LONGEST = 150  # bytes in UTF-8; file systems allow 255, and hashes, locks and temporary files lengthen a name
-OF_RUNS = ("cache", "data", "initial", "mlflow", "tensorboard", "tokens", "tuning")
+OF_RUNS = ("cache", "data", "mlflow", "tensorboard", "tokens", "tuning")
 """Folders beside those of methods in an experiment."""
 FIRST = "_initial"
 """The folder, beside those of domains, of what the first model is trained on."""

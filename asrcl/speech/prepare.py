@@ -16,13 +16,15 @@ from asrcl.entries import DamagedEntry
 from asrcl.exceptions import InputError
 from asrcl.files import copy_file, file_lock, hash_file, hash_json
 from asrcl.speech import jobs
-from asrcl.speech.config import Config, corpus_parts
+from asrcl.speech.config import Config
 from asrcl.speech.corpora import columns, load_corpus, to_dataset, validate, write_broken
 from asrcl.speech.corpora.utterance import Utterance
 from asrcl.speech.domain import SpeechDomain
 from asrcl.speech.features import FeatureConfig, FeatureStore, build_features
 from asrcl.speech.initial import shipped_models, tokenizer_path
 from asrcl.speech.names import FIRST
+from asrcl.speech.reading import reading
+from asrcl.speech.scenario import corpus_parts
 from asrcl.speech.stored import intact, made_once, sweep, writing
 from asrcl.speech.synthetic import check_settings, synthesise
 from asrcl.speech.text import normalise
@@ -135,7 +137,8 @@ def _make_domain(config: Config, domain: Mapping[str, Any], folder: Path) -> Fea
 
 
 def _load(config: Config, domain: Mapping[str, Any], audio_folder: Path) -> Dataset:
-    parts = [_load_part(config, domain["name"], part, audio_folder) for part in corpus_parts(domain)]
+    with reading(f"domain {domain['name']}", "correct the options of its corpus", "its corpus cannot be loaded"):
+        parts = [_load_part(config, domain["name"], part, audio_folder) for part in corpus_parts(domain)]
     return concatenate_datasets(_with_own_ids(parts))
 
 
@@ -185,7 +188,8 @@ def _check_synthetic(config: Config, domain: Mapping[str, Any]) -> None:
         if part.pop("kind") == "synthetic":
             options = _synthetic_options(config, domain["name"], part)
             try:
-                check_settings(domain["name"], **options)
+                with reading("synthetic corpus", "correct its options", "cannot be made"):
+                    check_settings(domain["name"], **options)
             except InputError as error:
                 raise InputError(f"domain {domain['name']}: {error}") from error
 

@@ -1,0 +1,96 @@
+"""What a scenario of the configuration must be: its domains, probes, corpora and the first model's data, and their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from asrcl.exceptions import InputError
+from asrcl.speech.names import check_distinct, check_name
+
+
+def corpus_parts(domain: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The corpora of a domain, a probe or `initial`, one or several."""
+    corpus = domain["corpus"]
+    return [dict(part) for part in (corpus if isinstance(corpus, list) else [corpus])]
+
+
+def check_scenario(scenario: Any) -> None:
+    """Refuse a scenario of another form than the configuration's module describes, and names that cannot be folders.
+
+    Raises:
+        InputError: names the entry and what is wrong with it.
+    """
+    if not isinstance(scenario, dict) or scenario.get("name") is None or not scenario.get("domains"):
+        raise InputError("scenario: lacks a name or its domains; see conf/scenario for examples")
+    for group in ("domains", "probes"):
+        if not isinstance(scenario.get(group) or [], list):
+            example = "'- {name: ..., corpus: {kind: ...}}'"
+            raise InputError(f"scenario.{group}: not a list; write one {example} for each")
+        for number, entry in enumerate(scenario.get(group) or [], 1):
+            if not isinstance(entry, dict) or entry.get("name") is None or not _is_corpus(entry.get("corpus")):
+                wanted = "a name and a corpus with a kind, e.g. {kind: kaldi}"
+                raise InputError(f"scenario.{group}: entry {number} needs {wanted}")
+    check_name(scenario["name"], "scenario")
+    domains, probes = scenario["domains"], scenario.get("probes") or []
+    for word, entries in (("domain", domains), ("probe", probes)):
+        for entry in entries:
+            check_name(entry["name"], word)
+        names = [entry["name"] for entry in entries]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise InputError(f"scenario: two {word}s have the name {twice[0]}; rename one")
+    _check_initial(scenario.get("initial") or {}, domains[0])
+    for probe in probes:
+        _check_probe(probe, domains)
+    check_distinct((entry["name"] for entry in [*domains, *probes]), "domain")
+
+
+def _check_initial(initial: Any, first: Mapping[str, Any]) -> None:
+    """The first model must have been trained on the first domain, or on more of the same."""
+    if not isinstance(initial, dict) or set(initial) - {"models", "corpus", "train"}:
+        raise InputError("scenario.initial: may have models (a folder), corpus (with a kind), train (in place of train.initial)")
+    if not isinstance(initial.get("models") or "", str) or not isinstance(initial.get("train") or {}, dict):
+        raise InputError("scenario.initial: models is a folder (text), train are settings (in place of those of train.initial)")
+    if not initial.get("corpus"):
+        if initial.get("models"):
+            raise InputError("scenario.initial: models without a corpus; say what they were trained on, or initial: null")
+        return
+    if not _is_corpus(initial["corpus"]):
+        raise InputError("scenario.initial: its corpus needs a kind, e.g. {kind: kaldi}")
+    known = [_source(part) for part in corpus_parts(first)]
+    for part in corpus_parts(initial):
+        if _source(part) not in known:
+            raise InputError(
+                f"scenario.initial: its corpus ({_words(_source(part))}) is not that of the first domain, {first['name']} "
+                f"({'; '.join(map(_words, known))}); give its own, or initial: null to train on {first['name']}"
+            )
+
+
+def _is_corpus(corpus: Any) -> bool:
+    parts = corpus if isinstance(corpus, list) else [corpus]
+    return bool(parts) and all(isinstance(part, dict) and part.get("kind") and isinstance(part["kind"], str) for part in parts)
+
+
+def _check_probe(probe: Mapping[str, Any], domains: Sequence[Mapping[str, Any]]) -> None:
+    """A probe tells of what was never trained on, so neither its name nor its source may be a domain's."""
+    names = ", ".join(domain["name"] for domain in domains)
+    if probe["name"] in [domain["name"] for domain in domains]:
+        raise InputError(f"probe {probe['name']}: a domain has that name; choose one that is not among {names}")
+    for part in corpus_parts(probe):
+        for domain in domains:
+            if any(_source(part) == _source(other) for other in corpus_parts(domain)):
+                raise InputError(
+                    f"probe {probe['name']}: its corpus ({_words(_source(part))}) is what domain {domain['name']} is trained "
+                    f"on; give the probe another (the domains are {names}), or leave it out: scenario.probes=[]"
+                )
+
+
+def _source(part: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells one source of speech from another: accent and channel if synthetic, else all but which part is taken."""
+    if part["kind"] == "synthetic":
+        return {key: part[key] for key in ("kind", "accent", "channel") if part.get(key)}
+    return {key: value for key, value in part.items() if key not in ("split", "count", "seed", "sizes")}
+
+
+def _words(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in options.items())
