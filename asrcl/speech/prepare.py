@@ -12,7 +12,7 @@ from typing import Any, Literal
 from datasets import Dataset, concatenate_datasets, disable_progress_bars
 from tqdm import tqdm
 
-from asrcl.entries import DamagedEntry
+from asrcl.entries import DamagedEntry, unseal
 from asrcl.exceptions import InputError
 from asrcl.files import copy_file, file_lock, hash_file, hash_json
 from asrcl.speech import jobs
@@ -25,7 +25,7 @@ from asrcl.speech.initial import shipped_models, tokenizer_path
 from asrcl.speech.names import FIRST
 from asrcl.speech.reading import reading
 from asrcl.speech.scenario import corpus_parts
-from asrcl.speech.stored import intact, made_once, sweep, writing
+from asrcl.speech.stored import RECORD, made_once, sweep, writing
 from asrcl.speech.synthetic import check_settings, synthesise
 from asrcl.speech.text import normalise
 from asrcl.speech.threads import one_thread
@@ -223,8 +223,11 @@ def open_tokenizer(config: Config) -> Tokenizer:
         InputError: the tokens stage has not run, or as `prepare_tokens`.
     """
     path = tokenizer_path(config)
-    if path.with_name("key.json").exists() and intact(path.parent, "key.json") is None:
-        return prepare_tokens(config)
+    try:
+        if path.with_name(RECORD).exists():
+            unseal(path.parent, RECORD)
+    except DamagedEntry:
+        return prepare_tokens(config)  # which names the damage
     return Tokenizer(path)
 
 

@@ -15,11 +15,12 @@ from asrcl.exceptions import InputError
 from asrcl.files import file_lock
 from asrcl.speech.reading import reason
 
+RECORD = "key.json"
 logger = logging.getLogger(__name__)
 
 
 def made_once(
-    folder: Path, key: Mapping[str, Any], make: Callable[[], None], record: str = "key.json", files: Iterable[str] | None = None
+    folder: Path, key: Mapping[str, Any], make: Callable[[], None], record: str = RECORD, files: Iterable[str] | None = None
 ) -> None:
     """Fill a folder, unless it holds what was made for this key, unchanged; others wait for its lock, which lies beside it.
 
