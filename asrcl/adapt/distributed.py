@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import distributed, nn
@@ -35,19 +36,24 @@ class Processes:
         devices = [next(model.parameters()).device] if next(model.parameters()).is_cuda else None
         return DistributedDataParallel(model, device_ids=devices)
 
-    def share(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, float, int]]:
-        """This process's batches: one of every block of as many as there are processes, with its weight and the block's items.
+    def made_by(self, device: str | torch.device) -> dict[str, Any]:
+        """What changes the bits of a result though nobody set it: kind of device, processes, and threads of a CPU."""
+        kind = torch.device(device).type
+        return {"device": kind, "processes": self.count, **({"threads": torch.get_num_threads()} if kind == "cpu" else {})}
 
-        All processes take equally many, since they exchange gradients after each. Where the last block is short, the weights make
-        the mean over processes the mean over the block: those without a batch get another's with weight 0.
+    def share(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, int, int]]:
+        """This process's batches: one of every block of as many as there are processes, with its items and the block's.
+
+        All processes take equally many, since they exchange gradients after each. Where the last block is short, those without a
+        batch get another's, which counts as one of 0 items.
         """
         iterator = iter(batches)
         while block := list(islice(iterator, self.count)):
             items = sum(len(batch) for batch in block)
             if self.rank < len(block):
-                yield block[self.rank], self.count / len(block), items
+                yield block[self.rank], len(block[self.rank]), items
             else:
-                yield block[0], 0.0, items
+                yield block[0], 0, items
 
     def mean(self, total: float, count: float) -> float:
         """Sum of `total` over processes divided by the sum of `count`."""

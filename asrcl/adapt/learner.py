@@ -13,16 +13,18 @@ from typing import Any, Final, Literal
 import torch
 from torch import nn
 
-from asrcl.adapt.cache import Cache
+from asrcl.adapt.cache import MADE_BY, Cache
 from asrcl.adapt.diagnostics import RECORD_VERSION, curvature_record, layer_records, mean_loss, rounded, update_norm
 from asrcl.adapt.distributed import Processes
 from asrcl.adapt.protocols import Batch, Domain, StateDict, Task
+from asrcl.adapt.resume import clear_progress
 from asrcl.adapt.scenario import Scenario
 from asrcl.adapt.trackers import TrackedRun, TrackingConfig
-from asrcl.adapt.tracking import Tracking
+from asrcl.adapt.tracking import MARKER, Tracking
 from asrcl.adapt.training import TrainConfig, Trainer
 from asrcl.adapt.weights import fingerprint, load_state, save_state
 from asrcl.curvature import Curvature, estimate
+from asrcl.entries import remove_entry
 from asrcl.exceptions import InputError
 from asrcl.files import read_json, write_json
 from asrcl.methods import Method
@@ -128,11 +130,10 @@ class DomainLearner:
             )  # fmt: skip
             save_state(trainer.fit(), folder / "model.safetensors")
             write_json(folder / "training.json", asdict(trainer.progress))
-            # Progress first: a run killed in between must not look for epochs that are gone.
-            for leftover in [folder / "progress.safetensors", *folder.glob("epoch*.safetensors")]:
-                leftover.unlink(missing_ok=True)
+            if trainer.processes.rank == 0:
+                clear_progress(folder)
 
-        entry = self._timed("train", key, make)
+        entry = self._timed("train", key, make, notes=MARKER)
         history = read_json(entry / "training.json")["history"]
         self._replay(domain, method, entry, history)
         self.record["training"] = [{"train_loss": e["train_loss"], "dev_loss": e["dev_loss"]} for e in history]
@@ -233,7 +234,19 @@ class DomainLearner:
 
     def _estimate(self, state: StateDict, domain: Domain, structure: Literal["kron", "diagonal"], folder: Path) -> None:
         model, task, partial = self.model_with(state), self.scenario.task, folder / "partial.safetensors"
-        curvature = estimate_on_domain(model, task, domain, self.curvature, structure, checkpoint=partial)
+
+        def attempt() -> Curvature:
+            return estimate_on_domain(model, task, domain, self.curvature, structure, checkpoint=partial)
+
+        try:
+            curvature = attempt()
+        except InputError as error:
+            if str(partial) not in str(error):
+                raise
+            logger.warning("%s; estimated from the first batch again", error)
+            for left in folder.glob(f"{partial.name}*"):
+                remove_entry(left)
+            curvature = attempt()
         curvature.save(folder / "curvature.safetensors")
         logger.info("%s: %s curvature of stage %d", domain.name, structure, self.stage)
 
@@ -255,7 +268,7 @@ class DomainLearner:
     def _model_key(self) -> dict[str, Any]:
         return {"model_config": self.scenario.model_config} if self.scenario.model_config else {}
 
-    def _timed(self, kind: str, key: dict[str, Any], make: Callable[[Path], None], cost: str = "") -> Path:
+    def _timed(self, kind: str, key: dict[str, Any], make: Callable[[Path], None], cost: str = "", notes: str = "") -> Path:
         """A cache entry; what it took to make is added to the costs (`<cost or kind>_seconds`), also when it was made earlier."""
 
         def make_timed(folder: Path) -> None:
@@ -265,7 +278,7 @@ class DomainLearner:
                 folder / "cost.json", {"seconds": time.perf_counter() - started, "peak_memory_bytes": _peak_memory()}
             )
 
-        entry = self.cache.entry(kind, key, make_timed)
+        entry = self.cache.entry(kind, {**key, MADE_BY: Processes().made_by(self.device)}, make_timed, notes)
         spent = read_json(entry / "cost.json")
         name = f"{cost or kind}_seconds"
         self.costs[name] = self.costs.get(name, 0.0) + spent["seconds"]

@@ -1,17 +1,27 @@
-"""The whole state of a training run in one safetensors file, pickle-free."""
+"""The whole state of a training run after each epoch, pickle-free, with hashes: what was damaged is not gone on from.
+
+`progress.json` names the files of the last whole epoch (see `asrcl.entries`); it is written last, and only then the files of the
+epoch before are removed.
+"""
 
 from __future__ import annotations
 
-import json
+import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 
 from asrcl.adapt.weights import save_state
-from asrcl.exceptions import InputError
+from asrcl.entries import DamagedEntry, remove_entry, seal, unseal
+
+logger = logging.getLogger(__name__)
+
+RECORD: Final = "progress.json"
+FILES: Final = ("progress*.safetensors", "epoch*.safetensors")
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -19,32 +29,68 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tens
     return {f"optimizer.{i}.{name}": value for i, slot in slots.items() for name, value in slot.items()}
 
 
-def save_progress(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, numbers: dict[str, Any]) -> None:
-    """Write model, optimiser moments and counters, atomically."""
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    save_state({**tensors, **_optimizer_tensors(optimizer)}, path, metadata={"numbers": json.dumps(numbers)})
+def save_progress(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, facts: Mapping[str, Any], kept: Iterable[str]
+) -> None:
+    """Write model, optimiser moments and facts, which have the number of the `epoch`; then remove what is no longer needed.
 
-
-def load_progress(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore what `save_progress` wrote; returns the counters.
-
-    Raises:
-        InputError: a damaged file.
+    Args:
+        folder: of the training.
+        model: as it is.
+        optimizer: as it is.
+        facts: for `saved_progress` to return.
+        kept: names of the epochs' files that are still needed.
     """
+    name = f"progress{facts['epoch']:03d}.safetensors"
+    tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
+    save_state({**tensors, **_optimizer_tensors(optimizer)}, folder / name)
+    needed = {name, *kept}
+    seal(folder, RECORD, facts, needed)
+    _remove(folder, needed)
+
+
+def saved_progress(folder: Path) -> dict[str, Any] | None:
+    """The facts of the last whole epoch; None, with a line on the log, where its files are not what was written.
+
+    Then all of them are removed, as `clear_progress` does.
+    """
+    if not _left(folder):
+        return None
+    try:
+        return unseal(folder, RECORD)
+    except DamagedEntry as error:
+        logger.warning("%s; trained from the first epoch again", error)
+        clear_progress(folder)
+        return None
+
+
+def load_progress(folder: Path, epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Restore model and optimiser from the files of an epoch, which `saved_progress` has found sound."""
     state: dict[str, torch.Tensor] = {}
     slots: dict[int, dict[str, torch.Tensor]] = {}
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            numbers = json.loads((file.metadata() or {})["numbers"])
-            for name in file.keys():  # noqa: SIM118 - not a mapping
-                kind, _, rest = name.partition(".")
-                if kind == "model":
-                    state[rest] = file.get_tensor(name)
-                else:
-                    index, _, slot = rest.partition(".")
-                    slots.setdefault(int(index), {})[slot] = file.get_tensor(name)
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: damaged training state ({error}); delete it to train this domain anew") from error
+    with safe_open(str(folder / f"progress{epoch:03d}.safetensors"), framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - not a mapping
+            kind, _, rest = name.partition(".")
+            if kind == "model":
+                state[rest] = file.get_tensor(name)
+            else:
+                index, _, slot = rest.partition(".")
+                slots.setdefault(int(index), {})[slot] = file.get_tensor(name)
     model.load_state_dict(state)
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
-    return numbers
+
+
+def clear_progress(folder: Path) -> None:
+    """Remove the record, and then what it names: a run killed in between must not look for epochs that are gone."""
+    remove_entry(folder / RECORD)
+    _remove(folder, ())
+
+
+def _left(folder: Path) -> list[Path]:
+    return [path for pattern in (RECORD, *FILES) for path in sorted(folder.glob(pattern))]
+
+
+def _remove(folder: Path, needed: Iterable[str]) -> None:
+    for path in _left(folder):
+        if path.name not in (RECORD, *needed):
+            remove_entry(path)

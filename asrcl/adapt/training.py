@@ -7,14 +7,17 @@ weights as one that was left alone.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -23,7 +26,7 @@ from torch import nn
 from asrcl.adapt.distributed import Processes
 from asrcl.adapt.progress import duration
 from asrcl.adapt.protocols import Batch, Domain, StateDict, Task
-from asrcl.adapt.resume import load_progress, save_progress
+from asrcl.adapt.resume import clear_progress, load_progress, save_progress, saved_progress
 from asrcl.adapt.trackers import TrackedRun
 from asrcl.adapt.weights import average_states, load_state, save_state, state_of
 from asrcl.exceptions import InputError
@@ -36,6 +39,9 @@ CHOICES: Final = {
     "schedule": ("constant", "one_cycle", "noam"),
     "precision": ("fp32", "bf16"),
 }
+TOO_FEW: Final = "Expected more than 1"  # how torch's normalisations begin to complain of a batch with nothing to average over
+NAMED: Final = 4
+_Shared = tuple[Batch, int, int]
 
 
 class DivergedError(InputError):
@@ -127,6 +133,20 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
+def _blocks(batches: Iterable[_Shared], count: int) -> Iterator[list[_Shared]]:
+    """The batches of one optimiser step after the other; the last step may have fewer."""
+    iterator = iter(batches)
+    while block := list(islice(iterator, count)):
+        yield block
+
+
+def _name(batch: Batch, number: int) -> str:
+    """The number of a batch, and which items it has if it says so, the first few of them."""
+    names = [str(name) for name in getattr(batch, "ids", ())]
+    listed = f" ({', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''})" if names else ""
+    return f"{number}{listed}"
+
+
 class Trainer:
     """Trains one model on one domain.
 
@@ -196,20 +216,41 @@ class Trainer:
         return self.folder / f"epoch{epoch:03d}.safetensors"
 
     def _resume(self) -> None:
-        saved = self.folder / "progress.safetensors"
-        if saved.is_file():
-            numbers = load_progress(saved, self.model, self.optimizer)
-            self.progress = Progress(**numbers)
+        """Go on from the last whole epoch, if there is one, it is sound, and it was trained in the same way."""
+        if self.processes.rank == 0:
+            self._discard_other_progress()
+        self.processes.barrier()
+        if facts := saved_progress(self.folder):
+            self.progress = Progress(facts["epoch"], facts["steps"], facts["history"])
+            load_progress(self.folder, self.progress.epoch, self.model, self.optimizer)
             logger.info("%s: going on after epoch %d", self.domain.name, self.progress.epoch)
+
+    def _discard_other_progress(self) -> None:
+        facts, wanted = saved_progress(self.folder), self._origin
+        found = facts["origin"] if facts else wanted
+        if differing := [name for name in wanted if found.get(name) != wanted[name]]:
+            what = ", ".join(f"{name} {found.get(name)}, now {wanted[name]}" for name in differing)
+            logger.warning("%s: trained from the first epoch again, since it was begun otherwise (%s)", self.folder, what)
+            clear_progress(self.folder)
+
+    @cached_property
+    def _origin(self) -> dict[str, Any]:
+        """All that decides what an epoch does to the weights; a run that goes on must agree in it."""
+        origin = {
+            **asdict(self.config),
+            "data": [self.domain.fingerprint(split) for split in ("train", "dev")],
+            "method": self.method.training_key(),
+            "seed": self.seed,
+            **self.processes.made_by(self.device),
+        }
+        return dict(json.loads(json.dumps(origin, default=str)))
 
     def _save(self) -> None:
         if self.processes.rank == 0:
             save_state(state_of(self.model), self._epoch_file(self.progress.epoch))
-            save_progress(self.folder / "progress.safetensors", self.model, self.optimizer, asdict(self.progress))
-            kept = self.progress.best(self.config.average_best)
-            for epoch in range(1, self.progress.epoch + 1):
-                if epoch not in kept:
-                    self._epoch_file(epoch).unlink(missing_ok=True)
+            kept = [self._epoch_file(epoch).name for epoch in self.progress.best(self.config.average_best)]
+            facts = {**asdict(self.progress), "origin": self._origin}
+            save_progress(self.folder, self.model, self.optimizer, facts, kept)
         self.processes.barrier()
 
     def _train_epoch(self) -> float:
@@ -218,33 +259,44 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         total = own = seen = 0.0
         batches = self.processes.share(self.domain.batches("train", shuffle=True, seed=seed))
-        size = self.domain.size("train")
-        pending = 0
-        for batch, weight, items in self._progress_bar(batches):
-            loss = self._backward(batch.to(self.device), weight)
-            if weight:
-                total, own = total + loss * len(batch), own + len(batch)
-            seen, pending = seen + items, pending + 1
-            if pending == self.config.accumulate:
-                self._step((self.progress.epoch + min(seen / size, 1.0)) / self.config.epochs)
-                pending = 0
-        if pending:
-            self._step((self.progress.epoch + 1) / self.config.epochs)
+        size, number = self.domain.size("train"), 0
+        for step in _blocks(self._progress_bar(batches), self.config.accumulate):
+            items = sum(together for _, _, together in step)
+            for batch, mine, _ in step:
+                number += 1
+                loss = self._backward(batch.to(self.device), self.processes.count * mine / items, number)
+                total, own = total + loss * mine, own + mine
+            seen += items
+            share = min(seen / size, 1.0) if len(step) == self.config.accumulate else 1.0
+            self._step((self.progress.epoch + share) / self.config.epochs)
         return self.processes.mean(total, own)
 
-    def _backward(self, batch: Batch, weight: float) -> float:
+    def _backward(self, batch: Batch, weight: float, number: int) -> float:
+        """Add a batch's gradient, weighted so that a step's is the mean over its items, whatever the sizes of its batches."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            loss = self.task.loss(self.parallel, batch)
+            loss = self._loss(batch, number)
         penalty = self.method.penalty(self.model, batch)
-        value = self._finite(loss.item(), "loss")
-        loss = loss * weight
-        ((loss if penalty is None else loss + penalty) / self.config.accumulate).backward()
+        value = self._finite(loss.item(), "loss", f" at batch {_name(batch, number)}")
+        ((loss if penalty is None else loss + penalty) * weight).backward()
         return value
 
-    def _finite(self, value: float, what: str) -> float:
+    def _loss(self, batch: Batch, number: int) -> torch.Tensor:
+        try:
+            return self.task.loss(self.parallel, batch)
+        except ValueError as error:
+            if not str(error).startswith(TOO_FEW):
+                raise
+            which = f"batch {_name(batch, number)} of epoch {self.progress.epoch + 1}"
+            raise InputError(
+                f"{self.domain.name}: {which} is too small for the model's normalisation, "
+                "which needs two values to average over; choose a batch size that leaves no single item over"
+            ) from error
+
+    def _finite(self, value: float, what: str, where: str = "") -> float:
         if not math.isfinite(value):
+            when = f"epoch {self.progress.epoch + 1} after {self.progress.steps} steps{where}"
             raise DivergedError(
-                f"{self.domain.name}: {what} is {value} in epoch {self.progress.epoch + 1} after {self.progress.steps} steps; "
+                f"{self.domain.name}: {what} is {value} in {when}; "
                 f"lower train.learning_rate ({self.config.learning_rate}) or check the data; {self.folder} keeps earlier epochs"
             )
         return value
@@ -263,13 +315,13 @@ class Trainer:
     def _dev_loss(self) -> float:
         self.model.eval()
         total = items = 0.0
-        for batch, weight, _ in self.processes.share(self.domain.batches("dev", shuffle=False, seed=0)):
-            if weight:
-                total += self.task.loss(self.model, batch.to(self.device)).item() * len(batch)
-                items += len(batch)
+        for batch, mine, _ in self.processes.share(self.domain.batches("dev", shuffle=False, seed=0)):
+            if mine:
+                total += self.task.loss(self.model, batch.to(self.device)).item() * mine
+                items += mine
         return self._finite(self.processes.mean(total, items), "dev loss")
 
-    def _progress_bar(self, batches: Iterable[tuple[Batch, float, int]]) -> Iterable[tuple[Batch, float, int]]:
+    def _progress_bar(self, batches: Iterable[_Shared]) -> Iterable[_Shared]:
         """A bar on a terminal, nothing in a log file."""
         from tqdm import tqdm
 

@@ -19,6 +19,7 @@ from asrcl.curvature import Curvature
 from asrcl.exceptions import InputError
 
 StateDict = dict[str, Tensor]
+PLAIN = (str, int, float, bool, type(None))
 
 
 class Learner(Protocol):
@@ -58,8 +59,15 @@ class Method:
     last_only: ClassVar[bool] = False
 
     def training_key(self) -> dict[str, Any]:
-        """What distinguishes this method's training from plain fine-tuning; equal keys share one fine-tune."""
-        return {}
+        """What distinguishes this method's training from plain fine-tuning; equal keys share one fine-tune.
+
+        By default nothing; of a method that has a `penalty` or an `after_backward` of its own, its class and those of its public
+        attributes that are numbers or texts. One whose training depends on anything else must say so here.
+        """
+        if all(getattr(type(self), hook) is getattr(Method, hook) for hook in ("penalty", "after_backward")):
+            return {}
+        settings = {name: value for name, value in vars(self).items() if isinstance(value, PLAIN) and not name.startswith("_")}
+        return {"class": f"{type(self).__module__}.{type(self).__qualname__}", "settings": settings}
 
     def start_domain(self, learner: Learner, domain: Any) -> None:
         """Called before fine-tuning on a domain."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from asrcl.curvature import Curvature
+from asrcl.curvature.parameters import hash_parameters
 from asrcl.exceptions import InputError
 from asrcl.methods.base import Learner, Method, StateDict, register
 
@@ -57,9 +57,9 @@ class ElasticWeightConsolidation(Method):
         if old is None:  # a new run
             self._fisher, self._anchor, self._history = {}, {}, []
         if not learner.last:
-            curvature = learner.estimate_curvature(new, domain, "diagonal")
-            self._history.append(str(curvature.metadata["model_hash"]) + str(curvature.metadata.get("data_hash", "")))
-            self._consolidate(_diagonals(curvature), new)
+            fisher = learner.estimate_curvature(new, domain, "diagonal").diagonals()
+            self._history.append(hash_parameters(fisher) + hash_parameters({name: new[name] for name in fisher}))
+            self._consolidate(fisher, new)
         return new
 
     def _consolidate(self, fisher: StateDict, weights: StateDict) -> None:
@@ -75,6 +75,3 @@ class ElasticWeightConsolidation(Method):
                 self._fisher[name] = total
                 self._anchor[name] = torch.where(total > 0, moment / total.clamp(min=1e-30), weights[name])
 
-
-def _diagonals(curvature: Curvature) -> StateDict:
-    return curvature.diagonals()

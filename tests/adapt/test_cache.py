@@ -9,7 +9,7 @@ import torch
 from adapt_cases import QUICK, CountingTask, equal_states, with_domain
 from adapt_processes import make_alone
 
-from asrcl.adapt import Cache, CurvatureConfig, DomainLearner, fingerprint, load_state, run_method, save_state
+from asrcl.adapt import Cache, CurvatureConfig, DomainLearner, Trainer, fingerprint, load_state, run_method, save_state
 from asrcl.exceptions import InputError
 from asrcl.files import read_json
 from asrcl.methods import Method, build_method
@@ -160,6 +160,85 @@ def test_interrupted_while_tidying_up(tmp_path, monkeypatch):
             fine_tune_until_removal(tmp_path / str(number), monkeypatch, number)
         state, _ = fine_tune_until_removal(tmp_path / str(number), monkeypatch, 0)
         assert equal_states(state, expected)
+
+
+def penalised(weight):
+    """A method of a user's own that says nothing of what its training depends on."""
+
+    class Pull(Method):
+        name = "pull"
+
+        def __init__(self):
+            self.weight = weight
+
+        def penalty(self, model, batch):
+            return self.weight * sum(p.square().sum() for p in model.parameters())
+
+    return Pull()
+
+
+def test_methods_with_penalties_share_no_fine_tune(tmp_path):
+    scenario = tiny_scenario(2)
+    states = [
+        learner(tmp_path, scenario).fine_tune(scenario.initial, scenario.domains[1], method)
+        for method in (Method(), penalised(0.5), penalised(2.0), penalised(2.0))
+    ]
+    assert len({fingerprint(state) for state in states}) == 3
+    assert entries(tmp_path)["train"] == 3
+
+
+def test_changed_fisher_changes_what_ewc_trains(tmp_path):
+    """The penalty's weights are part of what a fine-tune depends on, whatever changed them."""
+    options = {"strength": 50.0}
+    run(tmp_path / "shared", "ewc", options)
+    _, found = run(tmp_path / "shared", "ewc", options, curvature=CurvatureConfig(max_items=16))
+    _, expected = run(tmp_path / "alone", "ewc", options, curvature=CurvatureConfig(max_items=16))
+    assert found == expected
+
+
+def fine_tune_as_one_of_many(folder, stop_after=0):
+    """A fine-tune by whatever processes there are, interrupted after some epochs."""
+    scenario = tiny_scenario(2, sizes={"train": 72, "dev": 16, "test": 16})
+    original = Trainer._train_epoch
+
+    def stopping(run):
+        if stop_after and run.progress.epoch == stop_after:
+            raise InputError("stopped")
+        return original(run)
+
+    Trainer._train_epoch = stopping
+    try:
+        return fingerprint(learner(Path(folder), scenario).fine_tune(scenario.initial, scenario.domains[1], Method()))
+    except InputError:
+        return "stopped"
+    finally:
+        Trainer._train_epoch = original
+
+
+def test_number_of_processes_is_part_of_what_a_fine_tune_depends_on(tmp_path):
+    def with_processes(count, folder, *arguments):
+        return run_in_processes(fine_tune_as_one_of_many, count, str(tmp_path / folder), *arguments, start="forkserver")[0]
+
+    alone, together = with_processes(1, "alone"), with_processes(2, "together")
+    assert alone != together  # a step takes twice as many batches
+    assert with_processes(1, "together") == alone  # not what two have made
+    assert with_processes(2, "together") == together
+    assert with_processes(1, "resumed", 1) == "stopped"
+    assert with_processes(2, "resumed") == together
+    assert with_processes(1, "resumed") == alone
+
+
+def test_number_of_threads_is_part_of_what_a_fine_tune_depends_on(tmp_path, caplog):
+    caplog.set_level("INFO")
+    run(tmp_path, "ft")
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        calls, _ = run(tmp_path, "ft")
+        assert calls["training"] == 2 * STEPS
+        assert f"threads={before + 1}; the same is there, made with device=cpu, processes=1, threads={before}" in caplog.text
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_torn_writes_are_swept_out(tmp_path):

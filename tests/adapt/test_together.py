@@ -36,10 +36,14 @@ def test_processes_end_with_the_same_model(ranks, name):
     assert first["history"] == second["history"]
 
 
-def test_two_processes_equal_one_with_two_batches_per_step(ranks, tmp_path):
-    alone = train(tmp_path, replace(CYCLE, accumulate=2), 64)
-    together = ranks[0]["even"]
-    assert together["steps"] == alone["steps"] == 8
+@pytest.mark.parametrize(
+    "name, items, accumulate", [("even", 64, 2), ("uneven", 72, 2), ("accumulated", 72, 4)], ids=["even", "uneven", "accumulated"]
+)
+def test_two_processes_equal_one_with_twice_as_many_batches_per_step(ranks, tmp_path, name, items, accumulate):
+    """Also where the batches of a step differ in size: the step takes the mean over its items."""
+    alone = train(tmp_path, replace(CYCLE, accumulate=accumulate), items)
+    together = ranks[0][name]
+    assert together["steps"] == alone["steps"] == CYCLE.epochs * -(-5 // accumulate if items == 72 else -2)
     assert largest_difference(together["final"], alone["final"]) < 1e-4
     for (train_loss, dev_loss), (train_alone, dev_alone) in zip(together["history"], alone["history"], strict=True):
         assert train_loss == pytest.approx(train_alone, rel=1e-3)
@@ -76,7 +80,7 @@ def test_one_process_shares_with_nobody():
     assert processes.wrap(model) is model
     assert processes.mean(6.0, 3.0) == 2.0
     batches = [torch.zeros(3), torch.zeros(2)]
-    assert [(weight, items) for _, weight, items in processes.share(batches)] == [(1.0, 3), (1.0, 2)]
+    assert [(mine, together) for _, mine, together in processes.share(batches)] == [(3, 3), (2, 2)]
     processes.barrier()
 
 
@@ -89,9 +93,9 @@ def test_shares_cover_every_batch_once():
         processes.rank, processes.count = rank, 3
         shares.append(list(processes.share(batches)))
     assert [len(share) for share in shares] == [3, 3, 3]
-    taken = sorted(len(batch) for share in shares for batch, weight, _ in share if weight)
+    taken = sorted(mine for share in shares for _, mine, _ in share if mine)
     assert taken == [1, 2, 3, 4, 5, 6, 7]
-    assert [share[2][1] for share in shares] == [3.0, 0.0, 0.0]
+    assert [share[2][1] for share in shares] == [7, 0, 0]
     assert [items for _, _, items in shares[1]] == [6, 15, 7]
 
 

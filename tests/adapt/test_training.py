@@ -1,10 +1,12 @@
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 from adapt_cases import CountingTask, equal_states, largest_difference
 from adapt_processes import StopTraining
+from torch import nn
 
 from asrcl.adapt import TrainConfig, Trainer, average_states, load_state, state_of
 from asrcl.adapt.training import learning_rate
@@ -133,11 +135,57 @@ def test_resumed_training_is_bit_equal(tmp_path, done, optimizer):
     assert [e["dev_loss"] for e in resumed.progress.history] == [e["dev_loss"] for e in whole.progress.history]
 
 
-def test_damaged_progress_is_named(tmp_path):
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["progress004.safetensors", "progress.json", "epoch004.safetensors"])
+@pytest.mark.parametrize("damage", [flip, lambda path: path.unlink(), lambda path: path.write_bytes(b"torn")])
+def test_damaged_progress_is_not_gone_on_from(tmp_path, caplog, name, damage):
+    """Training begins again, with one line that names the file."""
+    expected = trainer(tmp_path).fit()
+    damage(tmp_path / name)
+    task = CountingTask()
+    assert equal_states(trainer(tmp_path, task=task).fit(), expected)
+    assert task.calls["training"] == 4 * QUICK.epochs
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(lines) == 1 and name in lines[0] and str(tmp_path) in lines[0]
+    assert trainer(tmp_path, task=task).fit() and task.calls["training"] == 4 * QUICK.epochs  # sound from now on
+
+
+def test_progress_of_an_older_version_is_not_gone_on_from(tmp_path, caplog):
+    expected = trainer(tmp_path / "new").fit()
+    tmp_path.joinpath("old").mkdir()
+    tmp_path.joinpath("old", "progress.safetensors").write_bytes(b"of a version that kept no hashes")
+    assert equal_states(trainer(tmp_path / "old").fit(), expected)
+    assert "progress.json is missing" in caplog.text
+    assert not (tmp_path / "old" / "progress.safetensors").exists()
+
+
+class Threads:
+    """As many threads as there may be in another run."""
+
+    def __enter__(self):
+        self.before = torch.get_num_threads()
+        torch.set_num_threads(self.before + 1)
+
+    def __exit__(self, *_):
+        torch.set_num_threads(self.before)
+
+
+@pytest.mark.parametrize(
+    "other", [{"config": replace(QUICK, accumulate=2)}, {"seed": 1}, {"domain": blob_domain("blobs", 3)}, {"threads": Threads}],
+    ids=["accumulate", "seed", "data", "threads"],
+)  # fmt: skip
+def test_progress_of_other_training_is_not_gone_on_from(tmp_path, caplog, other):
     trainer(tmp_path).fit()
-    (tmp_path / "progress.safetensors").write_bytes(b"torn")
-    with pytest.raises(InputError, match=r"progress\.safetensors.*delete"):
-        trainer(tmp_path).fit()
+    threads = other.pop("threads", None)
+    with threads() if threads else nullcontext():
+        found, expected = trainer(tmp_path, **other).fit(), trainer(tmp_path / "alone", **other).fit()
+    assert equal_states(found, expected)
+    assert "begun otherwise" in caplog.text
 
 
 def test_accumulated_batches_equal_one_bigger_batch(tmp_path):
@@ -149,10 +197,72 @@ def test_accumulated_batches_equal_one_bigger_batch(tmp_path):
     assert big.progress.steps == small.progress.steps == 16
 
 
-def test_batches_left_over_make_a_step(tmp_path):
-    run = trainer(tmp_path, replace(QUICK, epochs=1, accumulate=3))
+def gradients_and_batches(folder, items, accumulate, batch_size, penalty):
+    """What the optimiser saw in every step of an epoch, the weights it saw it at, and the batches of the epoch."""
+    steps, batches = [], []
+
+    class Spy(Method):
+        def penalty(self, model, batch):
+            return penalty * sum(p.square().sum() for p in model.parameters()) if penalty else None
+
+        def after_backward(self, model):
+            gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+            steps.append((gradient.clone(), [p.detach().clone() for p in model.parameters()]))
+
+    class Watching(ClassificationTask):
+        def loss(self, model, batch):
+            batches.extend([batch] if model.training else [])
+            return super().loss(model, batch)
+
+    sizes = {"train": items, "dev": 8, "test": 8}
+    domain = blob_domain("blobs", sizes=sizes, batch_size=batch_size)
+    config = replace(QUICK, epochs=1, accumulate=accumulate, gradient_clip=0, average_best=1)
+    run = trainer(folder, config, domain=domain, method=Spy(), task=Watching())
     run.fit()
-    assert run.progress.steps == 2
+    assert run.progress.steps == len(steps) == math.ceil(math.ceil(items / batch_size) / accumulate)
+    return steps, batches
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.1])
+@pytest.mark.parametrize("items, batch_size", [(64, 16), (65, 16), (33, 8), (40, 16), (7, 16)])
+@pytest.mark.parametrize("accumulate", [1, 2, 3, 4])
+def test_a_step_takes_the_mean_over_its_items(tmp_path, items, batch_size, accumulate, penalty):
+    """Whatever the sizes of its batches are, and however many are left over at the end of the epoch."""
+    steps, batches = gradients_and_batches(tmp_path, items, accumulate, batch_size, penalty)
+    model = build_mlp()
+    for number, (gradient, weights) in enumerate(steps):
+        chosen = batches[number * accumulate : (number + 1) * accumulate]
+        with torch.no_grad():
+            for parameter, value in zip(model.parameters(), weights, strict=True):
+                parameter.copy_(value)
+        model.zero_grad()
+        inputs, labels = torch.cat([b.inputs for b in chosen]), torch.cat([b.labels for b in chosen])
+        loss = torch.nn.functional.cross_entropy(model(inputs), labels)
+        (loss + penalty * sum(p.square().sum() for p in model.parameters())).backward()
+        expected = torch.cat([p.grad.flatten() for p in model.parameters()])
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("items, fits", [(64, True), (66, True), (65, False)])
+def test_one_item_under_batch_normalisation(tmp_path, items, fits):
+    torch.manual_seed(7)
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4))
+    domain = blob_domain("blobs", sizes={"train": items, "dev": 8, "test": 8})
+    run = Trainer(model, ClassificationTask(), domain, QUICK, Method(), 0, tmp_path)
+    if fits:
+        assert run.fit()
+    else:
+        with pytest.raises(InputError, match=r"blobs: batch 5 \(g\d+-train\d+\) of epoch 1 is too small.*batch size"):
+            run.fit()
+
+
+def test_other_errors_of_a_model_are_not_taken_for_that(tmp_path):
+    class Wrong(ClassificationTask):
+        def loss(self, model, batch):
+            raise ValueError("something else")
+
+    with pytest.raises(ValueError, match="something else"):
+        trainer(tmp_path, task=Wrong()).fit()
 
 
 def test_gradients_are_clipped_after_the_hook(tmp_path):
@@ -238,7 +348,7 @@ def test_loss_that_is_not_finite(tmp_path):
     with pytest.raises(InputError) as caught:
         trainer(tmp_path, task=Exploding(healthy=2 * 4 + 1)).fit()
     message = str(caught.value)
-    assert "blobs: loss is nan in epoch 3 after 9 steps" in message
+    assert "blobs: loss is nan in epoch 3 after 9 steps at batch 2 (g" in message
     assert "learning_rate" in message and "\n" not in message
     assert sorted(path.name for path in tmp_path.glob("epoch*")) == ["epoch001.safetensors", "epoch002.safetensors"]
     healthy = trainer(tmp_path)
