@@ -398,12 +398,12 @@ def sweep(
 ) -> None:
     """Merge with every setting of a grid and score each; a killed sweep goes on."""
     from asrcl.merge import show
-    from asrcl.merge.sweep import command_evaluation, lines, pareto, plot
+    from asrcl.merge.sweep import CommandEvaluation, lines, pareto, plot
     from asrcl.merge.sweep import sweep as run_sweep
 
     if evaluate and domains:
         raise InputError("give --evaluate or --domains, not both")
-    scores = command_evaluation(evaluate) if evaluate else None
+    scores: Any = CommandEvaluation(evaluate) if evaluate else None
     if domains:
         from asrcl.speech.experiment import validation_errors
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -249,7 +250,23 @@ def validation_errors(config: Config, domains: Mapping[str, str]) -> Callable[[P
     Raises:
         InputError: when called: unknown domain, or a checkpoint of another model.
     """
-    return lambda model: {name: decode_checkpoint(config, model, domain, "dev").rate for name, domain in domains.items()}
+    return _ValidationErrors(config, domains)
+
+
+@dataclass(frozen=True)
+class _ValidationErrors:
+    config: Config
+    domains: Mapping[str, str]
+
+    def identity(self) -> dict[str, Any]:
+        """What the scores depend on besides the weights: the validation sets, how they are decoded, and what the model is."""
+        scenario = build_scenario(self.config)
+        known = {domain.name: domain.fingerprint("dev") for domain in scenario.domains}
+        sets = {name: [domain, known.get(domain)] for name, domain in self.domains.items()}
+        return {"sets": sets, "evaluation": scenario.task.describe()["evaluation"], "model": scenario.model_config}
+
+    def __call__(self, model: Path) -> dict[str, float]:
+        return {name: decode_checkpoint(self.config, model, domain, "dev").rate for name, domain in self.domains.items()}
 
 
 def curvature_of_checkpoint(
