@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from asrcl.boundary import in_one_line
 from asrcl.exceptions import InputError
 from asrcl.visible import cell
 
@@ -488,11 +489,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     for noisy in ("speechbrain", "datasets", "matplotlib", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    try:
+    with in_one_line():
         app()
-    except InputError as error:
-        typer.echo(f"asrcl: {error}", err=True)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from asrcl.exceptions import InputError
-from asrcl.files import fsync_folder, read_json, write_json
+from asrcl.files import fsync_folder, read_json, write_json, writing
 
 FILES: Final = "files"
 SEAL: Final = "seal"
@@ -46,10 +46,11 @@ def seal(folder: str | os.PathLike[str], record: str, facts: Mapping[str, Any], 
     """
     home = Path(folder)
     names = sorted(files) if files is not None else sorted(_all_files(home, record))
-    for name in names:
-        _flush(home / name)
-    for inner in {(home / name).parent for name in names} | {home}:
-        fsync_folder(inner)
+    with writing(home):
+        for name in names:
+            _flush(home / name)
+        for inner in {(home / name).parent for name in names} | {home}:
+            fsync_folder(inner)
     content = json.loads(json.dumps({**facts, FILES: {name: fingerprint_file(home / name) for name in names}}))
     write_json(home / record, {**content, SEAL: _seal_of(content)})
     fsync_folder(home)

@@ -12,44 +12,65 @@ import json
 import os
 import re
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from asrcl.exceptions import InputError
 
 JSON = dict[str, Any] | list[Any]
 MAX_DEPTH = 100
 """Lists and objects inside each other in a JSON file; what walks through a deeper one may run out of stack."""
+NAME_BYTES: Final = 120  # of a name that are kept in that of a temporary file; file systems allow 255 bytes in all
+
+
+DISK: Final = {
+    errno.ENOSPC: "make room there, or choose another place",
+    errno.EDQUOT: "make room within your quota, or choose another place",
+    errno.EFBIG: "raise the limit on the size of a file (ulimit -f), or choose another place",
+    errno.EIO: "the disk does not work; choose another one",
+    errno.EROFS: "choose a place that can be written",
+}
+"""What the system says of a write where the disk is at fault, and what to do about it."""
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], size: int | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it into place.
 
-    Whatever happens inside, `path` holds either its old content or the complete new one. Parent folders are made.
+    Whatever happens inside, `path` holds either its old content or the complete new one. Parent folders are made. What killed
+    processes left in the folder is removed.
+
+    Args:
+        path: of the file.
+        size: bytes that are going to be written, if known, for the message where the disk is full.
 
     Raises:
-        InputError: the folder cannot be written, or `path` is itself a folder.
+        InputError: the folder cannot be written, `path` is itself a folder, or the disk is full or at fault.
     """
     target = Path(path)
     if target.is_dir():
-        raise InputError(f"{target}: is a folder; give the name of a file to write")
+        raise InputError(f"{target}: is a folder, and a file is to be written there; remove it, or give another name")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        sweep(target.parent)
+        handle, name = tempfile.mkstemp(prefix=owned_prefix(target.name), suffix=".part", dir=target.parent)
     except OSError as error:
-        raise InputError(f"{target.parent}: cannot write here ({error.strerror}); choose a writable folder") from error
+        remedy = "make room there, or choose another folder" if error.errno in DISK else "choose a writable folder"
+        raise InputError(f"{target.parent}: cannot write here ({error.strerror}); {remedy}") from error
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        with open(temporary, "rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        _replace(temporary, target)
+        with writing(target, size, temporary):
+            yield temporary
+            with open(temporary, "rb") as stream:
+                os.fsync(stream.fileno())
+            temporary.chmod(0o644)
+            _replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -58,7 +79,125 @@ def _replace(temporary: Path, target: Path) -> None:
     try:
         os.replace(temporary, target)
     except OSError as error:
+        if error.errno in DISK:
+            raise
         raise InputError(f"{target}: cannot write it ({error.strerror}); choose another name") from error
+
+
+@contextmanager
+def writing(target: Path, size: int | None = None, temporary: Path | None = None) -> Iterator[None]:
+    """Turn a full or faulty disk into one line that says what was needed where.
+
+    Args:
+        target: what is being written, a file or a folder.
+        size: its bytes, if known.
+        temporary: the file that is being written in its place: how far it got says how much is needed at least, and whether
+            it takes any more bytes says whether an error that does not tell came from the disk.
+
+    Raises:
+        InputError: the disk.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        number = _disk_trouble(error, temporary)
+        if number is None:
+            raise
+        reason = f"{os.strerror(number)}; {_needed(target, size, temporary)}"
+        raise InputError(f"{target}: cannot write it: {reason}; {DISK[number]}, and run the command again") from error
+
+
+def _disk_trouble(error: Exception, temporary: Path | None) -> int | None:
+    """The system's number of what is wrong with the disk; None where it is not at fault."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno if error.errno in DISK else None
+    if found := re.search(r"os error (\d+)", str(error)):  # safetensors
+        return int(found[1]) if int(found[1]) in DISK else None
+    if temporary is None:
+        return None
+    try:
+        with open(temporary, "ab") as stream:
+            stream.write(bytes(1 << 16))
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as trouble:
+        return trouble.errno if trouble.errno in DISK else None
+    return None
+
+
+def _needed(target: Path, size: int | None, temporary: Path | None) -> str:
+    written = temporary.stat().st_size if temporary is not None and temporary.exists() else 0
+    need = f"{megabytes(size)} are needed" if size else f"more than {megabytes(written)} are needed"
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    return f"{need}, {megabytes(shutil.disk_usage(folder).free + written)} are free in {folder}"  # what was written is removed
+
+
+def megabytes(count: int) -> str:
+    """Such as "190.0 MB", or "12.3 kB" of less than one."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+# ---- what killed processes leave
+
+_HOST: Final = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+_STARTED: Final = time.time()
+_OWNED: Final = re.compile(r"\..+\.(?P<pid>\d+)-(?P<host>[0-9a-f]{6})-[a-z0-9_]{8}\.(?P<kind>part|old)", re.DOTALL)
+STALE: Final = 86400.0  # seconds after which what a process of another machine owned is taken for left
+_swept: set[Path] = set()
+
+
+def owned_prefix(name: str) -> str:
+    """How the name of a temporary file or folder in the place of `name` begins: it says which process it belongs to.
+
+    The whole name ends in `.part`; or in `.old` for a folder that holds what was in its place before, under its own name.
+    """
+    short = name.encode(errors="surrogateescape")[:NAME_BYTES].decode(errors="ignore")
+    return f".{short}.{os.getpid()}-{_HOST}-"
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes that are no more have left half-written in a folder; each process looks once.
+
+    What a folder `.old` holds is put back where its place is empty: its process was killed between two renames.
+    """
+    if (place := folder.absolute()) in _swept:
+        return
+    _swept.add(place)
+    with suppress(OSError), os.scandir(place) as entries:
+        for entry in entries:
+            found = _OWNED.fullmatch(entry.name)
+            if found and not _is_owned(entry, found):
+                _remove_or_put_back(Path(entry.path), found["kind"])
+
+
+def _is_owned(entry: os.DirEntry[str], found: re.Match[str]) -> bool:
+    changed = entry.stat(follow_symlinks=False).st_mtime
+    if found["host"] != _HOST:
+        return time.time() - changed < STALE
+    return changed >= _STARTED - 1 if int(found["pid"]) == os.getpid() else _lives(int(found["pid"]))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        return True
+    return True
+
+
+def _remove_or_put_back(path: Path, kind: str) -> None:
+    with suppress(OSError):
+        if not path.is_dir() or path.is_symlink():
+            path.unlink()
+            return
+        for before in path.iterdir() if kind == "old" else ():
+            if not os.path.lexists(path.with_name(before.name)):
+                os.rename(before, path.with_name(before.name))
+        shutil.rmtree(path)
 
 
 def fsync_folder(folder: str | os.PathLike[str]) -> None:
@@ -84,6 +223,8 @@ def file_lock(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         stream = open(target, "w")  # noqa: SIM115 - closed below, after the lock is given up
+    except IsADirectoryError as error:
+        raise InputError(f"{target}: is a folder, and a lock is to be there; remove it") from error
     except OSError as error:
         raise InputError(f"{target.parent}: cannot write here ({error.strerror}); choose a writable exp folder") from error
     with stream:
@@ -93,13 +234,14 @@ def file_lock(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` as UTF-8, atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    content = text.encode("utf-8")
+    with atomic_path(path, len(content)) as temporary:
+        temporary.write_bytes(content)
 
 
 def copy_file(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Copy a file, atomically."""
-    with atomic_path(target) as temporary:
+    with atomic_path(target, os.stat(source).st_size) as temporary:
         shutil.copyfile(source, temporary)
 
 

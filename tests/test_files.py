@@ -2,12 +2,33 @@
 
 import json
 import os
+import resource
 import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from asrcl import files
 from asrcl.exceptions import InputError
-from asrcl.files import atomic_path, copy_file, hash_file, hash_json, read_json, write_json, write_parts, write_text
+from asrcl.files import (
+    atomic_path,
+    copy_file,
+    file_lock,
+    hash_file,
+    hash_json,
+    owned_prefix,
+    read_json,
+    write_json,
+    write_parts,
+    write_text,
+    writing,
+)
 
 
 def test_a_write_replaces_the_file_and_makes_its_folder(tmp_path):
@@ -81,7 +102,7 @@ def test_hashes_are_the_same_everywhere(tmp_path):
 
 def test_a_folder_in_the_way_is_named_before_anything_is_made(tmp_path):
     (tmp_path / "note.txt").mkdir()
-    with pytest.raises(InputError, match=r"note\.txt: is a folder; give the name of a file"):
+    with pytest.raises(InputError, match=r"note\.txt: is a folder, .*give another name"):
         write_text(tmp_path / "note.txt", "text")
     with pytest.raises(InputError, match=r"late: cannot write it"), atomic_path(tmp_path / "late"):
         (tmp_path / "late").mkdir()
@@ -134,3 +155,155 @@ def test_a_copy_replaces_the_file_and_makes_its_folder(tmp_path):
     copy_file(tmp_path / "a", tmp_path / "b")
     copy_file(tmp_path / "a", tmp_path / "deep" / "c")
     assert (tmp_path / "b").read_bytes() == (tmp_path / "deep" / "c").read_bytes() == b"new"
+
+
+# --- full disks
+
+
+WRITERS = {
+    "bytes": lambda path: path.write_bytes(bytes(300_000)),
+    "numpy": lambda path: np.save(path.open("wb"), np.zeros(40_000)),
+    "numpy tofile": lambda path: np.zeros(40_000).tofile(path),
+    "torch": lambda path: torch.save(torch.zeros(80_000), path),
+    "safetensors": lambda path: save_file({"x": torch.zeros(80_000)}, path),
+}
+
+
+@pytest.fixture
+def small_files():
+    """No file may be larger than 100 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [None, 300_000])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_write_that_the_disk_refuses(tmp_path, small_files, writer, size):
+    """Whichever library writes, and however it complains: one line, and the old file is still there."""
+    target = tmp_path / "result.bin"
+    target.write_text("old")
+    with pytest.raises(InputError) as caught, atomic_path(target, size) as temporary:
+        WRITERS[writer](temporary)
+    message = str(caught.value)
+    assert message.startswith(f"{target}: cannot write it: File too large; ") and "\n" not in message
+    assert ("300.0 kB are needed" if size else "more than") in message and "kB are needed" in message
+    assert f"are free in {tmp_path}; raise the limit" in message
+    assert target.read_text() == "old" and os.listdir(tmp_path) == ["result.bin"]
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), RuntimeError("odd"), FileNotFoundError(2, "none"), OSError("odd")])
+def test_errors_of_something_else_stay_what_they_are(tmp_path, error):
+    with pytest.raises(type(error)) as caught, atomic_path(tmp_path / "a") as temporary:
+        temporary.write_text("x")
+        raise error
+    assert caught.value is error and not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("number", files.DISK)
+def test_every_fault_of_the_disk_has_a_remedy(tmp_path, number):
+    with pytest.raises(InputError) as caught, writing(tmp_path / "result"):
+        raise OSError(number, os.strerror(number))
+    assert str(caught.value).startswith(f"{tmp_path / 'result'}: cannot write it: {os.strerror(number)}; more than 0.0 kB")
+    assert str(caught.value).endswith(f"; {files.DISK[number]}, and run the command again")
+
+
+# --- what kills leave
+
+
+KILLED = """
+import os, sys
+from asrcl.files import atomic_path
+with atomic_path(sys.argv[1]) as temporary:
+    temporary.write_text("half")
+    {wait}
+    os.kill(os.getpid(), 9)
+"""
+
+
+def start(folder: Path, wait: str = "") -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", KILLED.format(wait=wait), folder / "note.txt"], stdin=subprocess.PIPE)
+
+
+def write_elsewhere(folder: Path) -> None:
+    """As a new process would: it has looked into no folder yet."""
+    files._swept.clear()
+    write_text(folder / "other.txt", "text")
+
+
+def test_what_a_killed_write_left_is_removed_by_the_next(tmp_path):
+    start(tmp_path).wait()
+    assert [path.suffix for path in tmp_path.iterdir()] == [".part"]
+    write_elsewhere(tmp_path)
+    assert os.listdir(tmp_path) == ["other.txt"]
+
+
+def test_what_a_live_process_writes_is_left_alone(tmp_path):
+    process = start(tmp_path, "input()")
+    while not (found := [path for path in tmp_path.iterdir() if path.stat().st_size]):
+        time.sleep(0.01)
+    write_elsewhere(tmp_path)
+    assert found[0].read_text() == "half"
+    process.communicate(b"\n")
+    write_elsewhere(tmp_path)
+    assert os.listdir(tmp_path) == ["other.txt"]
+
+
+def test_own_writes_are_left_alone(tmp_path):
+    with atomic_path(tmp_path / "note.txt") as temporary:
+        temporary.write_text("all")
+        write_elsewhere(tmp_path)
+    assert (tmp_path / "note.txt").read_text() == "all"
+
+
+DEAD = owned_prefix("model").replace(f".{os.getpid()}-", ".999999999-")
+
+
+def old(path: Path, days: float) -> Path:
+    path.write_text("")
+    os.utime(path, (time.time() - days * 86400,) * 2)
+    return path
+
+
+@pytest.mark.parametrize("name, days, stays", [
+    (".model.safetensors.ab12cd_4.part", 9, True),  # nobody knows whose
+    (".model.999999999-abcdef-ab12cd_4.part", 0, True),  # of another machine
+    (".model.999999999-abcdef-ab12cd_4.part", 2, False),
+    (DEAD + "ab12cd_4.part", 0, False),
+    (owned_prefix("model") + "ab12cd_4.part", 2, False),  # of an earlier process of the same number
+    ("model.part", 9, True), (".model.part", 9, True), (".model.download.part", 9, True), (".model.ab12cd_4.old", 0, True),
+])  # fmt: skip
+def test_whose_a_file_is(tmp_path, name, days, stays):
+    old(tmp_path / name, days)
+    write_elsewhere(tmp_path)
+    assert (tmp_path / name).exists() == stays
+
+
+def test_folders_that_were_killed(tmp_path):
+    """Half-written ones go; what was moved aside is put back where nothing came in its place, and goes where something did."""
+    for name, inner in ((".out.999-host.part", "model"), (DEAD + "ab12cd34.part", "model")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / inner).write_text("half")
+    for number, place in ((1, "replaced"), (2, "gone")):
+        aside = tmp_path / (DEAD + f"ab12cd3{number}.old")
+        (aside / place).mkdir(parents=True)
+        (aside / place / "weights").write_text("before")
+    (tmp_path / "replaced").mkdir()
+    write_elsewhere(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".out.999-host.part", "gone", "other.txt", "replaced"]
+    assert (tmp_path / "gone" / "weights").read_text() == "before" and not os.listdir(tmp_path / "replaced")
+
+
+@pytest.mark.parametrize("name", ["x" * 240, "ä" * 120, "a b,c=[1]'\"$", "-"])
+def test_long_and_odd_names(tmp_path, name):
+    write_text(tmp_path / name, "text")
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_a_folder_where_a_file_or_a_lock_goes(tmp_path):
+    (tmp_path / "place").mkdir()
+    with pytest.raises(InputError, match=r"place: is a folder.*remove it"):
+        write_text(tmp_path / "place", "text")
+    with pytest.raises(InputError, match=r"place: is a folder.*remove it"), file_lock(tmp_path / "place"):
+        pass

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from asrcl.adapt.distributed import Processes
 from asrcl.entries import DamagedEntry, read_record, remove_entry, seal, unseal
-from asrcl.files import file_lock, fsync_folder, hash_json
+from asrcl.files import file_lock, fsync_folder, hash_json, writing
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,8 @@ def _clear_the_way(final: Path, work: Path, key: dict[str, Any]) -> None:
     remove_entry(final)
     if not work.is_dir() or work.is_symlink():
         remove_entry(work)
-    work.mkdir(parents=True, exist_ok=True)
+    with writing(work):
+        work.mkdir(parents=True, exist_ok=True)
     if made := _made_otherwise(final.parent, key):
         logger.info("%s: made anew with %s; the same is there, made with %s", final, _text(key[MADE_BY]), _text(made))
 
@@ -123,5 +124,6 @@ def _finish(work: Path, final: Path, key: dict[str, Any], notes: str) -> None:
         torn.unlink(missing_ok=True)
     names = [path.relative_to(work).as_posix() for path in work.rglob("*") if path.is_file()]
     seal(work, RECORD, key, [name for name in names if name not in (RECORD, notes) and not name.endswith(".lock")])
-    os.replace(work, final)
-    fsync_folder(final.parent)
+    with writing(final):
+        os.replace(work, final)
+        fsync_folder(final.parent)

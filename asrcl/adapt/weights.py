@@ -33,8 +33,8 @@ def fingerprint(state: StateDict) -> str:
 
 def save_state(state: StateDict, path: str | Path, metadata: dict[str, str] | None = None) -> None:
     """Write a state dict as safetensors, atomically."""
-    with atomic_path(path) as temporary:
-        contiguous = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    contiguous = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    with atomic_path(path, sum(value.nbytes for value in contiguous.values())) as temporary:
         save_file(contiguous, str(temporary), metadata=metadata)
 
 

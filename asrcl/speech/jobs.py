@@ -55,7 +55,7 @@ def in_jobs(
         parts: their number over all runs; by default one for each run.
 
     Raises:
-        InputError: nothing to do, or what `function` raises.
+        InputError: nothing to do, a process was killed, or what `function` raises.
     """
     if not runs:
         raise InputError("nothing to do: name at least one method (--methods) and one seed (--seeds)")
@@ -71,11 +71,14 @@ def in_jobs(
             _take_part(None)
     context = multiprocessing.get_context("spawn")
     start = (os.getpid(), progress.total, what, context.Value("i", 0))
-    with ProcessPoolExecutor(jobs, context, initializer=_start_process, initargs=start) as pool:
-        try:
+    try:
+        with ProcessPoolExecutor(jobs, context, initializer=_start_process, initargs=start) as pool:
             return list(pool.map(job, runs))
-        except BrokenProcessPool as error:
-            raise InputError(f"{what}: a process was killed, by lack of memory or by hand; try launcher.jobs=1") from error
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a process was ended from outside (killed, or there was not enough memory for launcher.jobs="
+            f"{jobs} at a time); run the same command again, and it goes on where it stopped"
+        ) from error
 
 
 def _take_part(progress: Progress | None) -> None:
@@ -96,6 +99,7 @@ def _start_process(parent: int, total: int, what: str, count: Any) -> None:
 
 
 def _job(threads: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    logging.raiseExceptions = False
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for noisy in ("speechbrain", "datasets", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

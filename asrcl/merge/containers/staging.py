@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from asrcl.exceptions import InputError
+from asrcl.files import owned_prefix, sweep
 
 
 @contextmanager
@@ -36,7 +37,8 @@ def make_staging(out: Path) -> Path:
         OSError: the disk.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
+    sweep(out.parent)
+    return Path(tempfile.mkdtemp(prefix=owned_prefix(out.name), suffix=".part", dir=out.parent))
 
 
 def missing_parents(out: Path) -> list[Path]:
@@ -79,7 +81,7 @@ def publish_folder(staged: Path, out: Path) -> None:
     if not out.exists():
         os.rename(staged, out)
         return
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
+    aside = Path(tempfile.mkdtemp(prefix=owned_prefix(out.name), suffix=".old", dir=out.parent))
     try:
         os.rename(out, aside / out.name)
         try:
