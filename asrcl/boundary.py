@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -18,7 +19,7 @@ def in_one_line() -> Iterator[None]:
 
     What the command has printed is flushed here, so that a full disk under standard output is noticed as well.
     """
-    logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback in it
+    keep_errors_short()
     try:
         try:
             yield
@@ -33,6 +34,20 @@ def in_one_line() -> Iterator[None]:
         _end(_of_the_system(error))
     except MemoryError:
         _end("not enough memory; give it a smaller part of the work, or another machine")
+
+
+def keep_errors_short() -> None:
+    """In a process that works for a command: no traceback where the log, or what a thread writes, meets the disk.
+
+    A dashboard whose thread has ended says so itself when it is next given something.
+    """
+    logging.raiseExceptions = False
+    threading.excepthook = _thread_ended
+
+
+def _thread_ended(given: threading.ExceptHookArgs) -> None:
+    if not isinstance(given.exc_value, OSError):
+        threading.__excepthook__(given)
 
 
 def _of_the_system(error: OSError) -> str:

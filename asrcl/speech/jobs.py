@@ -18,6 +18,7 @@ import torch
 
 from asrcl.adapt.distributed import Processes
 from asrcl.adapt.progress import Progress
+from asrcl.boundary import keep_errors_short
 from asrcl.exceptions import InputError
 from asrcl.speech.config import Config
 
@@ -99,7 +100,7 @@ def _start_process(parent: int, total: int, what: str, count: Any) -> None:
 
 
 def _job(threads: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    logging.raiseExceptions = False
+    keep_errors_short()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for noisy in ("speechbrain", "datasets", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

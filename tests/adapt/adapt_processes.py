@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
+import resource
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from adapt_cases import QUICK
+from adapt_cases import QUICK, adapt_once
 
 from asrcl.adapt import Cache, TrainConfig, Trainer, adapt_domains, fingerprint, run_method, state_of
+from asrcl.boundary import in_one_line
 from asrcl.methods import Method, build_method
 from asrcl.testing import ClassificationTask, blob_domain, build_mlp, tiny_learner
 
@@ -66,6 +70,23 @@ def train(folder: Path, config: TrainConfig, items: int, stop_at: int = -1, drop
         "steps": run.progress.steps,
         "history": [(epoch["train_loss"], epoch["dev_loss"]) for epoch in run.progress.history],
     }
+
+
+def adapt_on_a_small_disk(folder: str, limit: int) -> tuple[str, str]:
+    """A whole run, of whose files none may be larger than `limit` bytes (0: any may); how it ended, and what it said."""
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    said, before = io.StringIO(), sys.stderr
+    sys.stderr = said
+    code = 0
+    try:
+        with in_one_line():
+            adapt_once(folder, "ihr", 2)
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        sys.stderr = before
+    return str(code), said.getvalue()
 
 
 def work_together(folder: str) -> dict[str, Any]:
