@@ -129,6 +129,28 @@ def test_paths_are_relative_to_the_user(tmp_path):
         assert setting in words
 
 
+ODD = (
+    "my data", "a,b[c]{d}", "it's", "x=y", "ü 話", "${x}", "a\\b\\", "\\\\'", "\\${x}", "(a)#", "null", "1e3", " lead ",
+    'a"b;*?&|', "@x\tb", "`x`$(x)",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_folders_may_have_any_name(tmp_path, name):
+    """What the recipe hands on is read by Hydra as the name it is, and nothing runs."""
+    (tmp_path / name).mkdir()
+    options = ["--exp", f"{name}/out", "--data_dir", name]
+    words = commands("real_speech", *options, cwd=tmp_path)
+    config = load_config([word for word in words[0][2:] if "=" in word and not word.startswith("--")])
+    assert config.tree["data_dir"] == f"{tmp_path}/{name}" and config.tree["exp"] == f"{tmp_path}/{name}/out"
+    assert words[-1][-1].startswith(f"{tmp_path}/{name}/out/")
+
+
+def test_a_folder_in_the_repository_may_be_a_number():
+    words = commands("accents", "--exp", "1e3")
+    assert load_config(words[0][4:]).tree["exp"] == "1e3" and words[-1] == ["asrcl", "report", "1e3/accents"]
+
+
 def test_a_scenario_under_another_name_is_scored_under_it():
     words = commands("accents", "scenario.name=mine")
     assert "scenario.name=mine" in words[0] and words[-1] == ["asrcl", "report", "exp/mine"]
@@ -146,7 +168,7 @@ def test_devices():
     assert "device=cuda" in commands("accents", "--ngpu", "1")[0]
     several = commands("accents", "--ngpu", "4")
     torchrun = ["torchrun", "--standalone", "--nproc_per_node", "4", "-m", "asrcl.cli"]
-    assert [words[: len(torchrun)] == torchrun for words in several] == [False, False, True, True, False, False, False]
+    assert [words[: len(torchrun)] == torchrun for words in several] == [False, False, True, True, True, False, False]
 
 
 @pytest.mark.parametrize(

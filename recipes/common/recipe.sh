@@ -51,6 +51,23 @@ quoted() { # the command as it could be typed
     echo "${line# }"
 }
 
+hydra() { # a folder's name as Hydra reads it: quoted where its grammar would take a part of it for something else
+    local value=$1 held="" slashes="" char i
+    local plain='^[A-Za-z_./][A-Za-z0-9_ ./:+@%-]*$' words='^(null|true|false|nan|inf)$'
+    if [[ "$value" =~ $plain ]] && [[ "$value" != *" " ]] && ! [[ "${value,,}" =~ $words ]]; then
+        printf %s "$value"
+        return
+    fi
+    for ((i = 0; i < ${#value}; i++)); do
+        char=${value:i:1}
+        if [ "$char" = "\\" ]; then slashes+=$char; continue; fi
+        if [ "$char" = "'" ] || [ "${value:i:2}" = '${' ]; then slashes+="$slashes\\"; fi
+        held+=$slashes$char
+        slashes=""
+    done
+    printf "'%s'" "$held$slashes$slashes"
+}
+
 parse_options() {
     while [ $# -gt 0 ]; do
         local name value
@@ -93,7 +110,8 @@ set_option() { # paths are relative to where the user is, not to the repository
 
 asrcl() {
     local command=("$repository/.venv/bin/asrcl")
-    if [ "$ngpu" -gt 1 ] && [[ " train adapt " == *" $1 "* ]]; then
+    # decode too: what several processes have trained, only as many of them find again
+    if [ "$ngpu" -gt 1 ] && [[ " train adapt decode " == *" $1 "* ]]; then
         command=("$repository/.venv/bin/torchrun" --standalone --nproc_per_node "$ngpu" -m asrcl.cli)
     fi
     if $dry_run; then
@@ -116,9 +134,9 @@ run_recipe() { # scenario, overrides of the recipe...
     local scenario=$1 device=cpu
     shift
     [ "$ngpu" -eq 0 ] || device=cuda
-    local settings=("scenario=$scenario" "exp=$exp" "device=$device" "launcher.jobs=$jobs" "$@" ${overrides[@]+"${overrides[@]}"})
+    local settings=("scenario=$scenario" "exp=$(hydra "$exp")" "device=$device" "launcher.jobs=$jobs" "$@" ${overrides[@]+"${overrides[@]}"})
     if $train_initial; then settings+=("++scenario.initial.models=null"); fi
-    [ -z "$data_dir" ] || settings+=("data_dir=$data_dir")
+    [ -z "$data_dir" ] || settings+=("data_dir=$(hydra "$data_dir")")
     $dry_run || bash "$repository/tools/setup.sh"
     run_stage 1 "data" asrcl prepare --stage data "${settings[@]}"
     run_stage 2 "tokens" asrcl prepare --stage tokens "${settings[@]}"
