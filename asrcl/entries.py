@@ -36,7 +36,7 @@ def seal(folder: str | os.PathLike[str], record: str, facts: Mapping[str, Any], 
     """Flush the files of a folder to the disk, then write the record with the facts and their hashes, atomically.
 
     Args:
-        folder: holds the files and gets the record.
+        folder: holds the files and gets the record; made if it is not there.
         record: name of the record, e.g. "meta.json".
         facts: what else the record says, as JSON can hold it; the names `files` and `seal` are taken.
         files: which files, relative to the folder ("/" between parts); by default all below it but locks and hidden ones.
@@ -47,6 +47,7 @@ def seal(folder: str | os.PathLike[str], record: str, facts: Mapping[str, Any], 
     home = Path(folder)
     names = sorted(files) if files is not None else sorted(_all_files(home, record))
     with writing(home):
+        home.mkdir(parents=True, exist_ok=True)
         for name in names:
             _flush(home / name)
         for inner in {(home / name).parent for name in names} | {home}:
@@ -69,10 +70,8 @@ def unseal(folder: str | os.PathLike[str], record: str) -> dict[str, Any]:
     content = read_record(home / record)
     if FILES not in content:
         raise DamagedEntry(f"{home}: {record} has no hashes (an older version wrote it)")
-    for name, wanted in content[FILES].items():
-        if (found := _state(home / name)) != wanted:
-            raise DamagedEntry(f"{home}: {name} {_difference(found, wanted)}")
-    return {name: value for name, value in content.items() if name != FILES}
+    check_files(home, content.pop(FILES))
+    return content
 
 
 def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -89,9 +88,36 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise DamagedEntry(f"{place.parent}: {place.name} {'is missing' if reason == 'no such file' else reason}") from error
     if not isinstance(content, dict):
         raise DamagedEntry(f"{place.parent}: {place.name} is no record")
-    if (SEAL in content or FILES in content) and content.pop(SEAL, None) != _seal_of(content):
-        raise DamagedEntry(f"{place.parent}: {place.name} was changed after it was written")
+    break_seal(place, content)
     return content
+
+
+def break_seal(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    """Take the seal off the content of a record that has been read.
+
+    Raises:
+        DamagedEntry: the content is not what was sealed.
+    """
+    if (SEAL in content or FILES in content) and content.pop(SEAL, None) != _seal_of(content):
+        place = Path(path)
+        raise DamagedEntry(f"{place.parent}: {place.name} was changed after it was written")
+
+
+def check_files(folder: str | os.PathLike[str], files: Mapping[str, Any], missing_too: bool = True) -> None:
+    """Hold files against the sizes and hashes that a record has of them.
+
+    Args:
+        folder: of the record.
+        files: its `files`.
+        missing_too: whether all must be there.
+
+    Raises:
+        DamagedEntry: names the first that is not what was written.
+    """
+    for name, wanted in files.items():
+        place = Path(folder) / name
+        if (missing_too or os.path.lexists(place)) and (found := _state(place)) != wanted:
+            raise DamagedEntry(f"{folder}: {name} {_difference(found, wanted)}")
 
 
 def fingerprint_file(path: str | os.PathLike[str]) -> dict[str, Any]:

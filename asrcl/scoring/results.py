@@ -13,8 +13,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from asrcl.entries import FILES, SEAL, DamagedEntry, break_seal, check_files, seal
 from asrcl.exceptions import InputError
-from asrcl.files import read_json, write_json
+from asrcl.files import read_json
 from asrcl.scoring.errors import Errors, percent
 from asrcl.scoring.metrics import Matrix
 
@@ -184,7 +185,7 @@ class RunResult:
         return bool(self.item_files) and self.item_files[stage][domain] is not None
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write results.json, atomically.
+        """Write results.json, atomically, with the hashes of the items that were kept beside it.
 
         Raises:
             InputError: fields contradict each other (the field is named).
@@ -192,8 +193,9 @@ class RunResult:
         self.validate(str(path))
         content = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "folder"}
         content["probes"] = [asdict(probe) for probe in self.probes]
-        write_json(path, {"format": FORMAT} | content)
         self.folder = Path(path).parent
+        kept = {file for row in [*self.item_files, *(probe.item_files for probe in self.probes)] for file in row if file}
+        seal(self.folder, Path(path).name, {"format": FORMAT} | content, [n for n in kept if (self.folder / n).is_file()])
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RunResult:
@@ -201,13 +203,16 @@ class RunResult:
 
         Raises:
             OtherVersionError: the file is of another format.
-            InputError: the file is missing, not JSON, or its fields do not fit together.
+            InputError: the file is missing, not JSON, its fields do not fit together, or it or the items that were kept beside it
+                are not what was written.
         """
         content = read_json(path)
         found = content.get("format") if isinstance(content, dict) else None
         if found != FORMAT:
             raise OtherVersionError(f"{path}: expected format {FORMAT}, found {found}; run it again with this version")
-        del content["format"]
+        written = {**content}
+        for name in ("format", FILES, SEAL):
+            content.pop(name, None)
         known = {entry.name for entry in fields(cls)} - {"folder"}
         required = {"scenario", "method", "seed", "unit", "domains", "errors", "lengths"}
         wrong = sorted((required - content.keys()) | (content.keys() - known))
@@ -221,6 +226,7 @@ class RunResult:
         probes = [_probe(entry, str(path)) for entry in listed]
         run = cls(**content, probes=probes, folder=Path(path).parent)
         run.validate(str(path))
+        _check_written(Path(path), written)
         return run
 
     def validate(self, where: str) -> None:
@@ -252,6 +258,15 @@ class RunResult:
         if name is None:
             raise InputError(f"{where}: no counts per item were kept; evaluate this run again")
         return self.folder / name
+
+
+def _check_written(path: Path, content: dict[str, Any]) -> None:
+    """Refuse what was changed on the disk; results of older versions, which have no hashes, are taken as they are."""
+    try:
+        break_seal(path, content)
+        check_files(path.parent, content.pop(FILES, {}), missing_too=False)
+    except DamagedEntry as error:
+        raise InputError(f"{error}; run the decode stage again") from error
 
 
 def find_results(folder: str | os.PathLike[str]) -> list[RunResult]:

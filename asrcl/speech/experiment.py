@@ -25,13 +25,14 @@ from asrcl.adapt import (
     build_method,
     check_diagnostics,
     estimate_on_domain,
+    load_initial,
     load_state,
     run_method,
-    save_state,
+    save_initial,
     train_initial,
 )
 from asrcl.exceptions import InputError
-from asrcl.files import hash_json, write_json
+from asrcl.files import hash_json
 from asrcl.methods import Method
 from asrcl.scoring import Errors
 from asrcl.speech import jobs
@@ -136,8 +137,7 @@ def train(config: Config, seed: int) -> None:
     """
     path, state = initial_path(config, seed), shipped_model(config, seed)
     if state is not None:
-        save_state(state, path)
-        write_json(path.with_suffix(".json"), {"seed": seed, "source": config.tree["scenario"]["initial"]["models"]})
+        save_initial(state, path, {"seed": seed, "source": config.tree["scenario"]["initial"]["models"]})
     else:
         config = training_settings(config)
         scenario, domain = build_scenario(config), load_initial_domain(config)

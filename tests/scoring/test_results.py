@@ -19,6 +19,29 @@ def run_of(method: str, errors: list, **fields) -> RunResult:
     return RunResult("toy", method, 0, "word", names, errors, [100] * size, **fields)
 
 
+def test_changes_on_the_disk_are_found(tmp_path: Path) -> None:
+    """Numbers that were changed, and items that were, are not reported; what lies alone or has no hashes is taken as it is."""
+    run = run_of("ft", [[0]], item_files=[["stage1/d0/utterances.jsonl"]])
+    items = Errors([ItemErrors("a-1", "a", 0, 0, 0, 100, "x", "x")], "word")
+    items.save(tmp_path / "stage1" / "d0" / "utterances.jsonl")
+    run.save(tmp_path / "results.json")
+    written = (tmp_path / "results.json").read_text()
+    assert RunResult.load(tmp_path / "results.json") == run
+    (tmp_path / "results.json").write_text(written.replace('"lengths": [\n  100', '"lengths": [\n  200'))
+    with pytest.raises(InputError, match=r"results\.json was changed.*decode stage"):
+        RunResult.load(tmp_path / "results.json")
+    (tmp_path / "results.json").write_text(written)
+    text = (tmp_path / "stage1" / "d0" / "utterances.jsonl").read_text()
+    (tmp_path / "stage1" / "d0" / "utterances.jsonl").write_text(text.replace('"x"', '"y"'))
+    with pytest.raises(InputError, match=r"stage1/d0/utterances\.jsonl was changed.*decode stage"):
+        RunResult.load(tmp_path / "results.json")
+    (tmp_path / "stage1" / "d0" / "utterances.jsonl").unlink()
+    assert RunResult.load(tmp_path / "results.json") == run
+    older = {name: value for name, value in json.loads(written).items() if name not in ("files", "seal")}
+    (tmp_path / "results.json").write_text(json.dumps(older))
+    assert RunResult.load(tmp_path / "results.json") == run
+
+
 def test_rates_are_percent_and_nan_where_not_measured() -> None:
     run = run_of(
         "ft", [[10, 20], [None, 5]], character_errors=[[1, 2], [None, 4]], character_lengths=[200, 400]
