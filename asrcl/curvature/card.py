@@ -30,7 +30,7 @@ from asrcl.curvature.storage.lazy import outlines_of
 DAMPING = 1e-3
 FACTS = (
     "fisher", "structure", "items", "batches", "loss", "losses", "options", "converged", "model_hash", "data_hash", "scale",
-    "compression", "versions",
+    "compression", "checks", "versions",
 )  # fmt: skip
 
 

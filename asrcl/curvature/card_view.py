@@ -57,7 +57,7 @@ def _lines(card: Card) -> Iterable[tuple[str, str]]:
     counts = [f"{facts[name]:,} {name}" for name in ("items", "batches") if name in facts]
     if counts:
         yield "estimated from", " in ".join(counts) + _converged(facts)
-    for name in ("loss", "losses", "options", "model_hash", "data_hash", "scale", "compression", "versions"):
+    for name in ("loss", "losses", "options", "model_hash", "data_hash", "scale", "compression", "checks", "versions"):
         if name in facts:
             yield name.replace("_", " "), _plain(_new(facts[name], facts))
     ratio = "" if card.ratio is None else f", {card.ratio:.2f} x the model's {_bytes(card.model_bytes)} in float32"

@@ -22,7 +22,7 @@ from asrcl.curvature.solver.bases import decompose_blocks
 from asrcl.curvature.storage.lazy import outlines_of
 from asrcl.exceptions import InputError
 
-_WRITTEN_BY_ESTIMATE = ("fisher", "structure", "items", "batches", "model_hash", "versions", "options", "losses", "converged")
+_WRITTEN_BY_ESTIMATE = ("fisher", "structure", "items", "batches", "model_hash", "versions", "options", "losses", "converged", "checks")
 _TABLES = ("parameters", "uncovered", "aliases", "unmasked", "notes")
 RESERVED_METADATA = frozenset((*_WRITTEN_BY_ESTIMATE, *_TABLES, "sources", "scale", "compression"))
 

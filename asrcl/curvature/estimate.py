@@ -23,11 +23,13 @@ from torch import nn
 
 from asrcl.curvature.blocks import Block, BlockKey, KroneckerBlock
 from asrcl.curvature.curvature import RESERVED_METADATA, Curvature
-from asrcl.curvature.estimation.batching import counted, to_device
+from asrcl.curvature.estimation.batching import Reader, counted, to_device
 from asrcl.curvature.estimation.capture import frozen
+from asrcl.curvature.estimation.holding import LossCheck
 from asrcl.curvature.estimation.gram import PRODUCTS, Products, blas_threads, product_precision
 from asrcl.curvature.estimation.loop import Estimation, LossFunction, PaddingFunction, check_blocks, cudnn_gradients
 from asrcl.curvature.estimation.losses import LossWatch
+from asrcl.curvature.estimation.masks import ItemAxes
 from asrcl.curvature.estimation.peritem import LARGEST_DENSE, Basis, FallbackSums, GradientSums, eigen_blocks
 from asrcl.curvature.estimation.progress import Partial, Watcher
 from asrcl.curvature.estimation.running import SumOptions
@@ -72,6 +74,10 @@ class Options:
             raise InputError(f"stride={self.stride}, largest_factor={self.largest_factor}: both must be at least 1")
         if self.weight_sharing == "reduce" and self.stride > 1:
             raise InputError("stride picks positions and weight_sharing='reduce' has none left; leave stride at 1")
+
+    def empirical(self) -> LossWatch:
+        """What watches the loss with the labels of the data."""
+        return LossWatch("empirical", parts=self.parts, label_smoothing=self.label_smoothing)
 
     def losses(self) -> LossWatch:
         """What watches the loss."""
@@ -204,7 +210,7 @@ def correct(
         raise InputError("the curvature was estimated at other weights than the model has; load those, or estimate again")
     index = ParameterIndex(model, ("*",), ())
     run = _Run(model, loss_fn, index, _options_of(curvature), None, offload, max_items, Group.current())
-    return run.second_pass(curvature, batches, progress)
+    return run.second_pass(curvature, batches, progress, looks=True)
 
 
 class _Run:
@@ -223,6 +229,8 @@ class _Run:
     ) -> None:
         self._model, self._loss_fn, self._index, self._options = model, loss_fn, index, options
         self._padding, self._offload, self._max_items, self._group = padding, offload, max_items, group
+        self._axes = ItemAxes()
+        self._reader = Reader(LossCheck(model, loss_fn, next(iter(index.parameters.values())).device))
 
     def first_pass(
         self,
@@ -242,8 +250,9 @@ class _Run:
         losses = options.losses()
         linear = options.layers == "linear"
         work = Estimation(
-            self._model, self._loss_fn, self._index, sums, losses, self._padding, fallback, linear_only=linear, capture=not dense
-        )
+            self._model, self._loss_fn, self._index, sums, losses, self._padding, fallback, linear_only=linear, capture=not dense,
+            looks=options.empirical(), axes=self._axes, reader=self._reader,
+        )  # fmt: skip
         with self._group.together() as failed, self._settings():
             done = partial.restore(work, watcher) if partial else 0
             for number in () if watcher.stopped else self._add_batches(work, batches, progress, failed, done):
@@ -255,16 +264,19 @@ class _Run:
         if watcher.stopped:
             self._max_items = work.items
         unmasked = sums.maps.unmasked if isinstance(sums, Collector) else set[str]()
-        self._group.join(self._index.foreign, self._index.reasons, work.unreached, losses.seen, unmasked)
+        checks = work.findings()
+        self._group.join(
+            self._index.foreign, self._index.reasons, work.unreached, losses.seen, unmasked, work.hidden, work.partly, checks
+        )
         blocks, counts = self._gather(work, sums, fallback)
         check_blocks(blocks)
-        record = self._record(blocks, work, counts, losses, watcher.stopped)
+        record = self._record(blocks, work, counts, losses, watcher.stopped) | {"checks": checks}
         return Curvature(blocks, record | {"unmasked": sorted(unmasked)} | metadata)
 
     def second_pass(
-        self, curvature: Curvature, batches: Iterable[Any], progress: Callable[[int], None] | None
+        self, curvature: Curvature, batches: Iterable[Any], progress: Callable[[int], None] | None, looks: bool = False
     ) -> Curvature:
-        """The correction of eigenvalues."""
+        """The correction of eigenvalues; it looks for missed uses where the first pass was another's."""
         bases = eigenbases(curvature)
         by_name: dict[str, list[BlockKey]] = {}
         for key in bases:
@@ -276,7 +288,10 @@ class _Run:
 
         index = ParameterIndex(self._model, ("*",), ())
         sums = GradientSums(index, within, False, self._offload)
-        work = Estimation(self._model, self._loss_fn, index, sums, self._options.losses(), lenient=True)
+        watch, losses = self._options.empirical() if looks else None, self._options.losses()
+        work = Estimation(
+            self._model, self._loss_fn, index, sums, losses, lenient=True, looks=watch, axes=self._axes, reader=self._reader
+        )
         with self._group.together() as failed, self._settings():
             for _ in self._add_batches(work, batches, progress, failed):
                 pass
@@ -311,7 +326,7 @@ class _Run:
         done: int = 0,
     ) -> Iterator[int]:
         """Add this process's batches; gives the number of each when it is in. The first `done` of all are skipped."""
-        for number, size, batch in self._share(batches, done, work.items):
+        for number, size, batch in self._share(work, batches, done):
             if failed():
                 return
             work.add(number, size, batch)
@@ -319,11 +334,11 @@ class _Run:
                 progress(work.items)
             yield number
 
-    def _share(self, batches: Iterable[Any], done: int, items: int) -> Iterator[tuple[int, int, Any]]:
-        """This process's batches with their numbers and sizes; of the first `done` of all it has had `items` items."""
+    def _share(self, work: Estimation, batches: Iterable[Any], done: int) -> Iterator[tuple[int, int, Any]]:
+        """This process's batches with their numbers and sizes; of the first `done` of all it has had those of `work`."""
         device = next(iter(self._index.parameters.values())).device
-        skipped = 0
-        for number, (size, batch) in enumerate(counted(batches, self._max_items)):
+        skipped, items = 0, work.items
+        for number, (size, batch) in enumerate(counted(batches, self._max_items, work.reader.read)):
             if not self._group.mine(number):
                 continue
             if number < done:
@@ -337,7 +352,7 @@ class _Run:
         self, work: Estimation, sums: Collector | GradientSums, fallback: FallbackSums | None
     ) -> tuple[dict[BlockKey, Block], dict[str, int]]:
         """The blocks of all processes together."""
-        group, drop = self._group, set(self._index.foreign) if fallback is not None else set()
+        group, drop = self._group, work.hidden | (set(self._index.foreign) if fallback is not None else set())
         counts = group.add_counts({"items": work.items, "batches": work.batches})
         blocks: dict[BlockKey, Block]
         if isinstance(sums, Collector):
@@ -379,6 +394,7 @@ class _Run:
         linear = options.layers == "linear"
         otherwise = "never the weight of a linear map" if linear else "the loss does not depend on it"
         notes = {n: f"item by item: {why}" for n, why in index.foreign.items() if n in covered and not linear}
+        notes |= {n: f"without {why}" for n, why in work.partly.items() if n in covered}
         return {
             "fisher": options.fisher,
             "structure": "kron" if options.structure == "ekfac" else options.structure,

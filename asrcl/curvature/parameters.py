@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -88,6 +89,12 @@ class ParameterIndex:
         self._by_storage: dict[int, list[str]] = {}
         for name in sorted(self.selected):
             self._by_storage.setdefault(self.parameters[name].untyped_storage().data_ptr(), []).append(name)
+
+    def fresh(self) -> ParameterIndex:
+        """The same parameters, with nothing learnt of them yet."""
+        other = copy(self)
+        other.foreign, other.reasons = {}, {}
+        return other
 
     def _fits(self, name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
         names = [name, *(alias for alias, target in self.aliases.items() if target == name)]

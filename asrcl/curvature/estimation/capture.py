@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from asrcl.curvature.estimation.layers import ADAPTERS, Adapter
-from asrcl.curvature.estimation.masks import Merges
+from asrcl.curvature.estimation.masks import ItemAxes, Merges
 from asrcl.curvature.estimation.uses import ItemUse, Use
 from asrcl.curvature.parameters import ParameterIndex
 
@@ -85,6 +85,7 @@ class Capture(TorchFunctionMode):
         index: the parameters.
         sink: takes the uses.
         linear_only: describe the weights of linear maps alone.
+        axes: what is known of the axes of items; it learns from every use.
 
     Attributes:
         items: items of the batch in flight.
@@ -93,9 +94,10 @@ class Capture(TorchFunctionMode):
         reentrant: whether a part of the model was seen for the first time in the backward pass (reentrant checkpointing).
     """
 
-    def __init__(self, index: ParameterIndex, sink: Sink, linear_only: bool = False) -> None:
+    def __init__(self, index: ParameterIndex, sink: Sink, linear_only: bool = False, axes: ItemAxes | None = None) -> None:
         super().__init__()
         self.index, self.sink, self.linear_only = index, sink, linear_only
+        self.axes = axes or ItemAxes()
         self.items, self.merges, self.reentrant = 0, Merges(), False
         self.watched: set[str] = set()
         self._late = False

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from asrcl.curvature.blocks import BlockKey
 from asrcl.curvature.estimation import patches
-from asrcl.curvature.estimation.masks import by_item
+from asrcl.curvature.estimation.masks import NO_AXIS, by_item
 from asrcl.curvature.estimation.uses import GroupUse, ItemUse, Layout, MapUse, TableUse, Use
 from asrcl.curvature.parameters import View
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Adapter = Callable[..., Any]
 LINEAR_ONLY = "layers='linear' covers the weights of linear maps alone"
 SHARED = "used with something that all items of a batch share"
+SQUARE = "used where a batch has as many positions as items, and nothing tells them apart"
 
 
 def on_data(adapter: Adapter) -> Adapter:
@@ -139,16 +140,16 @@ def _convolution_uses(capture: Capture, input: Tensor, weight: Tensor, shape: pa
         gradient = gradient if gradient.dim() == axes + 2 else gradient[None]
         return gradient.movedim(1, -1)
 
-    lead, order = _ordered(torch.Size((input.shape[0], *output.shape[-axes:])), _order(capture, input.shape[0]))
+    batch, order, mixed = _by_items(capture, place.key.name, input.shape[:1])
+    lead = torch.Size((*batch, *output.shape[-axes:]))
     if rows == 1 and shape.groups > 1:
-        apart = len(lead) - axes
-        if not _tells_items(capture, lead[:apart]):
-            capture.index.refuse(weight, SHARED)
+        if mixed or not _tells_items(capture, batch):
+            capture.index.refuse(weight, mixed or SHARED)
             return []
 
         def gradients(gradient: Tensor) -> Tensor:
             found = order(patches.depthwise_gradients(values, channels_last(gradient).movedim(-1, 1), shape))
-            return _per_item(found, capture.items, apart)
+            return _per_item(found, capture.items, len(batch))
 
         return [GroupUse(place.key, gradients)]
     uses: list[Use] = []
@@ -157,7 +158,7 @@ def _convolution_uses(capture: Capture, input: Tensor, weight: Tensor, shape: pa
         key = BlockKey(place.key.name, place.key.row_start + part.start, place.key.row_start + part.stop)
         take = partial(_unfold, values, shape, group, order)
         layout = partial(_part, lambda gradient: order(channels_last(gradient)), part)
-        uses.append(MapUse(key, False, input, lead, take, layout, shared_values=False))
+        uses.append(MapUse(key, False, input, lead, take, layout, shared_values=False, mixed=mixed))
     return uses
 
 
@@ -206,8 +207,8 @@ def _table_uses(capture: Capture, ids: Tensor, weight: Tensor, padding: int | No
     if place.transposed:
         capture.index.refuse(weight, "its columns are looked up, as of a transposed table")
         return []
-    order = _order(capture, ids.shape[0] if ids.dim() else 0)
-    return [TableUse(place.key, order(ids.detach()), order, padding)]
+    _, order, mixed = _by_items(capture, place.key.name, ids.shape)
+    return [TableUse(place.key, order(ids.detach()), order, padding, mixed)]
 
 
 def detach(capture: Capture, func: Any, tensor: Tensor, *args: Any) -> Any:
@@ -355,19 +356,34 @@ def _map_uses(capture: Capture, input: Tensor, weight: Tensor, order: Layout | N
     values = input.detach()
     if values.dim() == 1:
         return [MapUse(place.key, place.transposed, input, torch.Size((1,)), lambda: values[None], lambda g: g[None])]
-    lead, order = _ordered(input.shape[:-1], order or _order(capture, input.shape[0]))
-    return [MapUse(place.key, place.transposed, input, lead, lambda: order(values), order)]
+    lead, order, mixed = _by_items(capture, place.key.name, input.shape[:-1], order)
+    return [MapUse(place.key, place.transposed, input, lead, lambda: order(values), order, mixed=mixed)]
 
 
-def _order(capture: Capture, size: int) -> Layout:
-    """How to split a first axis of a size, where it was merged."""
-    axes = capture.merges.split(size, capture.items)
-    return _same if axes is None else lambda values: values.unflatten(0, axes)
+def _by_items(
+    capture: Capture, name: str, lead: torch.Size, order: Layout | None = None
+) -> tuple[torch.Size, Layout, str]:
+    """The order that brings the items first as far as need be, what it makes of leading axes, and why it is not sure, if so.
+
+    Args:
+        capture: knows the batch.
+        name: of the parameter.
+        lead: leading axes of one of its uses.
+        order: where it is known.
+    """
+    if order is not None:
+        return order(torch.empty((*lead, 0), device="meta")).shape[:-1], order, ""
+    lead, split = _split(capture, lead)
+    axis = capture.axes.of(name, lead, capture.items)
+    if axis == 1 and lead[0] == capture.items > 1:
+        return lead, lambda values: split(values).transpose(0, 1), ""
+    return lead, split, SQUARE if axis is None else SHARED if axis == NO_AXIS else ""
 
 
-def _ordered(lead: torch.Size, order: Layout) -> tuple[torch.Size, Layout]:
-    """What an order makes of leading axes."""
-    return (lead if order is _same else order(torch.empty((*lead, 0), device="meta")).shape[:-1]), order
+def _split(capture: Capture, lead: torch.Size) -> tuple[torch.Size, Layout]:
+    """How to split a first axis where it was merged, and the leading axes that makes."""
+    axes = capture.merges.split(lead[0], capture.items) if lead else None
+    return (lead, _same) if axes is None else (torch.Size((*axes, *lead[1:])), lambda values: values.unflatten(0, axes))
 
 
 def _added(
@@ -415,11 +431,11 @@ def _spread(
     while own and own[0] == 1:
         own.pop(0)
     lead = shape[: len(shape) - len(own)]
-    lead, order = _ordered(lead, order or _order(capture, lead[0])) if lead else (lead, _same)
-    if not _tells_items(capture, lead):
-        capture.index.refuse(parameter, SHARED)
+    lead, moved, mixed = _by_items(capture, view.name, lead, order) if lead else (lead, _same, "")
+    if mixed or not _tells_items(capture, lead):
+        capture.index.refuse(parameter, mixed or SHARED)
         return []
-    return [ItemUse(view, partial(_item_gradients, capture.items, view, own, lambda g: order(contribution(g))))]
+    return [ItemUse(view, partial(_item_gradients, capture.items, view, own, lambda g: moved(contribution(g))))]
 
 
 def _item_gradients(items: int, view: View, own: list[int], contribution: Layout, gradient: Tensor) -> Tensor:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from asrcl.curvature.blocks import Block, BlockKey
-from asrcl.curvature.estimation.batching import split_items
+from asrcl.curvature.estimation.batching import Reader
 from asrcl.curvature.estimation.capture import Capture, Sink
+from asrcl.curvature.estimation.holding import LossCheck, same_draws
 from asrcl.curvature.estimation.losses import LossWatch
-from asrcl.curvature.estimation.masks import PaddingMasks
+from asrcl.curvature.estimation.masks import ItemAxes, PaddingMasks
+from asrcl.curvature.estimation.missed import missed_uses
 from asrcl.curvature.estimation.peritem import FallbackSums, parameter_gradients
 from asrcl.curvature.estimation.running import Saved
+from asrcl.curvature.estimation.uses import Use
 from asrcl.curvature.parameters import ParameterIndex
 from asrcl.exceptions import InputError
 
@@ -30,6 +34,7 @@ class Sums(Sink, Protocol):
     def start_draw(self, weight: float) -> None: ...  # noqa: D102
     def end_draw(self) -> None: ...  # noqa: D102
     def end_batch(self) -> None: ...  # noqa: D102
+    def tie(self, names: set[str]) -> None: ...  # noqa: D102
     def names(self) -> set[str]: ...  # noqa: D102
     def saved(self) -> Saved: ...  # noqa: D102
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None: ...  # noqa: D102
@@ -38,6 +43,9 @@ class Sums(Sink, Protocol):
 
 class Estimation:
     """Adds up one batch after another; open `frozen(model)` around it.
+
+    Before the first batch is added, the capture is held against autograd on it (`missed`), and every new make of batch is held
+    against its single items (`holding`).
 
     Args:
         model: in eval mode, its parameters frozen.
@@ -49,8 +57,14 @@ class Estimation:
         fallback: takes per-item gradients of parameters without a layer adapter; None to leave these out.
         capture: False where every parameter goes item by item.
         lenient: accept batches whose loss reaches no parameter that is wanted.
+        looks: a watch for the loss of the check for missed uses; None where that was made before.
+        axes: what an earlier pass learnt of the axes of items.
+        reader: of an earlier pass.
 
     Attributes:
+        reader: sees the items of batches.
+        hidden: parameters with a use that the capture does not see.
+        partly: weight of a linear map -> its other use, where only linear maps are covered.
         items: items seen so far.
         batches: batches seen so far.
         unreached: why parameters were given up.
@@ -69,12 +83,22 @@ class Estimation:
         linear_only: bool = False,
         capture: bool = True,
         lenient: bool = False,
+        looks: LossWatch | None = None,
+        axes: ItemAxes | None = None,
+        reader: Reader | None = None,
     ) -> None:
         self.items = self.batches = 0
         self._model, self._loss_fn, self._index, self._padding = model, loss_fn, index, padding
         self._sums, self._losses, self._fallback, self._captures = sums, losses, fallback, capture
-        self._capture = Capture(index, sums, linear_only)
-        self._lenient = lenient or fallback is not None
+        self._axes = axes or ItemAxes()
+        self._capture = Capture(index, sums, linear_only, self._axes)
+        self._lenient, self._linear_only, self._looks = lenient or fallback is not None, linear_only, looks
+        self._device = next(iter(index.parameters.values())).device
+        self.reader = reader or Reader(LossCheck(model, loss_fn, self._device))
+        self.hidden: set[str] = set()
+        self.partly: dict[str, str] = {}
+        self._checks = {} if capture else {"uses": "not needed: every gradient is autograd's"}
+        self._earlier: set[str] = set()
         self.unreached: dict[str, str] = {}
         self._reached: set[str] = set()
         self._unseen: set[str] = set()
@@ -85,12 +109,30 @@ class Estimation:
         Raises:
             InputError: the loss is not finite or reaches no parameter; masks or losses that do not fit.
         """
+        if self._captures and self._looks is not None:
+            self._look(size, batch, self._looks)
+            self._looks = None
         if self._captures:
             self._together(number, size, batch)
         if self._fallback is not None:
             self._one_by_one(number, size, batch)
         self.items += size
         self.batches += 1
+
+    def _look(self, size: int, batch: Any, losses: LossWatch) -> None:
+        """Learn from the first batch where single items have their axis, and which parameters have a use that is not seen."""
+        silent = _Silent()
+        with suppress(Exception), same_draws(self._device):  # what fails here fails again where it matters
+            for item in islice(self.reader.split(batch), 2):
+                with Capture(self._index.fresh(), silent, axes=self._axes) as capture:
+                    capture.start_batch(1)
+                    self._loss_fn(self._model, item)
+        found = missed_uses(self._model, self._loss_fn, batch, size, self._index, losses)
+        self.hidden |= found.reasons.keys()
+        self._index.foreign.update(found.reasons)
+        self.partly = found.partly if self._linear_only else {}
+        self._checks["uses"] = str(found)
+        self._sums.tie(found.tied)
 
     def _together(self, number: int, size: int, batch: Any) -> None:
         masks = PaddingMasks(self._padding(batch) if self._padding else (), size)
@@ -120,7 +162,7 @@ class Estimation:
         if not wanted:
             return
         try:
-            parts = list(split_items(batch))
+            parts = list(self.reader.split(batch))
         except InputError as error:
             if not self._captures:
                 raise
@@ -191,6 +233,9 @@ class Estimation:
             "foreign": self._index.foreign,
             "reasons": self._index.reasons,
             "losses": sorted(self._losses.seen),
+            "hidden": sorted(self.hidden),
+            "partly": self.partly,
+            "checks": self.findings(),
         }
         return sums | items, facts | item_facts | own
 
@@ -204,11 +249,25 @@ class Estimation:
         self._index.foreign.update(facts["foreign"])
         self._index.reasons.update(facts["reasons"])
         self._losses.seen.update(facts["losses"])
+        self.hidden, self.partly, self._checks = set(facts["hidden"]), dict(facts["partly"]), dict(facts["checks"])
+        self._earlier = set(filter(None, [self._checks.pop("loss", "")]))
+
+    def findings(self) -> dict[str, str]:
+        """What was checked before anything was added -> what came of it."""
+        held = sorted({*self.reader.verdicts.values(), *self._earlier})
+        return {"uses": "not checked", **self._checks, "loss": "; ".join(held) or "not checked: no batch of several items"}
 
     def diagonals(self) -> dict[str, Tensor]:
         """Of all sums, normalised, by name."""
         found = self._sums.diagonals(max(self.items, 1))
         return found | self._fallback.diagonals() if self._fallback else found
+
+
+class _Silent:
+    """A sink that wants nothing."""
+
+    def begin(self, use: Use, late: bool) -> None:
+        """Nobody waits for a gradient."""
 
 
 @contextmanager

@@ -119,6 +119,31 @@ def by_item(tensor: Tensor, items: int, axes: int) -> Tensor | None:
     return None
 
 
+NO_AXIS = -1
+
+
+class ItemAxes:
+    """Which of the two first axes of a parameter's uses holds the items, where both have as many entries.
+
+    It is learnt from uses where they differ, such as those for a single item.
+    """
+
+    def __init__(self) -> None:
+        self._learnt: dict[str, set[int]] = {}
+
+    def of(self, name: str, lead: torch.Size, items: int) -> int | None:
+        """The axis of the items as far as it is one of the first two; None where nothing tells, NO_AXIS where there is none."""
+        counts = [axis for axis in (0, 1) if axis < len(lead) and lead[axis] == items]
+        learnt = self._learnt.setdefault(name, set())
+        if len(counts) == 2 and items > 1:
+            known = learnt - {NO_AXIS}
+            return known.pop() if len(known) == 1 else None
+        if len(counts) == 1 and len(lead) == 1 and items > 1:
+            return NO_AXIS if learnt == {NO_AXIS} else 0
+        learnt |= {counts[0] if counts else NO_AXIS} if len(counts) < 2 and len(lead) > (0 if items == 1 else 1) else set()
+        return counts[0] if counts else 0
+
+
 class Merges:
     """First axes that a model made of several by flattening; they tell in which order an axis holds items and positions."""
 

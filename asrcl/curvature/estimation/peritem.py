@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from asrcl.curvature.blocks import Block, BlockKey, DenseBlock, EigenBlock
 from asrcl.curvature.estimation.gram import mirror, sum_type
+from asrcl.curvature.estimation.layers import SHARED
 from asrcl.curvature.estimation.masks import PaddingMasks, by_item
 from asrcl.curvature.estimation.running import Receiver, Saved, moved_sum, new_sum
 from asrcl.curvature.estimation.sums import FORMS, ItemSums, diagonal_blocks, note_form
 from asrcl.curvature.estimation.uses import GroupUse, ItemUse, MapUse, TableUse, Use
 from asrcl.curvature.parameters import ParameterIndex
 
+SHARED_INPUT = "its input is shared by all items of a batch"
 LARGEST_CHUNK = 1 << 25
 """Numbers of per-item gradients held at once."""
 LARGEST_DENSE = 4096
@@ -96,9 +98,9 @@ class GradientSums:
         lead = use.ids.shape if isinstance(use, TableUse) else use.lead
         if not bases:
             return None
-        apart = by_item(torch.empty(lead, device="meta"), self._items, len(lead)) is not None
+        apart = not use.mixed and by_item(torch.empty(lead, device="meta"), self._items, len(lead)) is not None
         if not apart or (isinstance(use, TableUse) and self._items > 1 and _counts_up(use.ids)):
-            self._index.foreign.setdefault(use.key.name, "its input is shared by all items of a batch")
+            self._index.foreign.setdefault(use.key.name, SHARED_INPUT if use.mixed in ("", SHARED) else use.mixed)
             return None
         for key in bases:
             self._uses[key] = self._uses.get(key, 0) + (2 if late else 1)
@@ -109,6 +111,9 @@ class GradientSums:
             if len(ways) > 1 or ("table" in ways and self._uses[key] > 1):
                 self._index.foreign.setdefault(use.key.name, "used as a table or a linear map in several places")
         return lambda gradient: self._take(use, bases, use.layout(gradient))
+
+    def tie(self, names: set[str]) -> None:
+        """Gradients of straight and transposed uses could be added, but not of tables: all go item by item."""
 
     def names(self) -> set[str]:
         """Parameters that there are sums of."""

@@ -16,8 +16,10 @@ from torch import Tensor
 from asrcl.curvature.blocks import Block, BlockKey, DenseBlock, DiagonalBlock, KroneckerBlock
 from asrcl.curvature.combine import share_equal_inputs, split_overlaps
 from asrcl.curvature.estimation.gram import mirror, sum_type
+from asrcl.curvature.estimation.layers import SHARED
 from asrcl.curvature.estimation.masks import Mask, PaddingMasks, by_item, choose, real_positions
 from asrcl.curvature.estimation.running import FactorSum, Receiver, Saved, SumOptions, moved_sum, new_sum
+from asrcl.curvature.estimation.tied import TiedGradients, tells_items
 from asrcl.curvature.estimation.uses import GroupUse, ItemUse, MapUse, TableUse, Use
 from asrcl.curvature.parameters import ParameterIndex, View
 from asrcl.exceptions import InputError
@@ -246,8 +248,8 @@ class KroneckerSums:
 def finish_kronecker(raw: Mapping[Place, KroneckerBlock]) -> dict[BlockKey, Block]:
     """Raw blocks cut where they overlap, equal inputs shared.
 
-    A parameter that is used straight in one place and transposed (or as a table) in another has no Kronecker form: it gets the
-    sum of the two diagonals.
+    A parameter that is used straight in one place and transposed (or as a table) in another has no Kronecker form. Where that
+    was not seen in the first batch (then it has an exact diagonal already), it gets the sum of the two diagonals.
     """
     straight, transposed = ({key: b for (key, t), b in raw.items() if t == way} for way in (False, True))
     both = {key.name for key in straight} & {key.name for key in transposed}
@@ -352,6 +354,10 @@ class ItemSums:
             sums[key] = new_sum(tuple(value.shape), value, self._offload)
         sums[key].add_(value.to(sums[key]), alpha=self.weight)
 
+    def squares_of(self, name: str) -> Tensor:
+        """The running sum of a parameter's squares."""
+        return self._zeros(name, self._index.parameters[name])
+
     def _zeros(self, name: str, like: Tensor) -> Tensor:
         if name not in self.squares:
             self.squares[name] = new_sum(tuple(self._index.parameters[name].shape), like, self._offload)
@@ -414,12 +420,17 @@ class Collector:
         self.items = ItemSums(index, options.offload)
         self.everything = layers == "all"
         self._index, self._forms, self._draws = index, dict[str, type](), 0
+        self._tied, self._gradients, self._items = set[str](), TiedGradients(), 0
 
     def start_batch(self, number: int, items: int, masks: PaddingMasks) -> None:
         """Announce a batch."""
         self.maps.start_batch(number, items, masks)
         self.items.start_batch()
-        self._draws = 0
+        self._draws, self._items = 0, items
+
+    def tie(self, names: set[str]) -> None:
+        """Parameters that get an exact diagonal, since they have no Kronecker form; all uses from here on."""
+        self._tied |= names if self.everything else set()
 
     def start_draw(self, weight: float) -> None:
         """Announce a backward pass and the weight of its squares."""
@@ -429,6 +440,9 @@ class Collector:
     def end_draw(self) -> None:
         """After a backward pass."""
         self.items.end_draw()
+        for name in self._gradients.names():
+            self._gradients.add_squares(name, self.items.squares_of(name), self._items, self.items.weight)
+        self._gradients.clear()
 
     def end_batch(self) -> None:
         """After the last backward pass of a batch."""
@@ -439,9 +453,19 @@ class Collector:
         if self.everything:
             note_form(self._forms, use, self._index)
         if isinstance(use, MapUse | TableUse):
+            if use.mixed and self.maps.options.weight_sharing == "reduce":
+                self._index.foreign.setdefault(use.key.name, use.mixed)
+            if use.key.name in self._tied:
+                return self._tie(use)
             # Checkpointed parts run again in every backward pass.
             return self.maps.begin(use, lambda: self.items.weight, again=late and self._draws > 1)
         return self.items.begin(use, late) if self.everything else None
+
+    def _tie(self, use: MapUse | TableUse) -> Receiver | None:
+        if not tells_items(use, self._items):
+            self._index.foreign.setdefault(use.key.name, use.mixed or SHARED)
+            return None
+        return self._gradients.begin(use)
 
     def names(self) -> set[str]:
         """Parameters that there are sums of."""
@@ -451,11 +475,12 @@ class Collector:
         """What `restore` goes on from."""
         (maps, map_facts), (items, item_facts) = self.maps.saved(), self.items.saved()
         forms = {name: form.__name__ for name, form in self._forms.items()}
-        return maps | items, map_facts | item_facts | {"forms": forms}
+        return maps | items, map_facts | item_facts | {"forms": forms, "tied": sorted(self._tied)}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Go on from what `saved` gave."""
         self._forms = {name: FORMS[form] for name, form in facts["forms"].items()}
+        self._tied = set(facts["tied"])
         self.maps.restore(tensors, facts)
         self.items.restore(tensors, facts)
 

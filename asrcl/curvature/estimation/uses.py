@@ -29,6 +29,7 @@ class MapUse:
         values: gives the inputs `[*lead, I]`.
         layout: output gradient to `[*lead, O]`.
         shared_values: the inputs are the source itself, so that maps with one source have the same inputs.
+        mixed: why the items cannot be told apart; empty where the leading axes may tell.
     """
 
     key: BlockKey
@@ -38,6 +39,7 @@ class MapUse:
     values: Callable[[], Tensor]
     layout: Layout
     shared_values: bool = True
+    mixed: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,14 @@ class TableUse:
         ids: which row, `[*lead]`.
         layout: output gradient to `[*lead, O]`.
         padding: a row that gets no gradient, or None.
+        mixed: why the items cannot be told apart; empty where the leading axes may tell.
     """
 
     key: BlockKey
     ids: Tensor
     layout: Layout
     padding: int | None
+    mixed: str = ""
 
 
 @dataclass(frozen=True)
