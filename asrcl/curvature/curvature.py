@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from asrcl.curvature.kron import DampingKind
 from asrcl.curvature.parameters import hash_parameters
 from asrcl.curvature.solver.bases import decompose_blocks
 from asrcl.curvature.storage.lazy import outlines_of
+from asrcl.curvature.wrappers import ByName, matched
 from asrcl.exceptions import InputError
 
 _WRITTEN_BY_ESTIMATE = ("fisher", "structure", "items", "batches", "model_hash", "versions", "options", "losses", "converged", "checks")
@@ -61,8 +63,19 @@ class Curvature:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def canonical_name(self, name: str) -> str:
-        """The name under which a (tied) parameter is kept here."""
-        return self.metadata.get("aliases", {}).get(name, name)
+        """The name under which a parameter is kept here, given by a tied name, or with or without what wrappers put in.
+
+        Raises:
+            InputError: the name is not known as it is, and without wrappers it may be two.
+        """
+        known = self._known_names
+        return known[name] if name in known else known.get(matched([name], known).get(name, name), name)
+
+    @cached_property
+    def _known_names(self) -> dict[str, str]:
+        """Every name of a parameter -> the one it is kept under."""
+        own = {**dict.fromkeys(self.metadata.get("parameters", {})), **dict.fromkeys(key.name for key in self.blocks)}
+        return {name: name for name in own} | self.metadata.get("aliases", {})
 
     def blocks_of(self, name: str) -> dict[BlockKey, Block]:
         """The blocks of one parameter by any of its names, in the order of their rows."""
@@ -100,8 +113,8 @@ class Curvature:
             InputError: a change has another shape than its block.
         """
         result: dict[str, Tensor] = {}
-        for key, block, rows in self.pairs(delta):
-            whole = result.setdefault(key.name, torch.zeros_like(delta[key.name]))
+        for given, key, block, rows in self._pairs(delta):
+            whole = result.setdefault(given, torch.zeros_like(delta[given]))
             key.rows_of(whole).copy_(block.multiply(rows.detach()))
         return result
 
@@ -126,8 +139,8 @@ class Curvature:
         if not 0 <= power < float("inf"):
             raise InputError(f"power must be a finite number >= 0, not {power}")
         result: dict[str, Tensor] = {}
-        for key, block, rows in self.pairs(delta):
-            whole = result.setdefault(key.name, torch.zeros_like(delta[key.name]))
+        for given, key, block, rows in self._pairs(delta):
+            whole = result.setdefault(given, torch.zeros_like(delta[given]))
             try:
                 key.rows_of(whole).copy_(block.solve(rows.detach(), damping, damping_kind, power))
             except InputError as error:
@@ -156,17 +169,29 @@ class Curvature:
         Raises:
             InputError: a change has another shape than its block.
         """
+        for _, key, block, rows in self._pairs(delta):
+            yield key, block, rows
+
+    def _pairs(self, delta: Mapping[str, Tensor]) -> Iterator[tuple[str, BlockKey, Block, Tensor]]:
+        """The same with the name that `delta` has for the parameter."""
+        given = self._names_in(delta)
         for key, outline in outlines_of(self.blocks).items():
-            if key.name in delta:
-                rows = key.rows_of(delta[key.name])
+            if key.name in given:
+                change = delta[given[key.name]]
+                rows = key.rows_of(change)
                 if not outline.fits(rows):
-                    shape = list(delta[key.name].shape)
-                    raise InputError(f"{key}: a tensor of shape {shape} does not fit its curvature block")
-                yield key, self.blocks[key], rows
+                    raise InputError(f"{key}: a tensor of shape {list(change.shape)} does not fit its curvature block")
+                yield given[key.name], key, self.blocks[key], rows
+
+    def _names_in(self, delta: Mapping[str, Tensor]) -> dict[str, str]:
+        """Names of blocks -> those that a change has for them; second names of tied parameters are none."""
+        strange = [name for name in delta if name not in self._known_names]
+        found = {name: name for name in self.names() if name in delta}
+        return found | matched([name for name in self.names() if name not in found], strange)
 
     def diagonals(self) -> dict[str, Tensor]:
-        """The diagonal of F by parameter, in the parameter's shape; rows without a block are zero."""
-        result: dict[str, Tensor] = {}
+        """The diagonal of F by parameter, in the parameter's shape; rows without a block are zero. Wrapped names find theirs."""
+        result = ByName()
         for key, block in self.blocks.items():
             diagonal = block.diagonal
             shape = self.metadata.get("parameters", {}).get(key.name)
@@ -225,8 +250,9 @@ class Curvature:
         """
         state = _tensors_of(model_or_state)
         faults = []
+        found = self._find(state, self.names())
         for key, block in outlines_of(self.blocks).items():
-            tensor = self._find(state, key.name)
+            tensor = found.get(key.name)
             if tensor is None:
                 faults.append(f"{key.name} is missing")
             elif not block.fits(key.rows_of(tensor)) or (tensor.dim() and key.row_stop > tensor.shape[0]):
@@ -236,16 +262,26 @@ class Curvature:
             listed = "; ".join(faults[:5]) + more
             raise InputError(f"the curvature belongs to another model: {listed}; estimate it for this one")
 
-    def _find(self, state: Mapping[str, Tensor], name: str) -> Tensor | None:
-        others = (alias for alias, target in self.metadata.get("aliases", {}).items() if target == name)
-        return next((state[n] for n in (name, *others) if n in state), None)
+    def _find(self, state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+        """The tensors of parameters by their names here: under these, those of tied parameters, or wrapped in other ways."""
+        aliases: dict[str, list[str]] = {}
+        for alias, target in self.metadata.get("aliases", {}).items():
+            aliases.setdefault(target, []).append(alias)
+        ways = {name: [name, *aliases.get(name, ())] for name in names}
+        exact = {name: held for name, every in ways.items() if (held := next((n for n in every if n in state), None))}
+        if len(exact) < len(ways):
+            strange = [name for name in state if name not in self._known_names]
+            wrapped = matched((n for name, every in ways.items() if name not in exact for n in every), strange)
+            held_by = {name: next((wrapped[n] for n in every if n in wrapped), None) for name, every in ways.items()}
+            exact = {name: held for name, held in held_by.items() if held} | exact
+        return {name: state[held] for name, held in exact.items()}
 
     def taken_at(self, model_or_state: nn.Module | Mapping[str, Tensor]) -> bool:
         """Whether the parameters are, to the bit, those at which the curvature was estimated."""
         state = _tensors_of(model_or_state)
-        found = {name: self._find(state, name) for name in self.metadata.get("parameters", {})}
-        tensors = {name: tensor for name, tensor in found.items() if tensor is not None}
-        return len(tensors) == len(found) and hash_parameters(tensors) == self.metadata.get("model_hash")
+        parameters = self.metadata.get("parameters", {})
+        tensors = self._find(state, parameters)
+        return len(tensors) == len(parameters) and hash_parameters(tensors) == self.metadata.get("model_hash")
 
     def report(self) -> list[ReportRow]:
         """Every block, and every parameter of the model without one and why."""

@@ -37,6 +37,7 @@ from asrcl.curvature.estimation.sharing import Group
 from asrcl.curvature.estimation.sums import Collector, diagonal_blocks, finish_kronecker
 from asrcl.curvature.factors import Factor
 from asrcl.curvature.parameters import ParameterIndex, hash_parameters
+from asrcl.curvature.wrappers import check_visible, plainly_called
 from asrcl.exceptions import InputError
 
 Fisher = Literal["empirical", "mc", "exact"]
@@ -206,6 +207,7 @@ def correct(
     Raises:
         InputError: the curvature was estimated at other weights, or from parts in different ways, or what `estimate` raises.
     """
+    check_visible(model)
     if not curvature.taken_at(model):
         raise InputError("the curvature was estimated at other weights than the model has; load those, or estimate again")
     index = ParameterIndex(model, ("*",), ())
@@ -314,7 +316,8 @@ class _Run:
     @contextmanager
     def _settings(self) -> Iterator[None]:
         precision = product_precision(self._options.products)
-        with frozen(self._model), cudnn_gradients(self._model), torch.enable_grad(), blas_threads(), precision:
+        held = frozen(self._model), cudnn_gradients(self._model), plainly_called(self._model)
+        with held[0], held[1], held[2], torch.enable_grad(), blas_threads(), precision:
             yield
 
     def _add_batches(
@@ -451,8 +454,7 @@ def _check_call(
     batches: Iterable[Any],
     structure: str,
 ) -> None:
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        raise InputError("the model is wrapped to train in several processes; pass its .module (estimates share the work)")
+    check_visible(model)
     if max_items is not None and max_items < 1:
         raise InputError(f"max_items must be at least 1, not {max_items}")
     if tolerance is not None and not tolerance > 0:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from asrcl.curvature.blocks import BlockKey
+from asrcl.curvature.wrappers import check_distinct, plain_names, script_paths
 from asrcl.exceptions import InputError
 
 
@@ -63,7 +64,7 @@ class ParameterIndex:
     """The parameters of a model, and where each lies in memory.
 
     Attributes:
-        parameters: name -> parameter, tied ones once, in the order of the model.
+        parameters: name -> parameter, tied ones once, in the order of the model; names without what wrappers put in.
         aliases: further name -> the name used in `parameters`.
         selected: names of the floating parameters that fit `include` and not `exclude`.
         reasons: name -> why a parameter has no block; filled in as the estimation learns it.
@@ -71,7 +72,11 @@ class ParameterIndex:
     """
 
     def __init__(self, model: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> None:
-        every = list(model.named_parameters(remove_duplicate=False))
+        plain = plain_names(model)
+        stored = {name: plain(name) for name, _ in model.named_parameters(remove_duplicate=False)}
+        check_distinct(stored)
+        every = [(stored[name], parameter) for name, parameter in model.named_parameters(remove_duplicate=False)]
+        self._stored = {name: other for other, name in stored.items()}
         primary: dict[int, str] = {}
         for name, parameter in every:
             primary.setdefault(id(parameter), name)
@@ -86,6 +91,9 @@ class ParameterIndex:
         if not self.selected:
             patterns = f"include={list(include)}, exclude={list(exclude)}"
             raise InputError(f"no floating parameter of the model fits {patterns}")
+        for scripted in script_paths(model):
+            inside = [plain for name, plain in stored.items() if name.startswith(f"{scripted}.") and plain in self.selected]
+            self.foreign |= dict.fromkeys(inside, f"inside of the TorchScript module {plain(scripted)}")
         self._by_storage: dict[int, list[str]] = {}
         for name in sorted(self.selected):
             self._by_storage.setdefault(self.parameters[name].untyped_storage().data_ptr(), []).append(name)
@@ -98,6 +106,7 @@ class ParameterIndex:
 
     def _fits(self, name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
         names = [name, *(alias for alias, target in self.aliases.items() if target == name)]
+        names += [self._stored[n] for n in names if self._stored[n] != n]
         return any(matches(n, include) for n in names) and not any(matches(n, exclude) for n in names)
 
     def owner(self, tensor: Tensor) -> str | None:

@@ -26,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from asrcl.curvature.curvature import Curvature
 from asrcl.curvature.parameters import matches
+from asrcl.curvature.wrappers import plain_names, plainly_called
 from asrcl.exceptions import InputError
 
 if TYPE_CHECKING:
@@ -146,8 +147,9 @@ def hessian_operator(
 
 def _choose(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Parameter]:
     """Floating parameters of which any name fits, under their first name, in the order of the model."""
-    fitting = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if matches(name, patterns)}
-    chosen = {name: p for name, p in model.named_parameters() if id(p) in fitting and p.is_floating_point()}
+    plain, every = plain_names(model), model.named_parameters(remove_duplicate=False)
+    fitting = {id(p) for name, p in every if matches(name, patterns) or matches(plain(name), patterns)}
+    chosen = {plain(name): p for name, p in model.named_parameters() if id(p) in fitting and p.is_floating_point()}
     if not chosen:
         raise InputError(f"no floating parameter of the model fits parameters={list(patterns)}")
     return chosen
@@ -173,7 +175,7 @@ def _evaluated(model: nn.Module, chosen: Mapping[str, nn.Parameter]) -> Iterator
         model.eval()
         for parameter in flags:
             parameter.requires_grad_(id(parameter) in wanted)
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with plainly_called(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         for module, mode in modes.items():

@@ -192,14 +192,13 @@ def fail_on_one(trouble: str) -> tuple[str, str, int]:
     return name, message, loss.calls
 
 
-def refuse_wrapped() -> str:
-    """What an estimate says to a model that is wrapped for training in several processes."""
+def wrapped_for_training() -> tuple[Any, Any]:
+    """The curvature of a model that is wrapped to train in several processes, and of the model itself."""
     start()
-    try:
-        estimate(nn.parallel.DistributedDataParallel(zoo()), zoo_loss, zoo_batches(1))
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "no error"
+    model = zoo()
+    wrapped, alone = (estimate(m, zoo_loss, zoo_batches(3)) for m in (nn.parallel.DistributedDataParallel(model), model))
+    assert wrapped.taken_at(model) and alone.taken_at(nn.parallel.DistributedDataParallel(model))
+    return plain(wrapped), plain(alone)
 
 
 def refuse_on_one(path: str) -> str:

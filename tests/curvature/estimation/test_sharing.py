@@ -85,9 +85,9 @@ def test_a_damaged_checkpoint_of_one_process_is_refused_by_all(tmp_path):
     assert messages[0] == messages[1] and messages[0].startswith("InputError") and "sums.1-of-2" in messages[0]
 
 
-def test_a_model_wrapped_for_training_is_refused():
-    (message,) = run_in_processes(work.refuse_wrapped, 1, start="forkserver", timeout=60)
-    assert message.startswith("InputError") and ".module" in message
+def test_a_model_wrapped_for_training_is_the_model_itself():
+    for wrapped, alone in run_in_processes(work.wrapped_for_training, 2, start="forkserver", timeout=60):
+        assert_same(wrapped, alone, 0)
 
 
 def test_checkpoints_of_several_processes(tmp_path):
