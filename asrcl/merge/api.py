@@ -22,7 +22,7 @@ from asrcl.merge.job import MergeJob, RuleBook
 from asrcl.merge.layout import check_same_layout
 from asrcl.merge.plans import Plan
 from asrcl.merge.registry import StateDict, find_method
-from asrcl.merge.sources import StateSource
+from asrcl.merge.sources import StateSource, as_named_in
 
 Curvatures = Curvature | Sequence[Curvature] | None
 
@@ -115,9 +115,10 @@ def _job(
     if base is not None:
         states.insert(0, load_state(base, "base"))
         options = replace(options, task=1 + len(news) if options.task is None else options.task)
-    for state in states[1:]:
-        check_same_layout(states[0], state)
-    start, *others = map(StateSource, states)
+    start = StateSource(states[0])
+    others = [as_named_in(start.outlines, StateSource(state)) for state in states[1:]]
+    for other in others:
+        check_same_layout(start.outlines, other.outlines)
     return MergeJob(start, others, method, knobs, options, as_list(curvature), as_list(new_curvature), rules)
 
 

@@ -27,6 +27,7 @@ import torch
 
 from asrcl.curvature import Curvature
 from asrcl.curvature.parameters import hash_parameters
+from asrcl.curvature.wrappers import matched
 from asrcl.exceptions import InputError
 from asrcl.merge.buffers import Statistics
 from asrcl.merge.card import Budget, CurvatureFile, LayerRecord, MergeRecord, Parent, Totals, card_text
@@ -38,7 +39,7 @@ from asrcl.merge.job import Merged, MergeJob
 from asrcl.merge.plans import PlanRow
 from asrcl.merge.registry import find_method
 from asrcl.merge.rules import Rules
-from asrcl.merge.sources import TensorSource
+from asrcl.merge.sources import TensorSource, as_named_in
 from asrcl.merge.vocabulary import Alignment, FittedSource, Policy, align
 from asrcl.merge.vocabulary.tokens import Tokens
 
@@ -216,7 +217,7 @@ class _Models:
         """A merged tensor with the rows of the new model's own tokens."""
         if not self.grows or self.alignment is None or self.alignment.fates[merged.name].action != "rows":
             return merged.tensor
-        return self.alignment.extended(merged.name, merged.tensor, self.new[0].read(merged.name))
+        return self.alignment.extended(merged.name, merged.tensor, as_named_in(self.old.outlines, self.new[0]).read(merged.name))
 
     def row(self, name: str) -> PlanRow:
         """The plan of a tensor, with what became of its vocabulary."""
@@ -242,8 +243,8 @@ def _opened(old: Path_, new: Sequence[Path_], spec: MergeSpec) -> Iterator[_Mode
         options = MergeOptions(spec.task, _rest(spec), spec.statistics, spec.layers)
         start: TensorSource = first
         if base is not None:
-            align(base.outlines, first.outlines, "error")
-            start, sources = base, [first, *sources]
+            start, sources = as_named_in(first.outlines, base), [first, *sources]
+            align(start.outlines, first.outlines, "error")
             options = replace(options, task=1 + len(new) if spec.task is None else spec.task)
         if spec.rules is not None:
             spec.rules.check_names(first.outlines)
@@ -289,8 +290,9 @@ def _strangers(pairs: Iterable[tuple[Path_, Curvature, TensorSource]]) -> list[s
     found, known = [], {}
     for path, curvature, model in pairs:
         held = curvature.metadata.get("model_hash")
-        names = {curvature.canonical_name(name): name for name in reversed(list(model.outlines))}
-        names = {name: names[name] for name in curvature.metadata.get("parameters", {}) if name in names}
+        aliases = curvature.metadata.get("aliases", {})
+        there = matched([*curvature.metadata.get("parameters", {}), *aliases], model.outlines)
+        names = {aliases.get(name, name): own for name, own in reversed(there.items())}
         key = (id(model), tuple(names))
         if held is None:
             found.append(f"{Path(path).name}: this curvature does not say at which weights it was estimated")
@@ -311,14 +313,15 @@ def _rest(spec: MergeSpec) -> Rest:
     return "1/t" if spec.rest is None else spec.rest
 
 
-def _aligned(old: Checkpoint, new: list[Checkpoint], spec: MergeSpec) -> tuple[Alignment | None, list[TensorSource]]:
+def _aligned(old: Checkpoint, others: list[Checkpoint], spec: MergeSpec) -> tuple[Alignment | None, list[TensorSource]]:
+    new = [as_named_in(old.outlines, other) for other in others]
     if len(new) > 1 or spec.base is not None:
         if spec.vocabulary != "error":
             only = "one new model without base; merge the models one after the other"
             raise InputError(f"vocabulary={spec.vocabulary} is for {only}")
         for other in new:
             align(old.outlines, other.outlines, "error")
-        return None, list(new)
+        return None, new
     alignment = align(
         old.outlines, new[0].outlines, spec.vocabulary, spec.tokens, trailing=spec.trailing, tensors=spec.tensors
     )

@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from asrcl.curvature.wrappers import matched
+
 
 class Sized(Protocol):
     """What is known of a tensor before it is read; tensors themselves will do."""
@@ -40,6 +42,43 @@ class StateSource:
     def read(self, name: str) -> Tensor:
         """A tensor where it lies, without its history."""
         return self._state[name].detach()
+
+
+class Renamed:
+    """A model under the names that another has for the same tensors.
+
+    Args:
+        source: the model.
+        names: the other's name -> its own.
+    """
+
+    def __init__(self, source: TensorSource, names: Mapping[str, str]) -> None:
+        self._source, self._names = source, names
+
+    @property
+    def outlines(self) -> Mapping[str, Sized]:
+        """Under the other's names."""
+        return {name: self._source.outlines[own] for name, own in self._names.items()}
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, by the other's name."""
+        return self._source.read(self._names[name])
+
+
+def as_named_in(start: Mapping[str, Sized], source: TensorSource) -> TensorSource:
+    """A model with names that only wrappers (torch.compile, DataParallel) made different; any other as it is.
+
+    Args:
+        start: tensors under the names that are wanted.
+        source: the model.
+
+    Raises:
+        InputError: two of its names are the same but for wrappers.
+    """
+    if start.keys() == source.outlines.keys():
+        return source
+    names = matched(start, source.outlines)
+    return Renamed(source, names) if len(names) == len(start) == len(source.outlines) else source
 
 
 def placeholders(outlines: Mapping[str, Sized]) -> dict[str, Tensor]:

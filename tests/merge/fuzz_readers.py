@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import torch
@@ -69,10 +70,11 @@ def readers(tmp):
     tokenizer = {"model": {"vocab": vocabulary}, "added_tokens": [{"content": "c", "id": 3}]}
     record = MergeRecord(method="ihr", parents=(Parent("old", "x", "00", "torch"),), knobs={"tau": 1.0}, notes=("n",))
     wrapped = {"model": STATE, "epoch": 3, "optimizer": {"state": {0: torch.ones(2)}}, "hparams": {"lr": 0.1}}
+    before = functools.partial(torch.save, STATE, _use_new_zipfile_serialization=False)
     return [
         ("safetensors", "m.safetensors", saved(tmp, "a.safetensors", lambda p: save_file(STATE, p, {"format": "pt"})), whole),
         ("torch", "m.pt", saved(tmp, "a.pt", lambda p: torch.save(wrapped, p)), whole),
-        ("torch before 1.6", "m.ckpt", saved(tmp, "b.pt", lambda p: torch.save(STATE, p, _use_new_zipfile_serialization=False)), whole),
+        ("torch before 1.6", "m.ckpt", saved(tmp, "b.pt", before), whole),
         ("nemo", "m.nemo", nemo(tmp, name="a.nemo").read_bytes(), whole),
         ("nemo, compressed", "z.nemo", nemo(tmp, mode="w:gz", name="b.nemo").read_bytes(), whole),
         ("index", "i.json", json.dumps(index).encode(), folder_file("model.safetensors.index.json")),
@@ -82,7 +84,7 @@ def readers(tmp):
             lambda path: _adapter(path, factors),
         ),
         ("rules", "r.yaml", RULES.encode(), load_rules),
-        ("rules in JSON", "r.json", json.dumps({"method": "ihr", "rules": [{"match": "*", "method": "keep"}]}).encode(), load_rules),
+        ("rules in JSON", "r.json", b'{"method": "ihr", "rules": [{"match": "*", "method": "keep"}]}', load_rules),
         ("pieces", "t.model", PIECES, read_tokens),
         ("vocabulary", "vocab.json", json.dumps(vocabulary).encode(), read_tokens),
         ("tokenizer", "tokenizer.json", json.dumps(tokenizer).encode(), read_tokens),

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from asrcl.exceptions import InputError
-from asrcl.merge import load_state, merge, merge_method, methods, plan, registry
+from asrcl.merge import MergeSpec, load_state, merge, merge_files, merge_method, methods, plan, registry
 
 
 @pytest.fixture
@@ -162,3 +162,39 @@ def test_one_new_model_where_a_method_takes_no_more(state):
     both = merge(state, [make_state(2), make_state(3)], "average")
     mean = (state["packed"] + make_state(2)["packed"] + make_state(3)["packed"]) / 3
     torch.testing.assert_close(both["packed"], mean)
+
+
+WRAPPED = {
+    "compiled inside": lambda name: name.replace("encoder.", "encoder._orig_mod."),
+    "in parallel inside": lambda name: name.replace("encoder.", "encoder.module."),
+    "checkpointed": lambda name: name.replace("encoder.", "encoder._checkpoint_wrapped_module."),
+    "in parallel": lambda name: f"module.{name}",
+    "both": lambda name: f"module._orig_mod.{name}",
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPED)
+@pytest.mark.parametrize("side", ["old", "new"])
+@pytest.mark.parametrize("where", ["memory", "files"])
+def test_names_that_wrappers_made_different_are_matched(tmp_path, wrapping, side, where):
+    from safetensors.torch import load_file
+
+    plain = {"old": 0.0, "new": 1.0}
+    models = {k: {"encoder.0.weight": torch.full((2, 2), v), "encoder.0.bias": torch.full((2,), v)} for k, v in plain.items()}
+    models[side] = {WRAPPED[wrapping](name): tensor for name, tensor in models[side].items()}
+    if where == "memory":
+        merged = merge(models["old"], models["new"], "interpolate", strength=0.5)
+    else:
+        paths = [tmp_path / f"{name}.safetensors" for name in ("old", "new", "merged")]
+        for path in paths[:2]:
+            save_file(models[path.stem], path)
+        merge_files(paths[0], [paths[1]], paths[2], MergeSpec("interpolate", {"strength": 0.5}))
+        merged = load_file(paths[2])
+    assert set(merged) == set(models["old"]) and all(t.unique().tolist() == [0.5] for t in merged.values())
+
+
+def test_two_names_of_one_tensor_are_named():
+    old = {"a.weight": torch.zeros(2), "b": torch.zeros(2)}
+    new = {"a.module.weight": torch.ones(2), "module.a.weight": torch.ones(2)}
+    with pytest.raises(InputError, match=r"a\.module\.weight and module\.a\.weight are both a\.weight"):
+        merge(old, new, "interpolate")

@@ -14,7 +14,7 @@ from asrcl.exceptions import InputError
 TOKENS = [
     b"", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\\ud800", b"NaN", b"-Infinity", b"1e999", b"9" * 5000, b"-1",
     b"18446744073709551616", b"true", b"null", b'""', b"[]", b"{}", b"[" * 3000, b"{" * 3000, b'{"a":' * 3000, b"(" * 200,
-    b"../../x", b"/etc/passwd", b"'", b'"', b"\n", b"\r\n", b"\t", b",", b";", b":", b"&a *a", b"!!python/object:os.system x", b"%s",
+    b"../../x", b"/etc/passwd", b"'", b'"', b"\n", b"\r\n", b"\t", b",", b";", b":", b"&a *a", b"!!python/object:os.system x",
     b"\x1b[31m", b"=1+1", b"\xe2\x80\xae", b"\x80\x04.", b"PK\x03\x04", b"/" * 3000, b"-" * 3000, b" " * 3000,
 ]  # fmt: skip
 SECONDS = 20
