@@ -25,8 +25,8 @@ from asrcl.curvature.blocks import Block, BlockKey, KroneckerBlock
 from asrcl.curvature.curvature import RESERVED_METADATA, Curvature
 from asrcl.curvature.estimation.batching import Reader, counted, to_device
 from asrcl.curvature.estimation.capture import frozen
-from asrcl.curvature.estimation.holding import LossCheck
 from asrcl.curvature.estimation.gram import PRODUCTS, Products, blas_threads, product_precision
+from asrcl.curvature.estimation.holding import LossCheck
 from asrcl.curvature.estimation.loop import Estimation, LossFunction, PaddingFunction, check_blocks, cudnn_gradients
 from asrcl.curvature.estimation.losses import LossWatch
 from asrcl.curvature.estimation.masks import ItemAxes

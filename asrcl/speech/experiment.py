@@ -39,7 +39,7 @@ from asrcl.speech import jobs
 from asrcl.speech.config import Config
 from asrcl.speech.decoding import DecodeConfig
 from asrcl.speech.features import FeatureConfig
-from asrcl.speech.initial import initial_path, load_initial, seal_initial, shipped_model, training_settings
+from asrcl.speech.initial import initial_path, shipped_model, training_settings
 from asrcl.speech.model import ConformerASR
 from asrcl.speech.prepare import load_domains, load_initial_domain, load_probes, open_tokenizer
 from asrcl.speech.task import RecognitionTask, SpecAugmentConfig
@@ -144,7 +144,6 @@ def train(config: Config, seed: int) -> None:
         settings = config.settings(TrainConfig, "train", "initial")
         cache = Cache(config.home / "cache")
         state = train_initial(scenario, settings, cache, seed, path, config.device, tracking(config), domain)
-    seal_initial(path)
     count = sum(value.numel() for value in state.values())
     logger.info("initial model of seed %d: %.2f M parameters, %s", seed, count / 1e6, path)
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from asrcl.adapt import load_state
-from asrcl.entries import FILES, DamagedEntry, read_record, seal, unseal
 from asrcl.exceptions import InputError
 from asrcl.files import hash_file, read_json
 from asrcl.speech.config import Config, config_folder
@@ -103,29 +102,6 @@ def _record(folder: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(record, dict) or not all(isinstance(record.get(part), dict) for part in ("settings", "files")):
         raise InputError(f"{folder / 'models.json'}: lacks the settings or the files of the models; restore it, or {TRAIN_AGAIN}")
     return record
-
-
-def seal_initial(path: Path) -> None:
-    """Put the hash of an initial model into the record beside it."""
-    facts = {name: value for name, value in read_record(path.with_suffix(".json")).items() if name != FILES}
-    seal(path.parent, path.with_suffix(".json").name, facts, [path.name])
-
-
-def load_initial(path: Path) -> dict[str, torch.Tensor]:
-    """An initial model, once its file is found to be what was written.
-
-    Raises:
-        InputError: it is missing, or was changed; one without a record, or whose record has no hashes, is taken as it is.
-    """
-    record = path.with_suffix(".json")
-    try:
-        if record.exists() and FILES in read_record(record):
-            unseal(path.parent, record.name)
-    except DamagedEntry as error:
-        raise InputError(
-            f"{error}; run the train stage (asrcl train) again, or remove {record.name} to begin with this model as it is"
-        ) from error
-    return load_state(path)
 
 
 def _check(folder: Path, name: str) -> None:

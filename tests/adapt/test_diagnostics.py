@@ -24,7 +24,7 @@ def weights(seed, size=5):
 def curvature_of(model):
     torch.manual_seed(9)
     batches = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(4)]
-    loss = lambda net, batch: torch.nn.functional.cross_entropy(net(batch[0]), batch[1], reduction="sum")  # noqa: E731
+    loss = lambda net, batch: torch.nn.functional.cross_entropy(net(batch[0]), batch[1])  # noqa: E731
     return estimate(model.eval(), loss, batches, fisher="empirical", layers="all")
 
 
@@ -101,7 +101,7 @@ def test_record_of_a_curvature_is_small_and_true():
 def test_only_the_largest_blocks_keep_their_spectrum():
     model = torch.nn.Sequential(*[torch.nn.Linear(3, 3) for _ in range(SPECTRA)])
     batches = [(torch.randn(8, 3), torch.randint(3, (8,)))]
-    loss = lambda net, batch: torch.nn.functional.cross_entropy(net(batch[0]), batch[1], reduction="sum")  # noqa: E731
+    loss = lambda net, batch: torch.nn.functional.cross_entropy(net(batch[0]), batch[1])  # noqa: E731
     found = curvature_record(estimate(model, loss, batches, fisher="empirical", layers="all"))["blocks"]
     assert [("spectrum" in block) for block in found] == [True] * SPECTRA + [False] * SPECTRA
 
