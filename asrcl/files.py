@@ -256,6 +256,30 @@ def write_json(path: str | os.PathLike[str], value: JSON) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=False) + "\n")
 
 
+@contextmanager
+def reading(path: str | os.PathLike[str], remedy: str = "give another file") -> Iterator[None]:
+    """The boundary around code that reads a file: whatever it raises at the content is an `InputError` that names the file.
+
+    Args:
+        path: the file, or what else the message should begin with, such as file and line.
+        remedy: what to do about it.
+
+    Raises:
+        InputError: the file cannot be read, or what it holds is not what the code expects. Errors of memory pass.
+    """
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; {remedy}") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot read it ({error.strerror or error}); {remedy}") from error
+    except Exception as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{path}: not what is expected here ({why[:200]}); {remedy}") from error
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file.
 

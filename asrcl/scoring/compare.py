@@ -20,7 +20,7 @@ from asrcl.exceptions import InputError
 from asrcl.scoring.align import Costs
 from asrcl.scoring.errors import FORMAT as ERRORS_FORMAT
 from asrcl.scoring.errors import Errors, ItemErrors, name_some
-from asrcl.scoring.formats import AnyPath
+from asrcl.scoring.formats import AnyPath, read_table
 from asrcl.scoring.normalise import normaliser
 from asrcl.scoring.paired import (
     TESTS,
@@ -32,9 +32,9 @@ from asrcl.scoring.paired import (
     wilcoxon_test,
 )
 from asrcl.scoring.results import FILE_NAME, RunResult
-from asrcl.scoring.score import Options, finite, normalise_errors, score
+from asrcl.scoring.score import NO_VALUE, Options, finite, normalise_errors, score
 from asrcl.scoring.significance import PairedInterval, holm, pool, sum_seeds
-from asrcl.scoring.sources import plain_name
+from asrcl.scoring.sources import Source, plain_name, read_source
 from asrcl.scoring.summary import final_items
 from asrcl.visible import json_safe
 
@@ -143,7 +143,7 @@ def compare(
 
 
 def load_systems(
-    sources: Sequence[str], reference: AnyPath | None = None, options: Options | None = None
+    sources: Sequence[str], reference: AnyPath | Source | None = None, options: Options | None = None
 ) -> tuple[list[System], list[str]]:
     """Systems out of files, and what was skipped.
 
@@ -155,15 +155,22 @@ def load_systems(
     Args:
         sources: in the order of tables.
         reference: of hypothesis files.
-        options: how hypothesis files are scored; with `skip`, items that one system lacks are left out for all.
+        options: how hypothesis files are scored; with `skip`, items that one system lacks are left out for all. Its `meta` names
+            the speakers of every kind of source.
 
     Raises:
-        InputError: a file cannot be read, names collide, or systems have different items or references.
+        InputError: a file cannot be read, names collide, systems have different items or references, or an option says how to
+            read hypothesis files where there are none.
     """
     options = options or Options()
     skipped: list[str] = []
+    if options.meta is not None:  # read once, for a pipe has nothing to say a second time; likewise the reference
+        options = replace(options, meta=_table_of_speakers(options.meta, options.id_key))
+    if reference is not None:
+        reference = read_source(reference, options.format)
     loaded = [_load(source, reference, options, skipped) for source in sources]
     _check_references([(part.path, part.errors) for part in loaded])
+    _refuse_unused(loaded, reference, options)
     systems = [_with_seeds(name, parts) for name, parts in _grouped(loaded).items()]
     return _same_items(systems, options.skip, skipped), skipped
 
@@ -228,23 +235,52 @@ class _Loaded:
     seed: int | None
     errors: Errors
     path: str
+    stored: bool = True
 
 
-def _load(source: str, reference: AnyPath | None, options: Options, skipped: list[str]) -> _Loaded:
+def _refuse_unused(loaded: Sequence[_Loaded], reference: Source | None, options: Options) -> None:
+    """Refuse what has a meaning for hypothesis files alone where none is compared."""
+    given = {"--reference": reference, "--ref-key": options.reference_key, "--hyp-key": options.hypothesis_key}
+    given |= {"--format": options.format, "--id-key": None if options.meta else options.id_key}
+    unused = [name for name, value in given.items() if value is not None]
+    if unused and all(part.stored for part in loaded):
+        raise InputError(f"{', '.join(unused)}: of hypothesis files, but all systems are stored counts; leave it out")
+
+
+def _load(source: str, reference: Source | None, options: Options, skipped: list[str]) -> _Loaded:
     name, path = _named(source)
     if not Path(path).exists():
         raise InputError(f"{path}: no such file or folder; a system is a hypothesis file, errors.jsonl, or the folder of a run")
     if Path(path).is_dir() or Path(path).name == FILE_NAME:
         return _load_run(name, Path(path), options)
     if _is_stored(path):
-        errors = _renormalised(Errors.load(path), options, path)
+        errors = _renormalised(_with_speakers(Errors.load(path), options, path), options, path)
         return _Loaded(name or _stem(path), bool(name), None, errors, path)
     if reference is None:
         raise InputError(f"{path}: a hypothesis file needs its reference; add --reference FILE")
     found = score(reference, path, options)
     known = set(skipped)
     skipped.extend(line for line in found.skipped if line not in known)
-    return _Loaded(name or _stem(path), bool(name), None, found.normalised or found.raw, path)
+    return _Loaded(name or _stem(path), bool(name), None, found.normalised or found.raw, path, stored=False)
+
+
+def _with_speakers(errors: Errors, options: Options, path: str) -> Errors:
+    """The counts with the speakers of the table of metadata, if there is one."""
+    if options.meta is None:
+        return errors
+    table = read_table(options.meta, options.id_key)
+    if not any(key in table for key in errors.ids):
+        raise InputError(f"{path}: none of its ids ({name_some(errors.ids)}) is in the table of --meta; name the ids alike")
+    speakers = {key: table[key].get("speaker") or NO_VALUE for key in errors.ids if key in table}
+    return Errors([replace(item, group=speakers.get(item.id, NO_VALUE)) for item in errors.items], errors.unit)
+
+
+def _table_of_speakers(path: AnyPath | Source, id_key: str | None) -> Source:
+    """The table of metadata, which must name speakers: nothing else of it is used here."""
+    meta = read_source(path)
+    if not any(row.get("speaker") for row in read_table(meta, id_key).values()):
+        raise InputError(f"{meta.path}: names no speaker; give a table with a column speaker, or utt2spk, or leave --meta out")
+    return meta
 
 
 def _named(source: str) -> tuple[str, str]:
@@ -262,12 +298,15 @@ def _load_run(name: str, path: Path, options: Options) -> _Loaded:
     sets = final_items(run)
     if sets is None:
         raise InputError(f"{path}: no counts per item were kept of its last stage; evaluate this run again")
+    sets = [_with_speakers(part, options, f"{path}: {domain}") for part, domain in zip(sets, run.domains, strict=True)]
     errors = _renormalised(pool(sets, run.domains), options, str(path))
     return _Loaded(name or run.method, bool(name), run.seed, errors, str(path))
 
 
 def _is_stored(path: str) -> bool:
-    """Whether the file holds counts per item, not texts."""
+    """Whether the file holds counts per item, not texts; a pipe, of which a look would take something away, does not."""
+    if not Path(path).is_file():
+        return False
     try:
         with open(path, encoding="utf-8") as stream:
             return f'"{ERRORS_FORMAT.split("/")[0]}/' in stream.readline(200)

@@ -24,13 +24,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from asrcl.exceptions import InputError
-from asrcl.files import parse_json, write_parts
+from asrcl.files import parse_json, reading, write_parts
 from asrcl.scoring.align import Costs, check_costs, count_characters, count_words
 from asrcl.scoring.notation import refuse_sclite_marks
 from asrcl.visible import visible
 
 FORMAT: Final = "asrcl-errors/1"
 MAX_NAMED: Final = 5
+MAX_SHOWN: Final = 60
+MAX_COUNT: Final = 2**53
+"""No set has more units; above, counts are no longer exact as floating-point numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,13 +188,19 @@ class Errors:
         Raises:
             InputError: the file is missing, of another format, cut short, or has a line that is not an item.
         """
+        with reading(path, "score again"):
+            return cls._load(path)
+
+    @classmethod
+    def _load(cls, path: str | os.PathLike[str]) -> Errors:
         lines = _read_lines(path)
         header = _parse_object(lines[0], path, 1) if lines else {}
         if header.get("format") != FORMAT:
             found = header.get("format", "no format")
-            raise InputError(f"{path}: line 1: expected format {FORMAT}, found {found}; score again")
+            raise InputError(f"{path}: line 1: expected format {FORMAT}, found {shortened(found)}; score again")
         if header.get("items") != len(lines) - 1:
             promised = header.get("items")
+            promised = shortened(promised)
             raise InputError(
                 f"{path}: line 1 promises {promised} items, {len(lines) - 1} follow; score again"
             )
@@ -250,6 +259,12 @@ def _count(key: str, group: str, reference: str, hypothesis: str, costs: Costs) 
         heard = said  # one string kept, not two: most utterances of a good system are right
     counts = count_words(said, heard, costs)
     return ItemErrors(key, group, *counts, said, heard, count_characters(said, heard), len(said))
+
+
+def shortened(value: object) -> str:
+    """A value for a message: on one line, and short."""
+    text = visible(str(value))
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def counted(count: int, noun: str) -> str:
@@ -323,4 +338,4 @@ def _parse_item(line: str, path: str | os.PathLike[str], number: int) -> ItemErr
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT

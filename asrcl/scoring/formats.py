@@ -23,7 +23,6 @@ is read as single spaces.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -32,15 +31,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any, Final, Literal
 
 from asrcl.exceptions import InputError
 from asrcl.files import parse_json
+from asrcl.files import reading as reading_file
+from asrcl.scoring.csv_rows import SEPARATORS, Row, csv_rows
 from asrcl.scoring.errors import counted
 from asrcl.scoring.notation import ALTERNATIVES, may_be_ignored, refuse_ignored, refuse_other_lines
-from asrcl.scoring.sources import AnyPath, Source, format_of, plain_name, read_source, require_format
+from asrcl.scoring.sources import AnyPath, Source, decode_line, format_of, plain_name, read_source, require_format
 from asrcl.scoring.table import unguarded
 from asrcl.visible import visible
 
@@ -61,7 +61,6 @@ __all__ = [
 ]
 
 Role = Literal["reference", "hypothesis"]
-Row = Mapping[str, Any]
 
 AUDIO_NAMES: Final = ("audio_filepath", "audio_path", "path", "audio", "file")
 ID_NAMES: Final = ("id", "utt_id", "utterance_id", "uttid", *AUDIO_NAMES)
@@ -72,8 +71,6 @@ SPEAKER_NAMES: Final = ("speaker", "speaker_id", "spk_id", "spk")
 
 _TRN: Final = re.compile(r"(.*)\(([^()]+)\)\s*", re.DOTALL)
 _TABLES: Final = ("jsonl", "csv", "tsv")
-_SEPARATORS: Final = {"csv": ",;\t", "tsv": "\t,;"}
-_LONGEST_FIELD: Final = 2**24
 _NO_META: Final[Mapping[str, str]] = {}
 
 
@@ -171,8 +168,9 @@ def read_utterances(
     if source.format == "text" and not source.said:
         refuse_other_lines(source, ID_NAMES, skipping=problems is not None)
     collected = _Collector(source.path, problems, may_be_ignored(source))
-    for number, make in _parsed_lines(source, reading or Reading()):
-        collected.add(number, make)
+    with reading_file(source.path):
+        for number, make in _parsed_lines(source, reading or Reading()):
+            collected.add(number, make)
     return name_segments(collected.utterances)[0]
 
 
@@ -224,7 +222,7 @@ def read_table(path: AnyPath | Source, id_key: str | None = None) -> dict[str, d
             entry = _parse_entry(parser, make, number)
             if entry.segment in entries:
                 raise ValueError(f"id {visible(entry.segment)} occurs a second time; keep one of its lines")
-        except ValueError as error:
+        except Exception as error:
             raise InputError(f"{source.path}: line {number}: {error}") from error
         entries[entry.segment] = entry
     rows = name_segments([*entries.values()])[0]
@@ -249,7 +247,7 @@ class _Collector:
             before = self._lines.setdefault(utterance.segment, number)
             if before != number:
                 raise ValueError(f"id {visible(utterance.segment)} is already on line {before}; keep one of them")
-        except ValueError as error:
+        except Exception as error:  # whatever a parser raises at a line
             message = f"{self.path}: line {number}: {error}"
             if self.problems is None:
                 raise InputError(message) from error
@@ -271,7 +269,7 @@ def _parsed_lines(source: Source, reading: Reading) -> Iterator[tuple[int, Calla
 
 
 def _parse_line(parse: Callable[[str, int], Utterance | None], line: bytes, number: int) -> Utterance | None:
-    return parse(_decode(line), number)
+    return parse(decode_line(line), number)
 
 
 def _parse_row(parser: _RowParser, make: Callable[[], Row], number: int) -> Utterance:
@@ -286,8 +284,8 @@ def _parse_entry(parser: _RowParser, make: Callable[[], Row], number: int) -> Ut
 
 
 def _rows(source: Source) -> Iterator[tuple[int, Callable[[], Row]]]:
-    if source.format in _SEPARATORS:
-        yield from _csv_rows(source)
+    if source.format in SEPARATORS:
+        yield from csv_rows(source)
         return
     make: Callable[[bytes], Row] = _json_row if source.format == "jsonl" else partial(_pair_row, _pair_name(source.path))
     for number, line in source.lines():
@@ -295,7 +293,7 @@ def _rows(source: Source) -> Iterator[tuple[int, Callable[[], Row]]]:
 
 
 def _json_row(line: bytes) -> Row:
-    return _object(_decode(line))
+    return _object(decode_line(line))
 
 
 def _pair_name(path: str) -> str:
@@ -306,68 +304,11 @@ def _pair_name(path: str) -> str:
 
 
 def _pair_row(name: str, line: bytes) -> Row:
-    fields = _decode(line).split()
+    fields = decode_line(line).split()
     if len(fields) != 2:
         found = counted(len(fields), "field")
         raise ValueError(f"{found}; a table is .csv, .tsv or .jsonl, or has 'id value' lines, as Kaldi's utt2spk")
     return {"id": fields[0], name: fields[1]}
-
-
-def _csv_rows(source: Source) -> Iterator[tuple[int, Callable[[], Row]]]:
-    """Rows with the line each ends on; a line that is not UTF-8 makes its row an error."""
-    bad: dict[int, str] = {}
-    lines = _csv_text(source, bad)
-    first = next(lines, "")
-    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
-    reader = csv.reader(chain([first], lines), delimiter=_separator(first, source.format), strict=True)
-    names: list[str] = []
-    while True:
-        try:
-            values = next(reader, None)
-        except csv.Error as error:
-            raise InputError(f"{source.path}: line {reader.line_num}: {_csv_reason(error)}") from error
-        if values is None:
-            return
-        if not names:
-            names = _header(values, source.path)
-        elif values:
-            yield reader.line_num, partial(_csv_row, names, values, " ".join(bad.values()))
-            bad.clear()
-
-
-def _separator(header: str, format_name: str) -> str:
-    """The separator that the header has most of; the suffix's own where it has none, or as many of another."""
-    return max(_SEPARATORS[format_name], key=header.count)
-
-
-def _csv_reason(error: csv.Error) -> str:
-    if "field limit" in str(error):
-        return f"a field of more than {csv.field_size_limit()} characters; close the quote before it, or give a table"
-    return f"not a table ({error}); quote fields that hold quotes"
-
-
-def _csv_text(source: Source, bad: dict[int, str]) -> Iterator[str]:
-    for number, line in source.lines():
-        try:
-            yield _decode(line) + "\n"
-        except ValueError as error:
-            bad[number] = str(error)
-            yield line.decode("utf-8", errors="replace") + "\n"
-
-
-def _header(values: list[str], path: AnyPath) -> list[str]:
-    names = [value.strip() for value in values]
-    if len(set(names)) < len(names):
-        raise InputError(f"{path}: line 1: a column name occurs twice in {', '.join(names)}; rename one")
-    return names
-
-
-def _csv_row(names: list[str], values: list[str], bad: str) -> Row:
-    if bad:
-        raise ValueError(bad)
-    if len(values) != len(names):
-        raise ValueError(f"{counted(len(values), 'field')}, the header has {len(names)}; quote fields that hold the separator")
-    return dict(zip(names, values, strict=True))
 
 
 class _RowParser:
@@ -455,13 +396,6 @@ def _first(row: Row, names: Sequence[str], what: str) -> str:
 
 def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
-
-
-def _decode(line: bytes) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte {error.start + 1}); convert the file, e.g. with iconv -t utf-8") from error
 
 
 def _parse_trn(line: str, number: int) -> Utterance | None:

@@ -175,7 +175,7 @@ def _spellings(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as stream:
             content = json.load(stream)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{SPELLINGS_VARIABLE}={path}: cannot read a JSON object of spellings ({error})") from error
     if not isinstance(content, dict):
         raise InputError(f"{SPELLINGS_VARIABLE}={path}: expected a JSON object, British to American spelling")

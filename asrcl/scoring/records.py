@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from asrcl.exceptions import InputError
-from asrcl.files import read_json
+from asrcl.files import read_json, reading
+from asrcl.scoring.errors import shortened
 from asrcl.scoring.results import RunResult
 
 RATES = ("old", "new", "average")
@@ -115,7 +116,7 @@ def predicted_on(run: RunResult, stage: int) -> str:
     """Name of the domain whose loss increase is predicted and measured in a stage; "" where not kept."""
     name = _record(run, stage).get("predicted_on") or ""
     if not isinstance(name, str):
-        raise _unreadable(run, stage, "predicted_on", f"is {name!r}, expected the name of a domain")
+        raise _unreadable(run, stage, "predicted_on", f"is {shortened(repr(name))}, expected the name of a domain")
     return name
 
 
@@ -172,6 +173,11 @@ def sweeps(runs: Sequence[RunResult], folders: Sequence[str | os.PathLike[str]])
 
 
 def _sweep(content: Any, method: str, where: str) -> Sweep:
+    with reading(where, "run asrcl tune again"):
+        return _parse_sweep(content, method, where)
+
+
+def _parse_sweep(content: Any, method: str, where: str) -> Sweep:
     rows = content.get("rows") if isinstance(content, Mapping) else None
     if not isinstance(rows, list) or not rows or not all(_is_setting(row) for row in rows):
         raise InputError(f"{where}: needs `rows`, each with numbers `old` and `new`; run asrcl tune again")
@@ -183,7 +189,13 @@ def _sweep(content: Any, method: str, where: str) -> Sweep:
 
 
 def _is_setting(row: Any) -> bool:
-    return isinstance(row, Mapping) and all(isinstance(row.get(name), int | float) for name in ("old", "new"))
+    """Whether a row has its rates; a number that is too long to be drawn is an OverflowError."""
+    if not isinstance(row, Mapping):
+        return False
+    for value in row.values():
+        if isinstance(value, int):
+            float(value)
+    return all(isinstance(row.get(name, 0.0 if name == "average" else None), int | float) for name in RATES)
 
 
 def _block(run: RunResult, stage: int, index: int, entry: Mapping[str, Any]) -> Block:
@@ -228,8 +240,11 @@ def _number(run: RunResult, stage: int, key: str, value: Any) -> float:
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _unreadable(run, stage, key, f"is {value!r}, expected a number")
-    return float(value)
+        raise _unreadable(run, stage, key, f"is {shortened(repr(value))}, expected a number")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise _unreadable(run, stage, key, "has too many digits") from error
 
 
 def _unreadable(run: RunResult, stage: int, key: str, reason: str) -> InputError:

@@ -11,6 +11,7 @@ from asrcl.scoring.errors import counted
 from asrcl.scoring.report import terminal_table
 from asrcl.scoring.results import RunResult, find_results
 from asrcl.scoring.transcripts import score_files
+from asrcl.scoring.walk import look_below
 
 
 @dataclass
@@ -45,13 +46,14 @@ def recount(folder: Path) -> str:
     Raises:
         InputError: there are no results, or a count differs from its `results.json`.
     """
-    runs = find_results(folder)
+    runs, strays = find_results(folder), look_below(folder).stray_line()
     if not runs:
-        raise InputError(f"{folder}: no results.json below it; run the decode stage (asrcl decode) first")
+        more = f" ({strays})" if strays else ""
+        raise InputError(f"{folder}: no results.json below it{more}; run the decode stage (asrcl decode) first")
     tally = _Tally()
     for run in runs:
         _recount_run(run, tally)
-    return f"{terminal_table(runs)}\n{_verdict(tally)}\n"
+    return f"{terminal_table(runs)}\n{_verdict(tally)}\n{strays and f'{strays}{chr(10)}'}"
 
 
 def _recount_run(run: RunResult, tally: _Tally) -> None:

@@ -15,12 +15,13 @@ import numpy as np
 
 from asrcl.entries import FILES, SEAL, DamagedEntry, break_seal, check_files, seal
 from asrcl.exceptions import InputError
-from asrcl.files import read_json
-from asrcl.scoring.errors import Errors, percent
+from asrcl.files import read_json, reading
+from asrcl.scoring.errors import MAX_COUNT, Errors, percent, shortened
 from asrcl.scoring.metrics import Matrix
+from asrcl.scoring.walk import RESULTS, look_below
 
 FORMAT: Final = "asrcl-results/1"
-FILE_NAME: Final = "results.json"
+FILE_NAME: Final = RESULTS
 
 Counts = list[list[int | None]]
 
@@ -206,10 +207,15 @@ class RunResult:
             InputError: the file is missing, not JSON, its fields do not fit together, or it or the items that were kept beside it
                 are not what was written.
         """
+        with reading(path, "run it again with this version"):
+            return cls._load(Path(path))
+
+    @classmethod
+    def _load(cls, path: Path) -> RunResult:
         content = read_json(path)
         found = content.get("format") if isinstance(content, dict) else None
         if found != FORMAT:
-            raise OtherVersionError(f"{path}: expected format {FORMAT}, found {found}; run it again with this version")
+            raise OtherVersionError(f"{path}: expected format {FORMAT}, found {shortened(found)}; run it again with this version")
         written = {**content}
         for name in ("format", FILES, SEAL):
             content.pop(name, None)
@@ -224,7 +230,7 @@ class RunResult:
         if not isinstance(listed, list):
             raise InputError(f"{path}: probes must be of type list; run it again")
         probes = [_probe(entry, str(path)) for entry in listed]
-        run = cls(**content, probes=probes, folder=Path(path).parent)
+        run = cls(**content, probes=probes, folder=path.parent)
         run.validate(str(path))
         _check_written(Path(path), written)
         return run
@@ -270,14 +276,17 @@ def _check_written(path: Path, content: dict[str, Any]) -> None:
 
 
 def find_results(folder: str | os.PathLike[str]) -> list[RunResult]:
-    """Load every results.json under `folder`, ordered by path; an empty list if there is none.
+    """Load every results.json under `folder`, below linked folders too, ordered by path; an empty list if there is none.
 
     Raises:
-        InputError: `folder` is not a folder, or one of the files is invalid.
+        InputError: `folder` is not a folder, one below it cannot be listed, or one of the files is invalid.
     """
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder; give the folder that holds the runs")
-    return [RunResult.load(path) for path in sorted(Path(folder).rglob(FILE_NAME))]
+    below = look_below(folder)
+    for place, reason in below.unlisted.items():
+        raise InputError(f"{place}: cannot be listed ({reason}); make it readable, or give another folder")
+    return [RunResult.load(path) for path in below.results]
 
 
 def _rates(errors: Counts, lengths: list[int], size: int) -> Matrix:
@@ -323,7 +332,7 @@ def _check_plain(run: RunResult, where: str) -> None:
         or len(set(map(str, domains))) < len(domains)
         or not all(isinstance(d, str) for d in domains)
     ):
-        raise InputError(f"{where}: domains must be distinct names, at least one; found {domains}")
+        raise InputError(f"{where}: domains must be distinct names, at least one; found {shortened(domains)}")
 
 
 def _check_square(matrix: Any, size: int, where: str, kind: type) -> None:
@@ -333,7 +342,7 @@ def _check_square(matrix: Any, size: int, where: str, kind: type) -> None:
         for j, value in enumerate(row):
             if value is not None and not _is_valid(value, kind):
                 raise InputError(
-                    f"{where}[{i}][{j}] is {value!r}, expected {kind.__name__} or null; run it again"
+                    f"{where}[{i}][{j}] is {shortened(repr(value))}, expected {kind.__name__} or null; run it again"
                 )
 
 
@@ -353,7 +362,7 @@ def _check_probe(probe: ProbeCounts, size: int, where: str, domains: list[str]) 
         if not isinstance(row, list) or ((row or name == "errors") and len(row) != size):
             raise InputError(f"{where}: {name} must be {size} entries, one per stage; run it again")
         if wrong := [value for value in row if value is not None and not _is_valid(value, kind)]:
-            raise InputError(f"{where}: {name} holds {wrong[0]!r}, expected {kind.__name__} or null; run it again")
+            raise InputError(f"{where}: {name} holds {shortened(repr(wrong[0]))}, expected {kind.__name__} or null; run it again")
 
 
 def _check_row(row: Any, size: int, where: str) -> None:
@@ -365,4 +374,4 @@ def _is_valid(value: Any, kind: type) -> bool:
     """Counts are integers from 0; names are strings."""
     if isinstance(value, bool) or not isinstance(value, kind):
         return False
-    return not isinstance(value, int) or value >= 0
+    return not isinstance(value, int) or 0 <= value <= MAX_COUNT

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from asrcl.exceptions import InputError
-from asrcl.files import atomic_path, read_json, write_text
+from asrcl.files import atomic_path, read_json, reading, write_text
 from asrcl.scoring import metrics
 from asrcl.scoring.origin import flatten
 from asrcl.scoring.results import FILE_NAME, RunResult
@@ -178,10 +178,11 @@ def run_seconds(run: RunResult) -> float | None:
     path = (run.folder or Path()) / "costs.json"
     if run.folder is None or not path.is_file():
         return None
-    costs = read_json(path)
-    stages = [stage for stage in costs if isinstance(stage, Mapping)] if isinstance(costs, list) else []
-    found = [value for stage in stages for name, value in stage.items() if name.endswith("_seconds")]
-    return float(sum(value for value in found if isinstance(value, int | float))) if found else None
+    with reading(path, "delete it and run its stages again"):
+        costs = read_json(path)
+        stages = [stage for stage in costs if isinstance(stage, Mapping)] if isinstance(costs, list) else []
+        found = [value for stage in stages for name, value in stage.items() if name.endswith("_seconds")]
+        return float(sum(value for value in found if isinstance(value, int | float))) if found else None
 
 
 def _condition(text: str, rows: Sequence[Row]) -> Callable[[Row], bool]:

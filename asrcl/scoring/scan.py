@@ -16,9 +16,11 @@ from typing import Final
 from asrcl.exceptions import InputError
 from asrcl.scoring.results import FILE_NAME, OtherVersionError, RunResult
 from asrcl.scoring.rows import run_seconds
+from asrcl.scoring.walk import look_below
 
 OTHER_VERSION: Final = "other version"
 DAMAGED: Final = "damaged"
+UNLISTED: Final = "unreadable"
 DUPLICATE: Final = "duplicate"
 OTHER_TESTS: Final = "other test sets"
 INCOMPLETE: Final = "incomplete"
@@ -31,7 +33,8 @@ class Problem:
 
     Attributes:
         path: the file.
-        kind: "other version", "damaged", "incomplete" (files of items are missing), "duplicate" or "other test sets".
+        kind: "other version", "damaged", "incomplete" (files of items are missing), "unreadable" (a folder), "duplicate" or
+            "other test sets".
         reason: one line.
     """
 
@@ -47,10 +50,12 @@ class Scan:
     Attributes:
         runs: those that can be used, by path.
         problems: the rest, by path.
+        remarks: what else there is and is not used, a line each: decodes without results.
     """
 
     runs: list[RunResult]
     problems: list[Problem] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     def count(self) -> str:
         """For example "3 results files not used: 2 damaged, 1 duplicate"; empty if there are none."""
@@ -61,7 +66,10 @@ class Scan:
         return f"{len(self.problems)} {noun} not used: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}"
 
     def lines(self) -> list[str]:
-        """The count, then one line per file, the first 20 of them."""
+        """The count, then one line per file, the first 20 of them; then the remarks."""
+        return [*self._problem_lines(), *self.remarks]
+
+    def _problem_lines(self) -> list[str]:
         named = [f"{problem.kind}: {problem.reason}" for problem in self.problems[:MAX_NAMED]]
         more = len(self.problems) - len(named)
         return [self.count(), *named, *([f"and {more} more"] if more else [])] if self.problems else []
@@ -76,10 +84,11 @@ class Scan:
             InputError: some files are not usable and `skip` is off (all are named), or no run is left.
         """
         if self.problems and not skip:
-            count, *rest = self.lines()
+            count, *rest = self._problem_lines()
             raise InputError(f"{count} ({'; '.join(rest)}). Mend or remove them, or leave them out with --skip-bad")
         if not self.runs:
-            raise InputError(f"no usable {FILE_NAME} below the given folders; run a recipe (asrcl decode) first")
+            more = f" ({'; '.join(self.remarks)})" if self.remarks else ""
+            raise InputError(f"no usable {FILE_NAME} below the given folders{more}; run a recipe (asrcl decode) first")
         return self.runs
 
 
@@ -93,8 +102,8 @@ def scan_results(folders: Iterable[str | os.PathLike[str]]) -> Scan:
         InputError: a folder does not exist.
     """
     runs: dict[str, RunResult] = {}
-    problems: list[Problem] = []
-    for path in _files(folders):
+    files, problems, remarks = _files(folders)
+    for path in files:
         try:
             run = RunResult.load(path)
             run_seconds(run)  # costs.json can be read
@@ -110,7 +119,7 @@ def scan_results(folders: Iterable[str | os.PathLike[str]]) -> Scan:
                 problems.append(Problem(path, DUPLICATE, reason))
             else:
                 runs[run.name] = run
-    return Scan(list(runs.values()), problems)
+    return Scan(list(runs.values()), problems, remarks)
 
 
 def _missing_items(run: RunResult) -> str:
@@ -148,15 +157,20 @@ def different_tests(run: RunResult, other: RunResult) -> str | None:
     return next((name for name in names if getattr(run, name) != getattr(other, name)), None)
 
 
-def _files(folders: Iterable[str | os.PathLike[str]]) -> list[Path]:
+def _files(folders: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], list[Problem], list[str]]:
+    """The results files, folders that cannot be listed, and what is to be said of decodes without results."""
     found: dict[Path, Path] = {}
+    problems, remarks = [], []
     for name in folders:
         folder = Path(name)
         if folder.is_file():
             found.setdefault(folder.resolve(), folder)
         elif folder.is_dir():
-            for path in sorted(folder.rglob(FILE_NAME)):
+            below = look_below(folder)
+            for path in below.results:
                 found.setdefault(path.resolve(), path)
+            problems += [Problem(place, UNLISTED, f"{place}: cannot be listed ({why})") for place, why in below.unlisted.items()]
+            remarks += [line] if (line := below.stray_line()) else []
         else:
             raise InputError(f"{folder}: no such folder; give the folder that holds the runs")
-    return list(found.values())
+    return list(found.values()), problems, remarks

@@ -61,7 +61,7 @@ class Options:
     normaliser: str = "none"
     costs: Costs = "unit"
     columns: Sequence[str] = ()
-    meta: AnyPath | None = None
+    meta: AnyPath | Source | None = None
     skip: bool = False
     id_key: str | None = None
     reference_key: str | None = None
@@ -174,11 +174,12 @@ class Score:
         return content
 
 
-def score(reference: AnyPath, hypothesis: AnyPath | None = None, options: Options | None = None) -> Score:
+def score(reference: AnyPath | Source, hypothesis: AnyPath | None = None, options: Options | None = None) -> Score:
     """Score a hypothesis file against a reference file, matched by id; the formats may differ.
 
     Args:
-        reference: the reference file; or one with both texts in every row (JSON lines, csv), if `hypothesis` is None.
+        reference: the reference file (or what was read of it); or one with both texts in every row (JSON lines, csv), if
+            `hypothesis` is None.
         hypothesis: the hypothesis file.
         options: how.
 
@@ -218,9 +219,9 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return comma_separated(list(rows[0]), (list(row.values()) for row in rows)) if rows else ""
 
 
-def _read_sources(reference: AnyPath, hypothesis: AnyPath | None, options: Options) -> dict[str, Source]:
+def _read_sources(reference: AnyPath | Source, hypothesis: AnyPath | None, options: Options) -> dict[str, Source]:
     """The files, by what they are for; each is read once, for a pipe has nothing to say a second time."""
-    paths = {"reference": reference, "hypothesis": hypothesis, "meta": options.meta}
+    paths: dict[str, AnyPath | Source | None] = {"reference": reference, "hypothesis": hypothesis, "meta": options.meta}
     given = {what: path for what, path in paths.items() if path is not None}
     if sum(_name(path) == STDIN for path in given.values()) > 1:
         raise InputError(f"{' and '.join(given)} cannot both be standard input ('{STDIN}'); give a file")
@@ -353,8 +354,8 @@ def _aligned(item: ItemErrors, costs: Costs) -> dict[str, Any]:
     return counts | {"steps": [list(step) for step in item_steps(item, costs)]}
 
 
-def _name(path: AnyPath) -> str:
-    return os.fspath(path)
+def _name(path: AnyPath | Source) -> str:
+    return path.path if isinstance(path, Source) else os.fspath(path)
 
 
 def finite(value: Any) -> Any:

@@ -117,12 +117,14 @@ def format_of(path: AnyPath, named: str | None = None) -> str:
     return own or named or ("text" if suffix in _UNSAID else "")
 
 
-def read_source(path: AnyPath, named: str | None = None) -> Source:
-    """Read a file; "-" is standard input. The format is that of `format_of`.
+def read_source(path: AnyPath | Source, named: str | None = None) -> Source:
+    """Read a file; "-" is standard input, and what was read already stays. The format is that of `format_of`.
 
     Raises:
         InputError: it cannot be read or unpacked; the named format is unknown.
     """
+    if isinstance(path, Source):
+        return path
     found = format_of(path, named)
     try:
         if os.fspath(path) == STDIN:
@@ -130,8 +132,11 @@ def read_source(path: AnyPath, named: str | None = None) -> Source:
         else:
             with open(path, "rb") as stream:
                 packed = _whole(stream, path)
-    except OSError as error:
-        raise InputError(f"{os.fspath(path)}: cannot read it ({error.strerror}); give a file that can be read") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        why = getattr(error, "strerror", error)
+        raise InputError(f"{os.fspath(path)}: cannot read it ({why}); give a file that can be read") from error
     digest = hashlib.sha256(packed).hexdigest()[:16]
     return Source(os.fspath(path), found, _unpacked(packed, path), digest, found == named)
 
@@ -187,3 +192,11 @@ def _cut(content: bytes) -> Iterator[bytes]:
             yield from line.split(b"\r")
         else:
             yield line
+
+
+def decode_line(line: bytes) -> str:
+    """The text of a line, or a ValueError that says which byte is not UTF-8."""
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 (byte {error.start + 1}); convert the file, e.g. with iconv -t utf-8") from error

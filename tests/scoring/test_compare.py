@@ -272,3 +272,37 @@ def test_long_and_foreign_names_fit_the_picture(tmp_path: Path, systems: list[Sy
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         draw_matrix(compare(renamed, ["sign"], draws=50), "sign", tmp_path / "x.png")
+
+
+def test_a_table_of_speakers_holds_for_every_kind_of_source(tmp_path: Path, fake_run) -> None:
+    """Counts that were stored too, not for hypothesis files alone; where it can say nothing it is refused."""
+    runs = [fake_run(tmp_path, method, 0) for method in ("ft", "ihr")]
+    ids = [key for domain in range(5) for key in runs[0].items(runs[0].final_stage(domain), domain).ids]
+    table = tmp_path / "utt2spk"
+    table.write_text("".join(f"{key} {'ab'[number % 2]}\n" for number, key in enumerate(ids[:-1])))
+    homes = [str(run.folder) for run in runs]
+    (a, b), _ = load_systems(homes, options=Options(meta=table))
+    assert {item.group for item in a.errors.items} == {item.group for item in b.errors.items} == {"a", "b", "-"}
+    plain = load_systems(homes)[0][0].errors
+    assert [replace(item, group="") for item in a.errors.items] == [replace(item, group="") for item in plain.items]
+    stored = tmp_path / "errors.jsonl"
+    runs[0].items(4, 0).save(stored)
+    ((c, _), _) = load_systems([f"x={stored}", f"y={stored}"], options=Options(meta=table))
+    assert {item.group for item in c.errors.items} == {"a", "b"}
+    for content, message in (("u 1\n", "none of its ids .* is in the table of --meta"), ("", "names no speaker")):
+        table.write_text(content)
+        with pytest.raises(InputError, match=message):
+            load_systems(homes, options=Options(meta=table))
+    (tmp_path / "rooms.csv").write_text("id,room\n" + "".join(f"{key},hall\n" for key in ids))
+    with pytest.raises(InputError, match="rooms.csv: names no speaker; give a table with a column speaker"):
+        load_systems(homes, options=Options(meta=tmp_path / "rooms.csv"))
+
+
+@pytest.mark.parametrize("given", ["reference_key", "hypothesis_key", "id_key", "format", "reference"])
+def test_options_of_hypothesis_files_are_refused_where_there_are_none(tmp_path: Path, fake_run, given: str) -> None:
+    homes = [str(fake_run(tmp_path, method, 0).folder) for method in ("ft", "ihr")]
+    (tmp_path / "ref.trn").write_text("a (a-1)\n")
+    options = Options() if given == "reference" else Options(**{given: "trn"})
+    name = {"reference_key": "ref-key", "hypothesis_key": "hyp-key"}.get(given, given.replace("_", "-"))
+    with pytest.raises(InputError, match=f"--{name}: of hypothesis files, but all systems are stored counts; leave it out"):
+        load_systems(homes, tmp_path / "ref.trn" if given == "reference" else None, options)
