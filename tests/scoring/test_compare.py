@@ -294,7 +294,7 @@ def test_a_table_of_speakers_holds_for_every_kind_of_source(tmp_path: Path, fake
         with pytest.raises(InputError, match=message):
             load_systems(homes, options=Options(meta=table))
     (tmp_path / "rooms.csv").write_text("id,room\n" + "".join(f"{key},hall\n" for key in ids))
-    with pytest.raises(InputError, match="rooms.csv: names no speaker; give a table with a column speaker"):
+    with pytest.raises(InputError, match=r"rooms.csv: names no speaker; give a table with a column speaker"):
         load_systems(homes, options=Options(meta=tmp_path / "rooms.csv"))
 
 

@@ -1,11 +1,16 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from asrcl.exceptions import InputError
+from asrcl.scoring import find_results
+from asrcl.scoring.cli_report import make_report
+from asrcl.scoring.recount import recount
 from asrcl.scoring.scan import different_tests, scan_results, with_same_tests
+from asrcl.scoring.walk import look_below
 
 
 @pytest.fixture
@@ -95,3 +100,70 @@ def test_runs_whose_files_are_missing_or_torn_are_named_and_skipped(tmp_path: Pa
     assert names[0] in scan.problems[0].reason and f"1 of {len(names)} files of items" in scan.problems[0].reason
     assert "costs.json" in scan.problems[1].reason
     assert [run.folder for run in scan.require(skip=True)] == [kept.folder]
+
+
+def test_linked_folders_are_searched_once_and_loops_end(tmp_path: Path, fake_run) -> None:
+    for seed in (0, 1):
+        fake_run(tmp_path / "disk", "ft", seed, keep_items=False)
+    exp = tmp_path / "exp"
+    (exp / "accents").mkdir(parents=True)
+    (exp / "accents" / "ft").symlink_to(tmp_path / "disk/accents/ft")
+    (exp / "again").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk/accents/loop").symlink_to(exp)
+    (exp / "lost").symlink_to(tmp_path / "nowhere")
+    scan = scan_results([exp, tmp_path / "disk"])
+    assert sorted(run.seed for run in scan.runs) == [0, 1] == sorted(run.seed for run in find_results(exp)) and not scan.problems
+    fake_run(exp, "ihr", 0, keep_items=False)
+    (exp / "accents/a-link").symlink_to(exp / "accents/ihr")
+    assert next(str(path.relative_to(exp)) for path in look_below(exp).results) == "accents/ihr/0/results.json"
+
+
+def test_decodes_without_their_results_are_named(tmp_path: Path, fake_run) -> None:
+    run = fake_run(tmp_path, "ft", 0)
+    for home in (run.folder / "stage1/us", tmp_path / "accents/ihr/1/stage1/us", tmp_path / "accents/ihr/1/stage1/nz"):
+        home.mkdir(parents=True)
+        (home / "hyp.trn").write_text("a (u-1)\n")
+    scan = scan_results([tmp_path])
+    strays = [str(tmp_path / "accents/ihr/1/stage1" / name) for name in ("nz", "us")]
+    (line,) = scan.lines()
+    assert line.startswith(f"decodes without a results.json, not used: 2 ({', '.join(strays)}); finish their runs")
+    assert scan.require() == scan.runs and len(scan.runs) == 1 and with_same_tests(scan).remarks == [line]
+    said: list[str] = []
+    make_report([tmp_path], out=tmp_path / "out", views=["html"], say=said.append)
+    assert line in said and strays[0] in (tmp_path / "out/report.html").read_text()
+    with pytest.raises(InputError, match=r"no usable results.json below the given folders .decodes without"):
+        scan_results([tmp_path / "accents/ihr"]).require()
+    with pytest.raises(InputError, match=r"no results.json below it .decodes without"):
+        recount(tmp_path / "accents/ihr")
+    assert look_below(run.folder / "stage1").strays == []  # its results lie above
+
+
+def test_folders_and_files_that_cannot_be_read_are_named(tmp_path: Path, fake_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what is gone between listing and reading."""
+    runs = [fake_run(tmp_path, "ft", seed, keep_items=False) for seed in (0, 1, 2)]
+    (tmp_path / "results.json").mkdir()
+    scandir, shut = os.scandir, str(runs[1].folder)
+
+    def refuse(path="."):
+        if os.fspath(path) == shut:
+            raise PermissionError(13, "Permission denied", shut)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    read_text = Path.read_text
+
+    def gone(path: Path, *rest, **more):
+        if path == runs[2].folder / "results.json":
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return read_text(path, *rest, **more)
+
+    monkeypatch.setattr(Path, "read_text", gone)
+    scan = scan_results([tmp_path])
+    assert [run.seed for run in scan.runs] == [0]
+    found = {problem.kind: problem.reason for problem in scan.problems if problem.path != tmp_path / "results.json"}
+    assert found == {"unreadable": f"{shut}: cannot be listed (Permission denied)", "damaged": found["damaged"]}
+    assert found["damaged"].endswith("results.json: no such file")
+    (folder,) = [problem.reason for problem in scan.problems if problem.path == tmp_path / "results.json"]
+    assert "cannot read it (Is a directory)" in folder
+    with pytest.raises(InputError, match=r"cannot be listed .Permission denied.; make it readable"):
+        find_results(tmp_path)
