@@ -159,8 +159,8 @@ def open_cepstra(path: str) -> np.ndarray:
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such feature file; correct the path or fetch the corpus again")
     with reading(path, "write it with numpy.save", "not a plain npy array"):
-        table = np.load(path, mmap_mode="r", allow_pickle=False)
-    if not isinstance(table, np.ndarray) or table.ndim != 2 or table.dtype.kind not in "fiu":
+        table = np.lib.format.open_memmap(path, mode="r")  # unlike numpy.load, of this format alone
+    if table.ndim != 2 or table.dtype.kind not in "fiu":
         raise InputError(f"{path}: cepstra must be one array [frames, coefficients]; write it with numpy.save")
     return table
 

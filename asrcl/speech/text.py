@@ -58,7 +58,8 @@ def basic(text: str) -> str:
     """Lower case, NFKC, no punctuation but apostrophes, single spaces.
 
     Dashes and slashes separate words; all other punctuation and symbols vanish. Letters of every script,
-    their accents and digits stay. An apostrophe stays where it touches a letter or digit.
+    their accents and digits stay. An apostrophe stays where it touches a letter or digit. What nobody sees (joiners, soft
+    hyphens, bidirectional marks, variation selectors) vanishes and parts no words; the zero-width space does.
 
     >>> basic("The ﬁrst — and LAST — twenty-one; naïve U.S. cafés?")
     'the first and last twenty one naïve us cafés'
@@ -69,7 +70,8 @@ def basic(text: str) -> str:
     """
     # Spacing accents such as ´ would decompose into a space and an accent: they are mapped before NFKC sees
     # them.
-    lowered = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).lower()
+    seen = text if text.isascii() else "".join(map(_seen, text))
+    lowered = unicodedata.normalize("NFKC", seen.translate(_APOSTROPHES)).lower()
     lowered = unicodedata.normalize("NFKC", lowered)
     kept = "".join(_keep(character) for character in lowered)
     kept = re.sub(r"(?<!\w)'+(?!\w)", " ", kept)
@@ -91,6 +93,14 @@ def letters(text: str) -> str:
 
 
 LETTERS = " 'abcdefghijklmnopqrstuvwxyz"
+
+
+def _seen(character: str) -> str:
+    """A character as it is read: nothing for one that only tells a program how to show its neighbours."""
+    if character == "\u200b":
+        return " "
+    unseen = unicodedata.category(character) == "Cf" or character == "\u034f" or "\ufe00" <= character <= "\ufe0f"
+    return "" if unseen or "\U000e0100" <= character <= "\U000e01ef" else character
 
 
 def _keep(character: str) -> str:

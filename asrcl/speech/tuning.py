@@ -10,6 +10,7 @@ protocols say what a setting is judged by, on validation sets alone:
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from asrcl.methods import Method
 from asrcl.speech import jobs
 from asrcl.speech.config import Config
 from asrcl.speech.experiment import build_scenario, configured_method, learner_of
+from asrcl.speech.reading import reading
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +165,7 @@ def _reordered(config: Config) -> Config:
     domains = config.tree["scenario"]["domains"]
     names = [domain["name"] for domain in domains]
     order = config.tree["search"]["order"] or [names[0], *reversed(names[1:])]
-    if sorted(order) != sorted(names) or order[0] != names[0]:
+    if sorted(map(str, order)) != sorted(names) or order[0] != names[0]:
         raise InputError(f"search.order={order}: give all domains, each once, {names[0]} first: {', '.join(names)}")
     return config.changed({"scenario": {"domains": sorted(domains, key=lambda domain: order.index(domain["name"]))}})
 
@@ -195,7 +197,10 @@ def _write_chosen(path: Path, tables: Mapping[str, list[Setting]], protocol: str
 
 
 def _add_chosen(path: Path, tables: Mapping[str, list[Setting]], protocol: str) -> None:
-    chosen = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("methods", {}) if path.is_file() else {}
+    chosen: dict[str, Any] = {}
+    if os.path.lexists(path):
+        with reading(path, "delete it, and asrcl tune writes it anew"):
+            chosen = dict((yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("methods") or {})
     for method, rows in tables.items():
         options: dict[str, Any] = {}
         for name, value in rows[0].items():

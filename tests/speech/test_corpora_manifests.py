@@ -133,6 +133,14 @@ def test_write_kaldi_reads_back(corpus, tmp_path):
         write_kaldi(load_kaldi(corpus / "kaldi"), tmp_path / "out")
 
 
+@pytest.mark.parametrize("change", [{"id": "a b"}, {"id": ""}, {"speaker": "a\tb"}, {"text": "a\nb"}, {"path": "/a\rb.wav"}])
+def test_what_kaldi_cannot_say_is_not_written(corpus, tmp_path, change):
+    whole = select(load_kaldi(corpus / "kaldi", domain="out")).select([0])
+    with pytest.raises(InputError, match="cannot hold blanks"):
+        write_kaldi(whole.map(lambda row: change), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_missing_audio_is_left_for_validate(corpus):
     (corpus / "rec2.wav").unlink()
     for dataset in load_all(corpus)[:2]:

@@ -131,6 +131,7 @@ def test_accent_names():
     for name, words in commonvoice.ACCENTS.items():
         assert {commonvoice.accent_name(w.upper()) for w in words} == {name}
     assert commonvoice.accent_name("England English,slight lisp") is None
+    assert commonvoice.accent_name("(" * 300_000) is None  # at once
     assert commonvoice.accent_name("England English, england") == "ENG"
 
 

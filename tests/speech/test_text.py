@@ -34,6 +34,21 @@ def test_basic(raw, clean):
     assert normalise(raw, "basic") == clean
 
 
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("co\u00adope\u200drate", "cooperate"),
+        ("\u200eleft\u200f \u2066and\u2069 right\ufeff", "left and right"),
+        ("two\u200bwords", "two words"),
+        ("it\u200d's e\u034f\u0301t\ufe0f\U000e0101", "it's \u00e9t"),
+        ("don\u2060\u2019t", "don't"),
+    ],
+)
+def test_what_nobody_sees_parts_no_words(raw, clean):
+    assert normalise(raw, "basic") == clean
+    assert normalise(clean, "basic") == clean
+
+
 def test_none_changes_nothing():
     assert normalise("  ÅB \n", "none") == "  ÅB \n"
 

@@ -29,6 +29,7 @@ ACCENTS: dict[str, tuple[str, ...]] = {
     "IRE": ("ireland", "irish english"),
 }
 
+_LONGEST = 1000  # characters of a statement that are read
 Row = dict[str, str]
 
 
@@ -40,7 +41,7 @@ def accent_name(value: str) -> str | None:
     >>> accent_name("Scottish English|Irish English") is None
     True
     """
-    stated = re.sub(r"\([^)]*\)", "", value.lower())
+    stated = re.sub(r"\([^)]*\)", "", value[:_LONGEST].lower())
     parts = {part.strip() for part in re.split(r"[,|;]", stated)} - {""}
     found = {name for name, words in ACCENTS.items() if parts & set(words)}
     known = {word for words in ACCENTS.values() for word in words}

@@ -12,6 +12,7 @@ from asrcl.exceptions import InputError
 from asrcl.files import write_text
 from asrcl.speech.corpora.tables import Headers, StrPath, absolute, number, positions, read_lines, refuse_channel
 from asrcl.speech.corpora.utterance import AUDIO, Utterance, to_dataset
+from asrcl.speech.reading import plain
 
 Table = dict[str, tuple[int, str]]  # key -> (line number, rest of the line)
 
@@ -149,13 +150,18 @@ def write_kaldi(dataset: Dataset, folder: StrPath) -> None:
     """Write a corpus of whole audio files as a Kaldi folder (`wav.scp`, `text`, `utt2spk`), sorted by id.
 
     Raises:
-        InputError: an utterance is only a part of its file, or is not audio.
+        InputError: an utterance is only a part of its file, or is not audio; its id or speaker holds a blank, or a line break is
+            in its path or text, which these files cannot say.
     """
     rows = sorted(dataset, key=lambda row: row["id"])
     for row in rows:
         if row["kind"] != AUDIO or row["start"] != 0 or row["end"] != -1:
             raise InputError(
                 f"{row['id']}: only whole audio files can be listed in wav.scp; cut {row['path']} first"
+            )
+        if re.search(r"\s", row["id"] + row["speaker"]) or not row["id"] or re.search(r"[\r\n]", row["path"] + row["text"]):
+            raise InputError(
+                f"{plain(row['id'])}: Kaldi's files cannot hold blanks in ids and speakers, or line breaks; rename it"
             )
     for name, column in (("wav.scp", "path"), ("text", "text"), ("utt2spk", "speaker")):
         write_text(os.path.join(folder, name), "".join(f"{row['id']} {row[column]}\n" for row in rows))
