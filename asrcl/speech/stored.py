@@ -35,6 +35,7 @@ def made_once(
         InputError: the folder cannot be written, or what `make` raises.
     """
     with file_lock(folder.with_name(f".{folder.name}.lock")):
+        sweep(folder)
         if intact(folder, record) == json.loads(json.dumps(key)):
             return
         with writing(folder):

@@ -250,7 +250,12 @@ def test_an_empty_folder_is_no_store(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"kind": "mfcc13", "rate": 8000}, {"rate": 10}, {"bins": 0}, {"speeds": ()}, {"speeds": (0.0,)}]
+    "settings",
+    [
+        {"kind": "mfcc13", "rate": 8000},
+        *({name: number} for name in ("rate", "bins") for number in (0, 10**9)),
+        *({"speeds": speeds} for speeds in ((), (0.0,))),
+    ],
 )
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(InputError, match="features"):

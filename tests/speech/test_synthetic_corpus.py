@@ -170,6 +170,7 @@ def test_trim_keeps_fifty_milliseconds():
         ({"channel": "radio"}, "channel"),
         ({"sizes": {"valid": 3}}, "sizes valid"),
         ({"sizes": {"train": -1}}, "sizes train"),
+        ({"sizes": {"train": 2.5}}, "sizes train"),
         ({"sizes": {}}, "sizes"),
         ({"rate": 4000}, "rate"),
         ({"topic_share": 2.0}, "topic_share"),

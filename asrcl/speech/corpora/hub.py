@@ -119,7 +119,8 @@ def load_hub(
         place = str(row[domain_column]) if domain_column and domain is None else fallback
         return _Read(given, original or stem, path, str(row[chosen["text_column"]] or ""), speaker, place)
 
-    read = [utterance(index, row) for index, row in islice(rows, limit)]
+    with reading(chosen["name"], "correct the options where, limit and those of columns", "its rows cannot be used"):
+        read = [utterance(index, row) for index, row in islice(rows, limit)]
     return to_dataset(
         Utterance(name, row.path, 0, -1, AUDIO, row.text, str(row.speaker or name), row.place, target)
         for name, row in zip(_names(read), read, strict=True)

@@ -159,7 +159,7 @@ def check_settings(
 
 def _ordered(sizes: dict[str, int]) -> dict[str, int]:
     for split, size in sizes.items():
-        if split not in POOLS or size < 0:
+        if split not in POOLS or not isinstance(size, int) or size < 0:
             raise InputError(f"sizes {split}={size}: give train, dev, test a number of utterances, 0 or more")
     return {split: sizes[split] for split in POOLS if sizes.get(split)}
 
