@@ -14,6 +14,7 @@ the file leaves out.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ _Settings = TypeVar("_Settings")
 MOST_NODES = 100_000  # in a YAML file, its aliases written out
 MOST_DEPTH = 50
 MOST_BYTES = 2**20
+_REFERENCE = re.compile(r"\$\{(\.*)([\w.@-]*)\}")
 _TYPES: dict[str, Any] = {
     **dict.fromkeys(("methods", "model", "train", "train.initial", "train.adapt", "curvature", "decode", "tracking"), dict),
     **dict.fromkeys(("launcher", "search", "search.methods", "search.shared"), dict),
@@ -197,7 +199,10 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             composed = compose("config", overrides=search)
         assert isinstance(composed, DictConfig)
+        _check_expansion(OmegaConf.to_container(composed, resolve=False))
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except InputError:
+        raise
     except Exception as error:  # of Hydra's grammar, OmegaConf or YAML, which promise no closed list
         reason = plain_text(str(error) or type(error).__name__).partition(" Config search path:")[0]
         typed = f" ({' '.join(overrides)[:100]})" if overrides else ""
@@ -209,6 +214,33 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     empty: dict[str, Any] = {"features": {}, "text": {}, "tokens": {}, "probes": [], "initial": {}}
     tree["scenario"] = {**empty, **{key: value for key, value in tree["scenario"].items() if value not in (None, [], "")}}
     return Config(tree, tuple(overrides))
+
+
+def _check_expansion(tree: Any) -> None:
+    """Refuse values that grow without end when references such as `${train.adapt}` are filled in."""
+    sizes: dict[tuple[str, ...], int] = {}
+
+    def size(path: tuple[str, ...]) -> int:
+        if path not in sizes:
+            node = tree
+            for key in path:
+                node = node.get(key) if isinstance(node, dict) else node[int(key)] if isinstance(node, list) else None
+            inner = node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
+            named = _REFERENCE.findall(node) if isinstance(node, str) else ()
+            parts = [(*path, str(key)) for key in inner] + [_place(path, dots, name) for dots, name in named]
+            sizes[path] = len(str(node)) * (not inner) + sum(map(size, parts))
+        return sizes[path]
+
+    with reading("references (${...})", "correct them", "cannot be followed"):
+        expanded = size(())
+    if expanded > MOST_BYTES:
+        raise InputError(f"configuration: more than {MOST_BYTES} characters with its references filled in; shorten it")
+
+
+def _place(path: tuple[str, ...], dots: str, name: str) -> tuple[str, ...]:
+    """What a reference at `path` stands for; dots before it lead upwards, from its own level."""
+    above = path[: max(0, len(path) - len(dots))] if dots else ()
+    return (*above, *(part for part in name.split(".") if part))
 
 
 def _check_types(tree: Mapping[str, Any]) -> None:

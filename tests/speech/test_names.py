@@ -126,6 +126,25 @@ def test_a_configuration_that_has_no_end_is_refused_at_once(tmp_path, content):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a0: xxxxxxxxxx\n" + "".join(f"a{n}: '${{scenario.a{n - 1}}}${{scenario.a{n - 1}}}'\n" for n in range(1, 40)),
+        "a0: xxxxxxxxxx\n" + "".join(f"a{n}: '${{.a{n - 1}}}${{.a{n - 1}}}'\n" for n in range(1, 40)),
+        "a0: {x: 1}\n" + "".join(f"a{n}: {{x: '${{scenario.a{n - 1}}}', y: '${{..a{n - 1}}}'}}\n" for n in range(1, 40)),
+        "a0: '${scenario.a1}'\na1: '${scenario.a0}'\n",
+        "a0: '${scenario.nowhere.at.all}'\n",
+    ],
+)
+def test_references_that_have_no_end_are_refused_at_once(tmp_path, content):
+    overrides = write(tmp_path, scenario("US"))
+    path = tmp_path / "conf" / "scenario" / "mine.yaml"
+    path.write_text(path.read_text() + content)
+    with pytest.raises(InputError) as caught:
+        load_config(overrides)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
 def test_aliases_that_are_meant_are_fine(tmp_path):
     overrides = write(tmp_path, scenario("US"))
     text = "name: mine\ncommon: &c {kind: kaldi, folder: /x}\ndomains: [{name: US, corpus: *c}]\n"
