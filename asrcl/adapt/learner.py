@@ -22,9 +22,9 @@ from asrcl.adapt.scenario import Scenario
 from asrcl.adapt.trackers import TrackedRun, TrackingConfig
 from asrcl.adapt.tracking import MARKER, Tracking
 from asrcl.adapt.training import TrainConfig, Trainer
-from asrcl.adapt.weights import fingerprint, load_state, save_state
+from asrcl.adapt.weights import fingerprint, load_state, save_recorded, save_state
 from asrcl.curvature import Curvature, estimate
-from asrcl.entries import FILES, DamagedEntry, read_record, remove_entry, seal, unseal
+from asrcl.entries import remove_entry
 from asrcl.exceptions import InputError
 from asrcl.files import read_json, write_json
 from asrcl.methods import Method
@@ -368,29 +368,5 @@ def train_initial(
     fresh = {name: value.clone() for name, value in scenario.build_model().state_dict().items()}
     learner = DomainLearner(scenario, cache, train, CurvatureConfig(), seed, device, tracking=tracking)
     state = learner.fine_tune(fresh, domain or scenario.domains[0], Method())
-    save_initial(state, path, {"seed": seed, "train": asdict(train), **learner.record, **learner.costs})
+    save_recorded(state, path, {"seed": seed, "train": asdict(train), **learner.record, **learner.costs})
     return state
-
-
-def save_initial(state: StateDict, path: Path, facts: dict[str, Any]) -> None:
-    """Write an initial model, and beside it a record that says where it comes from and has its hash."""
-    save_state(state, path)
-    seal(path.parent, path.with_suffix(".json").name, facts, [path.name])
-
-
-def load_initial(path: Path) -> StateDict:
-    """Read an initial model; one without a record, or with that of an older version, is taken as it is, with a line that says so.
-
-    Raises:
-        InputError: it is missing, or not what was written.
-    """
-    record = path.with_suffix(".json")
-    if path.is_file():
-        try:
-            if not record.exists() or FILES not in read_record(record):
-                logger.warning("%s: no hashes beside it, used unchecked; the train stage (asrcl train) writes them", path)
-            else:
-                unseal(path.parent, record.name)
-        except DamagedEntry as error:
-            raise InputError(f"{error}; run the train stage (asrcl train) again") from error
-    return load_state(path)

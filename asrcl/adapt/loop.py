@@ -13,7 +13,7 @@ from asrcl.adapt.environment import environment
 from asrcl.adapt.learner import DomainLearner
 from asrcl.adapt.protocols import StateDict
 from asrcl.adapt.scenario import UnionDomain
-from asrcl.adapt.weights import fingerprint, save_state
+from asrcl.adapt.weights import fingerprint, save_recorded
 from asrcl.exceptions import InputError
 from asrcl.files import write_json
 from asrcl.methods import Method
@@ -40,7 +40,7 @@ def adapt_domains(learner: DomainLearner, method: Method, folder: Path) -> None:
         InputError: the scenario has no initial model.
     """
     for stage in run_stages(learner, method, None):
-        save_state(stage.models[learner.stage - 1], folder / f"stage{learner.stage}" / "model.safetensors")
+        save_recorded(stage.models[learner.stage - 1], folder / f"stage{learner.stage}" / "model.safetensors", {})
         write_json(folder / f"stage{learner.stage}" / "costs.json", stage.costs)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -12,8 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from asrcl.adapt.protocols import StateDict
+from asrcl.entries import FILES, DamagedEntry, read_record, seal, unseal
 from asrcl.exceptions import InputError
 from asrcl.files import atomic_path
+
+logger = logging.getLogger(__name__)
 
 
 def state_of(model: nn.Module) -> StateDict:
@@ -50,6 +55,37 @@ def load_state(path: str | Path) -> StateDict:
         return load_file(str(path))
     except SafetensorError as error:
         raise InputError(f"{path}: damaged checkpoint ({error}); delete it and run its stage again") from error
+
+
+def save_recorded(state: StateDict, path: str | Path, facts: Mapping[str, Any]) -> None:
+    """Write a state dict, and beside it (`<name>.json`) facts about it and its hash."""
+    place = Path(path)
+    save_state(state, place)
+    seal(place.parent, place.with_suffix(".json").name, facts, [place.name])
+
+
+def load_recorded(path: str | Path, stage: str, expected: bool = False) -> StateDict:
+    """Read a state dict; one that `save_recorded` wrote must be what was written.
+
+    Args:
+        path: of the file.
+        stage: what makes it again, for the message.
+        expected: whether a line on the log tells that there is no record with a hash.
+
+    Raises:
+        InputError: a missing, damaged or changed file.
+    """
+    place = Path(path)
+    record = place.with_suffix(".json")
+    if place.is_file():
+        try:
+            if record != place and record.exists() and FILES in read_record(record):
+                unseal(place.parent, record.name)
+            elif expected:
+                logger.warning("%s: has no hash in %s and is used unchecked; %s writes one", place, record.name, stage)
+        except DamagedEntry as error:
+            raise InputError(f"{error}; run {stage} again") from error
+    return load_state(place)
 
 
 def average_states(states: Sequence[StateDict]) -> StateDict:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import nn
@@ -25,10 +25,9 @@ from asrcl.adapt import (
     build_method,
     check_diagnostics,
     estimate_on_domain,
-    load_initial,
-    load_state,
+    load_recorded,
     run_method,
-    save_initial,
+    save_recorded,
     train_initial,
 )
 from asrcl.exceptions import InputError
@@ -45,6 +44,9 @@ from asrcl.speech.prepare import load_domains, load_initial_domain, load_probes,
 from asrcl.speech.task import RecognitionTask, SpecAugmentConfig
 
 logger = logging.getLogger(__name__)
+
+TRAIN_STAGE: Final = "the train stage (asrcl train)"
+THE_STAGE: Final = "the stage that made it (asrcl train or asrcl adapt)"
 
 
 def build_task(config: Config) -> RecognitionTask:
@@ -75,7 +77,7 @@ def build_scenario(config: Config, seed: int | None = None) -> Scenario:
         InputError: an earlier stage has not run.
     """
     task = build_task(config)
-    initial = load_initial(initial_path(config, seed)) if seed is not None else None
+    initial = load_recorded(initial_path(config, seed), TRAIN_STAGE, expected=True) if seed is not None else None
     if initial is not None:
         _check_fits(build_model(config, len(task.tokenizer)), initial, initial_path(config, seed or 0))
     return Scenario(
@@ -137,7 +139,7 @@ def train(config: Config, seed: int) -> None:
     """
     path, state = initial_path(config, seed), shipped_model(config, seed)
     if state is not None:
-        save_initial(state, path, {"seed": seed, "source": config.tree["scenario"]["initial"]["models"]})
+        save_recorded(state, path, {"seed": seed, "source": config.tree["scenario"]["initial"]["models"]})
     else:
         config = training_settings(config)
         scenario, domain = build_scenario(config), load_initial_domain(config)
@@ -299,7 +301,7 @@ def _checkpoint_in_scenario(config: Config, checkpoint: Path, domain: str) -> tu
     if not chosen:
         names = ", ".join(item.name for item in scenario.domains)
         raise InputError(f"domain {domain}: not in this scenario; it has {names}")
-    model, state = scenario.build_model(), load_state(checkpoint)
+    model, state = scenario.build_model(), load_recorded(checkpoint, THE_STAGE)
     _check_fits(model, state, checkpoint)
     model.load_state_dict(state)
     return scenario, chosen[0], model.to(config.device)

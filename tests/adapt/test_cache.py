@@ -9,7 +9,18 @@ import torch
 from adapt_cases import QUICK, CountingTask, equal_states, with_domain
 from adapt_processes import make_alone
 
-from asrcl.adapt import Cache, CurvatureConfig, DomainLearner, Trainer, fingerprint, load_state, run_method, save_state
+from asrcl.adapt import (
+    Cache,
+    CurvatureConfig,
+    DomainLearner,
+    Trainer,
+    fingerprint,
+    load_recorded,
+    load_state,
+    run_method,
+    save_recorded,
+    save_state,
+)
 from asrcl.exceptions import InputError
 from asrcl.files import read_json
 from asrcl.methods import Method, build_method
@@ -304,3 +315,33 @@ def test_weights_that_cannot_be_read(tmp_path):
     (tmp_path / "torn.safetensors").write_bytes(b"1234")
     with pytest.raises(InputError, match=r"torn\.safetensors: damaged"):
         load_state(tmp_path / "torn.safetensors")
+
+
+def test_recorded_weights(tmp_path, caplog):
+    """What was written is checked where it is read again; what others put there is taken, and said where it is not expected."""
+    path, state = tmp_path / "1" / "model.safetensors", {"w": torch.arange(6.0)}
+    save_recorded(state, path, {"seed": 1})
+    assert equal_states(load_recorded(path, "the train stage", expected=True), state) and not caplog.records
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"1: model\.safetensors was changed after it was written; run the train stage again"):
+        load_recorded(path, "the train stage")
+    content[-1] ^= 1
+    path.write_bytes(content)
+    record = path.with_suffix(".json")
+    before = record.read_text()
+    record.write_text(before.replace('"seed": 1', '"seed": 2'))
+    with pytest.raises(InputError, match=r"model\.json was changed"):
+        load_recorded(path, "the train stage")
+    for text in ('{"seed": 1}', None):  # of an older version; of somebody else
+        record.unlink()
+        if text:
+            record.write_text(text)
+        assert equal_states(load_recorded(path, "the train stage"), state) and not caplog.records
+        assert equal_states(load_recorded(path, "the train stage", expected=True), state)
+        assert "has no hash in model.json and is used unchecked; the train stage writes one" in caplog.text
+        caplog.clear()
+        record.touch()
+    with pytest.raises(InputError, match="no such checkpoint"):
+        load_recorded(tmp_path / "none.safetensors", "the train stage")
