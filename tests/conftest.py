@@ -97,13 +97,11 @@ def pytest_runtest_setup() -> None:
     _quiet_lazy_modules()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
     """Tiny models are slower on several threads, and results to the bit are compared with processes that have one."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        yield
-        return
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -84,7 +84,7 @@ def load_recorded(path: str | Path, stage: str, expected: bool = False) -> State
             elif expected:
                 logger.warning("%s: has no hash in %s and is used unchecked; %s writes one", place, record.name, stage)
         except DamagedEntry as error:
-            raise InputError(f"{error}; run {stage} again") from error
+            raise InputError(f"{error}; run {stage} again, or remove {record.name} to take the model as it is") from error
     return load_state(place)
 
 

@@ -72,14 +72,12 @@ def in_jobs(
             _take_part(None)
     context = multiprocessing.get_context("spawn")
     start = (os.getpid(), progress.total, what, context.Value("i", 0))
-    try:
-        with ProcessPoolExecutor(jobs, context, initializer=_start_process, initargs=start) as pool:
+    with ProcessPoolExecutor(jobs, context, initializer=_start_process, initargs=start) as pool:
+        try:
             return list(pool.map(job, runs))
-    except BrokenProcessPool as error:
-        raise InputError(
-            "a process was ended from outside (killed, or there was not enough memory for launcher.jobs="
-            f"{jobs} at a time); run the same command again, and it goes on where it stopped"
-        ) from error
+        except BrokenProcessPool as error:
+            why = f"a process was killed, by hand or for lack of memory (then try launcher.jobs={max(1, jobs // 2)})"
+            raise InputError(f"{what}: {why}; the same command goes on where it stopped") from error
 
 
 def _take_part(progress: Progress | None) -> None:
