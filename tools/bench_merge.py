@@ -67,13 +67,13 @@ def measure_memory(options: argparse.Namespace) -> Row:
     torch.linalg.cholesky(torch.eye(64))  # what the libraries allocate once
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
-    before, own = _status("VmRSS"), _Own()
+    before, own = _status("VmRSS"), OwnMemory()
     with own:
         took, _ = seconds(lambda: MERGES[options.case](options.folder, float(options.dampings.split(",")[0])))
     return {"before": before, "peak": _status("VmHWM"), "own": own.peak, "seconds": took}
 
 
-class _Own:
+class OwnMemory:
     """Samples the process's own memory (Linux: resident and not a file's) every 5 ms; `peak` is the most above the start."""
 
     def __enter__(self) -> None:

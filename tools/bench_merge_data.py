@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from asrcl.curvature import BlockKey, Curvature, DenseFactor, Factor, KroneckerBlock, LowRankFactor
+from asrcl.curvature import BlockKey, Curvature, DenseFactor, DiagonalFactor, Factor, KroneckerBlock, LowRankFactor
 
 DECAY = 1.5
 
@@ -36,7 +36,10 @@ SIZES = {
     "full": Size(256, 2048, 5000, 4864, 12, 6),
     "medium": Size(256, 2048, 1000, 1216, 2, 1),
     "tiny": Size(24, 96, 150, 120, 2, 1),
+    "whisper": Size(384, 1536, 51_864, 240, 4, 4),
 }
+WIDEST = 8192
+"""Factors beyond are diagonals, as `estimate` keeps them; a model with so many outputs has no second output layer."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ def maps(size: Size) -> list[Map]:
         heads = f"{name}.attention"
         found += [*_inner(f"{name}.macaron", size), *_attention(heads, size, heads, heads)]
         found += [Map(f"{name}.position", size.width, size.width, "positions"), *_inner(f"{name}.feed_forward", size)]
-    found.append(Map("ctc", size.outputs, size.width, "memory"))
+    if size.outputs <= WIDEST:
+        found.append(Map("ctc", size.outputs, size.width, "memory"))
     for number in range(size.decoder):
         name = f"decoder.{number}"
         found += [*_attention(f"{name}.self", size, f"{name}.self", f"{name}.self")]
@@ -101,6 +105,9 @@ def _matrix(size: int) -> Tensor:
 
 def _factor(size: int, seed: int, decomposed: bool) -> Factor:
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    if size > WIDEST:
+        values_D = torch.arange(1, size + 1, dtype=torch.float64) ** -DECAY
+        return DiagonalFactor((values_D / values_D.mean())[order].float())
     if decomposed:
         values_D, vectors_DD = _basis(size)
         return LowRankFactor(vectors_DD[order].float(), values_D, torch.zeros((), dtype=torch.float64))
