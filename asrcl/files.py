@@ -305,7 +305,7 @@ def parse_json(text: str) -> Any:
     """
     try:
         value = json.loads(text)
-        if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
+        if len(text) > 2 * MAX_DEPTH and text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
             raise RecursionError
         # Checked here only where an escape can be one: whole pairs are joined by now.
         half = _half_pair(value) if "\\ud" in text or "\\uD" in text else ""

@@ -244,7 +244,7 @@ class _Collector:
                 return
             if self.ignored:
                 refuse_ignored(utterance.text)
-            before = self._lines.setdefault(utterance.segment, number)
+            before = self._lines.setdefault(utterance.segment if utterance.offset else utterance.id, number)
             if before != number:
                 raise ValueError(f"id {visible(utterance.segment)} is already on line {before}; keep one of them")
         except Exception as error:  # whatever a parser raises at a line
@@ -329,7 +329,8 @@ class _RowParser:
             raise ValueError(f"expected the string entry '{self._text}'{' (null is no text)' if text is None else ''}")
         keep = self.reading.keep
         meta = {name: sys.intern(_as_text(row[name])) for name in keep if name in row} if keep else _NO_META
-        return Utterance(key, " ".join(text.split()), self.speaker(row) or self._speaker_in(key), meta, self.offset(row))
+        offset = self.offset(row) if self._id in AUDIO_NAMES else ""
+        return Utterance(key, " ".join(text.split()), self.speaker(row) or self._speaker_in(key), meta, offset)
 
     def offset(self, row: Row) -> str:
         """Where in its recording a row begins, as a number in its shortest form; "" if that is not said."""
