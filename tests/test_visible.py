@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -76,3 +77,33 @@ def test_control_characters_are_written_out_in_tables_for_people() -> None:
     assert lines[0] == r"| \x1bh |" and lines[2] == r"| a\x1b]0;x\x07\r |"
     assert lines[3:] == [r"| \<script>x\</script> |", r"| [a\](javascript:x) |", "| `R[i,j] <T` |", "| < 0.05 |"]
     assert escape_latex("a\x1b\\b\nc") == r"a\textbackslash{}x1b\textbackslash{}b c"
+
+
+TENSOR = "layers[0].[bold]w[/bold]\x1b[2J"
+
+
+def printed(table: object) -> str:
+    console = Console(file=io.StringIO(), width=240, force_terminal=False)
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_tensor_names_are_shown_in_every_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """A merge's dry run, a sweep, the card of a curvature, a tuning's table."""
+    torch = pytest.importorskip("torch")
+    from asrcl import cli
+    from asrcl.curvature import BlockKey, Curvature, DiagonalBlock, card
+    from asrcl.curvature.card_view import card_text
+    from asrcl.merge import methods, show
+    from asrcl.merge.files import Preview
+
+    row = SimpleNamespace(name=TENSOR, shape=(2,), rule="[/]", why="[red]because[/red]")
+    dry_run = printed(show.preview_table([Preview(row, None)]))
+    sweep = printed(show.rows_table([{TENSOR: TENSOR, "tau": [1, 2]}]))
+    text = card_text(card(Curvature({BlockKey(TENSOR, 0, 2): DiagonalBlock(torch.ones(2), 1)})), width=240)
+    cli._table("[b]", [{TENSOR: "[/i]", "old": 1.0}])
+    tuned = capsys.readouterr().out
+    for shown in (dry_run, sweep, text, tuned):
+        assert visible(TENSOR) in shown and "\x1b" not in shown
+    assert "[red]because[/red]" in dry_run and "[1, 2]" in sweep and "[b]" in tuned and "[/i]" in tuned
+    assert all(name in printed(show.methods_table(methods())) for name in methods())

@@ -320,7 +320,10 @@ def _renormalised(errors: Errors, options: Options, path: str) -> Errors:
         return errors
     if any(item.length and not item.reference for item in errors.items):
         raise InputError(f"{path}: its items have no texts to count again; leave out --normaliser and --costs")
-    return normalise_errors(errors, rules, options.costs)
+    try:
+        return normalise_errors(errors, rules, options.costs)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _stem(path: str) -> str:

@@ -155,3 +155,13 @@ def test_normalisers_do_not_import_torch() -> None:
     code = "import sys; from asrcl.scoring.normalise import NAMES, normaliser\nfor name in NAMES:\n  try: normaliser(name)\n"
     check = f"{code}  except ValueError: pass\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_whisper_english_refuses_what_its_package_cannot_bear(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("whisper_normalizer")
+    rules = normaliser("whisper-english")
+    assert rules("(a) " * 4000) == ""
+    with pytest.raises(InputError, match=r"whisper-english: more than 5000 brackets in one text \(\(\(\("):
+        rules("(" * 60_000)
+    with pytest.raises(InputError, match=r"whisper-english fails on the text '1111.* \(AssertionError\); mend it"):
+        rules("1" * 60_000)
