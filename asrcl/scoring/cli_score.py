@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
@@ -56,7 +57,7 @@ def score_command(
         InputError: bad input, or an unknown option.
     """
     options = options or Options()
-    if hypothesis is None and reference.is_dir():
+    if hypothesis is None and os.path.isdir(reference):  # unlike Path's, False for a name that is too long
         _refuse_options(reference, options, {"by": by, "output": output, "out": out, "top": top, "worst": worst})
         return recount(reference)
     _require(output, FORMATS)

@@ -10,6 +10,7 @@ numbers, in docs/significance.md: report `bootstrap` where speakers are known, `
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -249,9 +250,9 @@ def _refuse_unused(loaded: Sequence[_Loaded], reference: Source | None, options:
 
 def _load(source: str, reference: Source | None, options: Options, skipped: list[str]) -> _Loaded:
     name, path = _named(source)
-    if not Path(path).exists():
+    if not os.path.exists(path):
         raise InputError(f"{path}: no such file or folder; a system is a hypothesis file, errors.jsonl, or the folder of a run")
-    if Path(path).is_dir() or Path(path).name == FILE_NAME:
+    if os.path.isdir(path) or Path(path).name == FILE_NAME:
         return _load_run(name, Path(path), options)
     if _is_stored(path):
         errors = _renormalised(_with_speakers(Errors.load(path), options, path), options, path)
@@ -286,7 +287,7 @@ def _table_of_speakers(path: AnyPath | Source, id_key: str | None) -> Source:
 def _named(source: str) -> tuple[str, str]:
     """NAME=path, or a path; folders of Hydra have equals signs of their own."""
     name, sign, path = source.partition("=")
-    if not sign or Path(source).exists() or "/" in name:
+    if not sign or os.path.exists(source) or "/" in name:
         return "", source
     if not name or not path:
         raise InputError(f"{source!r}: write NAME=FILE, or FILE alone")

@@ -281,7 +281,7 @@ def find_results(folder: str | os.PathLike[str]) -> list[RunResult]:
     Raises:
         InputError: `folder` is not a folder, one below it cannot be listed, or one of the files is invalid.
     """
-    if not Path(folder).is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"{folder}: no such folder; give the folder that holds the runs")
     below = look_below(folder)
     for place, reason in below.unlisted.items():

@@ -224,7 +224,7 @@ def values_of_conditions(rows: Sequence[Row], conditions: Sequence[str]) -> str:
 def _as_number(value: Any, where: str) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"condition {where!r}: {value!r} is not a number; use = or != for names") from error
 
 
@@ -278,7 +278,8 @@ def _write_parquet(rows: Sequence[Row], path: Path) -> None:
 
 
 def _column(values: list[Any]) -> list[Any]:
-    """Values of one type: numbers as they are, anything mixed as text."""
+    """Values of one type: numbers as they are, anything mixed, or too long for a column of numbers, as text."""
     kinds = {type(value) for value in values if value is not None}
-    mixed = len(kinds) > 1 and not kinds <= {int, float}
+    long = any(isinstance(value, int) and abs(value) >= 2**63 for value in values)
+    mixed = long or (len(kinds) > 1 and not kinds <= {int, float})
     return [None if value is None else str(value) for value in values] if mixed else values

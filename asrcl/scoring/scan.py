@@ -87,7 +87,7 @@ class Scan:
             count, *rest = self._problem_lines()
             raise InputError(f"{count} ({'; '.join(rest)}). Mend or remove them, or leave them out with --skip-bad")
         if not self.runs:
-            more = f" ({'; '.join(self.remarks)})" if self.remarks else ""
+            more = f" ({'; '.join(self.lines())})" if self.lines() else ""
             raise InputError(f"no usable {FILE_NAME} below the given folders{more}; run a recipe (asrcl decode) first")
         return self.runs
 
@@ -163,9 +163,9 @@ def _files(folders: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], list[
     problems, remarks = [], []
     for name in folders:
         folder = Path(name)
-        if folder.is_file():
+        if os.path.isfile(folder):  # unlike Path's, False for a name that is too long
             found.setdefault(folder.resolve(), folder)
-        elif folder.is_dir():
+        elif os.path.isdir(folder):
             below = look_below(folder)
             for path in below.results:
                 found.setdefault(path.resolve(), path)

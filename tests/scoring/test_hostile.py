@@ -256,3 +256,36 @@ def test_a_name_that_is_no_unicode_is_shown(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a\\udcff.trn: cannot read it") as caught:
         read_utterances(path)
     assert str(caught.value).encode("utf-8")
+
+
+def test_names_too_long_for_a_file_are_refused() -> None:
+    long = "a" * 5000
+    for act in (
+        lambda: score_command(Path(long)),
+        lambda: compare_command([long, f"n={long}"]),
+        lambda: make_report([Path(long)], say=str.encode),
+        lambda: list_results([Path(long)], say=str.encode),
+    ):
+        with pytest.raises(InputError, match="aaaa: "):
+            act()
+
+
+def test_settings_of_many_digits_are_filtered_and_written(exp: Path, tmp_path: Path) -> None:
+    path = sorted(exp.rglob("results.json"))[0]
+    before = path.read_bytes()
+    content = json.loads(before)
+    path.write_text(json.dumps(content | {"config": {"huge": 10**400, "odd": 2**64}}))
+    try:
+        options = {"settings": ["huge", "odd"], "say": str.encode}
+        rows = list_results([exp], out=tmp_path / "r.parquet", **options)
+        assert (tmp_path / "r.parquet").stat().st_size and any(row["huge"] == 10**400 for row in rows)
+        with pytest.raises(InputError, match=r"condition 'huge>5': 1000.* is not a number"):
+            list_results([exp], where=["huge>5"], **options)
+    finally:
+        path.write_bytes(before)
+
+
+def test_a_report_of_nothing_usable_says_why(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(InputError, match=r"no usable results.json .*1 other version.*found None; run it again"):
+        list_results([tmp_path], skip_bad=True, say=str.encode)
