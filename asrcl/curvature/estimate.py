@@ -441,9 +441,14 @@ def _options_of(curvature: Curvature) -> Options:
     if not ways[0]["fisher"] or any(way != ways[0] for way in ways):
         raise InputError(f"the curvature does not say one way in which it was estimated: {ways}; use structure='ekfac'")
     chosen = {what: value for what, value in records[0].items() if what in Options.__dataclass_fields__}
-    if chosen["parts"] is not None:
-        chosen["parts"] = tuple(chosen["parts"])
-    return Options(**chosen)
+    try:
+        if chosen["parts"] is not None:
+            chosen["parts"] = tuple(chosen["parts"])
+        options = Options(**chosen)
+        options.check()
+    except (LookupError, TypeError) as error:
+        raise InputError(f"the curvature says that it was estimated with {chosen}, which is no way to; estimate it again") from error
+    return options
 
 
 def _check_call(

@@ -324,6 +324,7 @@ class Reader:
             return found[0]
         judged = [(reading, self._judge(batch, reading)) for reading in found]
         good = [(reading, verdict) for reading, verdict in judged if verdict.holds]
+        good = [(reading, verdict) for reading, verdict in good if verdict.plain] or good
         if len(good) > 1:
             ways = " or ".join(f"{reading.size} ({_named(reading)})" for reading, _ in good)
             raise InputError(f"a batch may hold {ways} items, and the loss is a mean of both: {_REMEDY}")
@@ -346,10 +347,12 @@ class Verdict:
     Attributes:
         holds: whether it is a mean over them; None where that could not be told from this batch.
         text: how, or why not.
+        plain: it is the mean that weighs all of them alike.
     """
 
     holds: bool | None
     text: str
+    plain: bool = False
 
 
 def _named(reading: Reading) -> str:

@@ -73,7 +73,7 @@ class LossCheck:
 
     def _compared(self, batch: Any, reading: Reading, whole: float, losses: Sequence[float]) -> Verdict:
         finite = [item for item, loss in enumerate(losses) if _finite(loss)]
-        if len(finite) < 2 or not any(losses[item] for item in finite):
+        if len(finite) < 2 or not (whole or any(losses[item] for item in finite)):
             return Verdict(None, "items without a loss of their own")
         own, kept = reading.places == OWN_ITEMS, [losses[item] for item in finite]
         if len(finite) < len(losses) and not own:
@@ -81,7 +81,7 @@ class LossCheck:
         mean, most = sum(kept) / len(kept), max(map(abs, kept))
         if len(finite) == len(losses) or not own:
             if abs(whole - mean) <= self._close * most:
-                return Verdict(True, f"the mean over items (held against {len(kept)} single items)")
+                return Verdict(True, f"the mean over items (held against {len(kept)} single items)", plain=True)
         if self._weighs(batch, reading, losses, finite) if not own else _between(whole, kept, PADDED) and not _sums(whole, kept, SAME):
             return Verdict(True, f"a mean that weighs the items ({whole:.4g}; of {len(kept)} single items {mean:.4g})")
         if not own and abs(self._loss(batch) - self._loss(batch)) > self._close * most and _between(whole, kept, 2 * PADDED):

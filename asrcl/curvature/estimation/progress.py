@@ -19,6 +19,7 @@ from asrcl.curvature.blocks import Block, BlockKey, DenseBlock, DiagonalBlock
 from asrcl.curvature.estimation.loop import Estimation
 from asrcl.curvature.estimation.running import Saved
 from asrcl.curvature.estimation.sharing import Group
+from asrcl.curvature.storage.boundary import readable
 from asrcl.exceptions import InputError
 
 CHECK_EVERY = 1.25
@@ -107,9 +108,10 @@ class Partial:
         if not mine:
             reason = "the checkpoint of another estimate (model, options or parameters)"
             raise InputError(f"{self.path}: {reason}; delete it, or name another checkpoint")
-        work.restore(tensors, metadata)
-        watcher.restore(tensors, metadata)
-        return int(metadata["done"])
+        with readable(self.path):
+            work.restore(tensors, metadata)
+            watcher.restore(tensors, metadata)
+            return int(metadata["done"])
 
     def save_if_due(self, done: int, work: Estimation, watcher: Watcher) -> None:
         """Write the file if enough time has passed."""

@@ -135,24 +135,31 @@ def assemble(entry: Entry, fetch: Fetch) -> tuple[BlockKey, Block]:
         ValueError: an unknown kind, no counts, or shapes that contradict the rows.
         KeyError, TypeError: the entry is not of this format.
     """
-    key = BlockKey(str(entry["parameter"]), *map(int, entry["rows"]))
+    if not isinstance(entry["parameter"], str):
+        raise ValueError(f"a block has the parameter {entry['parameter']!r}")
+    start, stop = map(_whole, entry["rows"])
+    key = BlockKey(entry["parameter"], start, stop)
     if entry["kind"] not in _BUILDERS:
         raise ValueError(f"{key} has the unknown kind {entry['kind']}")
     _positive(key, "items", entry["items"])
     block = _BUILDERS[entry["kind"]](key, entry, fetch)
     if not (0 <= key.row_start < key.row_stop and block.rows == key.row_stop - key.row_start):
         raise ValueError(f"{key} has tensors of the wrong shape: they cover {block.rows} rows")
+    if not block.weights:
+        raise ValueError(f"{key} covers no weight")
     return key, block
 
 
 def _kronecker(key: BlockKey, entry: Entry, fetch: Fetch) -> KroneckerBlock:
     _positive(key, "positions", entry["positions"])
     sides = {side: _factor(key, side, entry[side], fetch) for side in ("input", "output")}
-    return KroneckerBlock(**sides, positions=entry["positions"], items=entry["items"], transposed=bool(entry["transposed"]))
+    if not isinstance(entry["transposed"], bool):
+        raise ValueError(f"{key} is transposed: {entry['transposed']!r}")
+    return KroneckerBlock(**sides, positions=entry["positions"], items=entry["items"], transposed=entry["transposed"])
 
 
 def _eigen(key: BlockKey, entry: Entry, fetch: Fetch) -> EigenBlock:
-    rows, columns = entry["shape"]
+    rows, columns = map(_whole, entry["shape"])
     vectors = {
         role: fetch(Wanted(entry[role], role, (size, size))) if entry[role] is not None else None
         for role, size in (("row_vectors", rows), ("column_vectors", columns))
@@ -161,9 +168,9 @@ def _eigen(key: BlockKey, entry: Entry, fetch: Fetch) -> EigenBlock:
 
 
 def _dense(key: BlockKey, entry: Entry, fetch: Fetch) -> DenseBlock:
-    groups, size, other = entry["shape"]
+    groups, size, other = map(_whole, entry["shape"])
     rows = key.row_stop - key.row_start
-    if size != other or groups * size % rows:
+    if size != other or rows < 1 or groups * size % rows:
         raise ValueError(f"{key} has tensors of the wrong shape: {entry['shape']} for {rows} rows")
     return DenseBlock(_main(entry, "matrix_sum", fetch), entry["items"], rows)
 
@@ -183,7 +190,7 @@ _BUILDERS: dict[str, Callable[[BlockKey, Entry, Fetch], Block]] = {
 
 
 def _main(entry: Entry, role: str, fetch: Fetch) -> Tensor:
-    return fetch(Wanted(entry[role], role, tuple(map(int, entry["shape"]))))
+    return fetch(Wanted(entry[role], role, tuple(map(_whole, entry["shape"]))))
 
 
 def _factor(key: BlockKey, side: str, entry: Entry, fetch: Fetch) -> Factor:
@@ -191,7 +198,7 @@ def _factor(key: BlockKey, side: str, entry: Entry, fetch: Fetch) -> Factor:
         raise ValueError(f"{key}: its {side} factor has the unknown form {entry['form']}")
     if not 0 <= float(entry["unit"]) < math.inf:
         raise ValueError(f"{key}: its {side} factor has the unit {entry['unit']}")
-    size, rank = int(entry["size"]), int(entry.get("rank", 0))
+    size, rank = _whole(entry["size"]), _whole(entry.get("rank", 0))
     shapes: dict[str, dict[str, tuple[int, ...]]] = {
         "dense": {"matrix": (size, size)},
         "diagonal": {"values": (size,)},
@@ -202,6 +209,12 @@ def _factor(key: BlockKey, side: str, entry: Entry, fetch: Fetch) -> Factor:
     return FACTORS[entry["form"]](**tensors, unit=float(entry["unit"]))
 
 
+def _whole(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} stands for a number of rows or columns")
+    return value
+
+
 def _positive(key: BlockKey, count: str, value: float) -> None:
-    if not 0 < value < math.inf:
+    if isinstance(value, bool) or not 0 < float(value) < math.inf:
         raise ValueError(f"{key} was estimated from {value} {count}")

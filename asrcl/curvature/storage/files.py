@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from asrcl.curvature.blocks import Block, BlockKey
 from asrcl.curvature.storage import shards
+from asrcl.curvature.storage.boundary import check_blocks_fit, check_metadata, readable
 from asrcl.curvature.storage.entries import Slot, describe
 from asrcl.curvature.storage.lazy import LazyBlocks, in_memory, outlines_of
 from asrcl.curvature.storage.packing import checksum, raw
 from asrcl.curvature.storage.shards import Header
 from asrcl.exceptions import InputError
+from asrcl.files import parse_json
 
 FORMAT = "asrcl-curvature"
 VERSION = "2"
@@ -61,17 +62,15 @@ def read(path: str | os.PathLike[str], device: torch.device | str = "cpu", lazy:
     Raises:
         InputError: the file is missing, damaged, or of another format.
     """
-    found = shards.locate(path)
-    try:
+    _check_device(device)
+    with readable(path):
+        found = shards.locate(path)
+    with readable(found):
         header, files = shards.open_files(found)
         _check_header(found, header)
-        entries, metadata, checksums = (json.loads(header[part]) for part in ("blocks", "metadata", "checksums"))
+        entries, metadata, checksums = (parse_json(header[part]) for part in ("blocks", "metadata", "checksums"))
         blocks = LazyBlocks(files, entries, checksums, device)
-    except InputError:
-        raise
-    except (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
-        reason = f"not a readable curvature file ({error})"
-        raise InputError(f"{found}: {reason}; copy it again or estimate the curvature again") from error
+        check_blocks_fit(blocks.outlines, check_metadata(metadata))
     return (blocks if lazy else in_memory(blocks)), metadata
 
 
@@ -79,15 +78,16 @@ def is_curvature(path: str | os.PathLike[str]) -> bool:
     """Whether something is for `read` rather than a checkpoint; also where only `read` can say what is wrong with it."""
     path = Path(path)
     usual = path / shards.DEFAULT_NAME
-    if path.is_dir() and not any(file.is_file() for file in (usual, shards.index_path(usual))):
-        return False
-    if not path.is_dir() and path.suffix not in (".safetensors", ".json"):
-        return False
     try:
-        header, _ = shards.open_files(shards.locate(path))
-    except (InputError, SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError):
+        with readable(path):
+            if path.is_dir() and not any(file.is_file() for file in (usual, shards.index_path(usual))):
+                return False
+            if not path.is_dir() and path.suffix not in (".safetensors", ".json"):
+                return False
+            header, _ = shards.open_files(shards.locate(path))
+            return str(header.get("format", "")).startswith(FORMAT)
+    except InputError:
         return True
-    return str(header.get("format", "")).startswith(FORMAT)
 
 
 def file_bytes(blocks: Blocks, metadata: Mapping[str, Any]) -> int:
@@ -95,6 +95,14 @@ def file_bytes(blocks: Blocks, metadata: Mapping[str, Any]) -> int:
     header, slots = _described(Path("curvature"), blocks, metadata)
     sealed = _sealed(header, {slot.name: "0" * 8 for slot in slots})
     return len(shards.header_text(sealed, slots)) + sum(slot.nbytes for slot in slots)
+
+
+def _check_device(device: torch.device | str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"device={device}: no tensor can be put there ({reason}); choose another") from error
 
 
 def _described(path: Path, blocks: Blocks, metadata: Mapping[str, Any]) -> tuple[Header, Sequence[Slot]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from asrcl.curvature.blocks import Block, BlockKey
+from asrcl.curvature.storage.boundary import readable
 from asrcl.curvature.storage.entries import Entry, Wanted, assemble, is_packed
 from asrcl.curvature.storage.packing import checksum, raw, unpack
 from asrcl.curvature.storage.shards import TensorFiles
@@ -42,6 +43,8 @@ class LazyBlocks(Mapping[BlockKey, Block]):
         self._entries: dict[BlockKey, Entry] = {}
         self.outlines = {}
         shapes: dict[str, Tensor] = {}
+        if not isinstance(checksums, dict):
+            raise ValueError("no checksums")
         for entry in entries:
             key, outline = assemble(entry, lambda wanted: self._outline(wanted, shapes))
             if key in self._entries:
@@ -55,7 +58,9 @@ class LazyBlocks(Mapping[BlockKey, Block]):
             KeyError: there is none.
             InputError: one of its tensors is damaged.
         """
-        return assemble(self._entries[key], self._fetch)[1]
+        entry = self._entries[key]
+        with readable(self._files.path):
+            return assemble(entry, self._fetch)[1]
 
     def __contains__(self, key: object) -> bool:
         return key in self._entries

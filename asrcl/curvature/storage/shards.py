@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from asrcl.curvature.storage.boundary import readable
 from asrcl.curvature.storage.entries import Slot
 from asrcl.curvature.storage.packing import raw
 from asrcl.exceptions import InputError
@@ -70,9 +71,10 @@ def locate(path: str | os.PathLike[str]) -> Path:
 
 def disk_bytes(path: str | os.PathLike[str]) -> int:
     """Bytes on disk of a curvature, with all its shards."""
-    found = locate(path)
-    shards = set(_index(found)["weight_map"].values()) if found.name.endswith(INDEX) else ()
-    return sum(file.stat().st_size for file in (found, *(found.with_name(name) for name in shards)))
+    with readable(path):
+        found = locate(path)
+        shards = set(_index(found)["weight_map"].values()) if found.name.endswith(INDEX) else ()
+        return sum(file.stat().st_size for file in (found, *(found.with_name(name) for name in shards)))
 
 
 # ---- writing
