@@ -24,7 +24,9 @@ from asrcl.curvature.storage.lazy import outlines_of
 from asrcl.curvature.wrappers import ByName, matched
 from asrcl.exceptions import InputError
 
-_WRITTEN_BY_ESTIMATE = ("fisher", "structure", "items", "batches", "model_hash", "versions", "options", "losses", "converged", "checks")
+_WRITTEN_BY_ESTIMATE = (
+    "fisher", "structure", "items", "batches", "model_hash", "versions", "options", "losses", "converged", "checks"
+)  # fmt: skip
 _TABLES = ("parameters", "uncovered", "aliases", "unmasked", "notes")
 RESERVED_METADATA = frozenset((*_WRITTEN_BY_ESTIMATE, *_TABLES, "sources", "scale", "compression"))
 

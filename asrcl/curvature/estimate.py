@@ -447,7 +447,7 @@ def _options_of(curvature: Curvature) -> Options:
         options = Options(**chosen)
         options.check()
     except (LookupError, TypeError) as error:
-        raise InputError(f"the curvature says that it was estimated with {chosen}, which is no way to; estimate it again") from error
+        raise InputError(f"the curvature says that it was estimated with {chosen}, which cannot be; estimate it again") from error
     return options
 
 

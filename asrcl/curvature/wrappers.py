@@ -4,8 +4,8 @@
     encoder._orig_mod.0.weight           torch.compile, at the top or inside
     encoder._checkpoint_wrapped_module.0.weight, _fsdp_wrapped_module.0.weight
 
-A model says which of its modules are wrappers, so that a module of its own that is called `module` keeps its name. A checkpoint has
-names alone: there `module` may belong to the model, and counts as a wrapper only where no name fits as it is.
+A model says which of its modules are wrappers, so that a module of its own that is called `module` keeps its name. A checkpoint
+has names alone: there `module` may belong to the model, and counts as a wrapper only where no name fits as it is.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def matched(wanted: Iterable[str], there: Collection[str]) -> dict[str, str]:
             raise InputError(_collision(candidates[0], candidates[1], unwrapped(name)))
         if candidates and taken.setdefault(candidates[0], name) != name:
             raise InputError(_collision(taken[candidates[0]], name, unwrapped(name)))
-        found |= {name: candidate for candidate in candidates}
+        if candidates:
+            found[name] = candidates[0]
     return found
 
 
@@ -73,7 +74,7 @@ class ByName(dict[str, Tensor]):
 
     def get(self, name: str, default: Any = None) -> Any:
         """The tensor of a name, or the default."""
-        return self[name] if name in self else default
+        return self[name] if name in self else default  # noqa: SIM401 (it is what get does)
 
 
 def plain_names(model: nn.Module) -> Callable[[str], str]:
@@ -140,7 +141,7 @@ def check_visible(model: nn.Module) -> None:
             raise InputError(f"{name} is spread over processes; load the whole model into one")
     for name, module in model.named_modules():
         if type(module).__name__ in ("FullyShardedDataParallel", "DeepSpeedEngine"):
-            raise InputError(f"{name or 'the model'} is a {type(module).__name__}, which spreads parameters; load the whole model")
+            raise InputError(f"{name or 'the model'} is a {type(module).__name__}, which spreads it; load the whole model")
 
 
 def script_paths(model: nn.Module) -> list[str]:

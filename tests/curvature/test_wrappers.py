@@ -79,7 +79,8 @@ def test_the_curvature_is_that_of_the_model_itself(name, structure):
     plain, model = net(), WRAPPED[name]()
     truth, found = (estimate(m, loss_fn, [data()], structure=structure) for m in (plain, model))
     assert_same_blocks(found, truth)
-    assert found.metadata["parameters"] == truth.metadata["parameters"] and found.metadata["model_hash"] == truth.metadata["model_hash"]
+    for key in ("parameters", "model_hash", "aliases", "uncovered"):
+        assert found.metadata[key] == truth.metadata[key]
     for curvature in (found, truth):
         for held in (plain, model, plain.state_dict(), model.state_dict()):
             curvature.check(held)

@@ -64,8 +64,9 @@ def readings(batch: Any) -> list[Reading]:
     if isinstance(batch, tuple) and any(reading.places != {""} for reading in found):
         found = {reading: None for reading in found if reading.places != {""}}  # (inputs, labels) of one type are no two items
     if not found:
-        counts = "; ".join(f"{n} along the first axis of {path}" if dim else f"{n} entries in {path}" for path, n, dim in _counts(batch))
-        raise InputError(f"a batch does not say how many items it has ({counts}): {_REMEDY}")
+        counts = [f"{n} along the first axis of {path}" if dim else f"{n} entries in {path}" for path, n, dim in _counts(batch)]
+        more = [f"and {len(counts) - 8} more"] if len(counts) > 8 else []
+        raise InputError(f"a batch does not say how many items it has ({'; '.join(counts[:8] + more)}): {_REMEDY}")
     return list(found)
 
 
@@ -107,8 +108,12 @@ def take(batch: Any, reading: Reading, items: Sequence[int]) -> Any:
 def to_device(batch: Any, device: torch.device) -> Any:
     """The same batch on a device, where it knows how to move."""
     if _plain(batch):
-        return _map(batch, lambda part, path: part.to(device) if isinstance(part, Tensor | PackedSequence) else None)
+        return _map(batch, lambda part, path: _moved(part, device))
     return batch.to(device) if hasattr(batch, "to") else batch
+
+
+def _moved(part: Any, device: torch.device) -> Any:
+    return part.to(device) if isinstance(part, Tensor | PackedSequence) else None
 
 
 def counted(

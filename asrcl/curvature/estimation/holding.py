@@ -79,10 +79,10 @@ class LossCheck:
         if len(finite) < len(losses) and not own:
             whole = self._loss(take(batch, reading, finite))
         mean, most = sum(kept) / len(kept), max(map(abs, kept))
-        if len(finite) == len(losses) or not own:
-            if abs(whole - mean) <= self._close * most:
-                return Verdict(True, f"the mean over items (held against {len(kept)} single items)", plain=True)
-        if self._weighs(batch, reading, losses, finite) if not own else _between(whole, kept, PADDED) and not _sums(whole, kept, SAME):
+        if (len(finite) == len(losses) or not own) and abs(whole - mean) <= self._close * most:
+            return Verdict(True, f"the mean over items (held against {len(kept)} single items)", plain=True)
+        may_weigh = _between(whole, kept, PADDED) and not _sums(whole, kept, SAME)
+        if may_weigh if own else self._weighs(batch, reading, losses, finite):
             return Verdict(True, f"a mean that weighs the items ({whole:.4g}; of {len(kept)} single items {mean:.4g})")
         if not own and abs(self._loss(batch) - self._loss(batch)) > self._close * most and _between(whole, kept, 2 * PADDED):
             return Verdict(True, "not checked: the loss of one batch is not the same twice")
@@ -97,9 +97,8 @@ class LossCheck:
     def _weighs(self, batch: Any, reading: Reading, losses: Sequence[float], finite: Sequence[int]) -> bool:
         """Whether several copies of an item have the loss of one, as under every mean."""
         chosen = {finite[0], max(finite, key=lambda item: abs(losses[item]))}
-        return all(
-            abs(self._loss(take(batch, reading, [item, item])) - losses[item]) <= self._close * abs(losses[item]) for item in chosen
-        )
+        twice = {item: self._loss(take(batch, reading, [item, item])) for item in chosen}
+        return all(abs(loss - losses[item]) <= self._close * abs(losses[item]) for item, loss in twice.items())
 
     def _depends(self, batch: Any) -> bool:
         """Whether the loss of a batch depends on a parameter at all, without which there are better things to say."""

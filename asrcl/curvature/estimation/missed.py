@@ -41,6 +41,8 @@ class Rounding:
 DOUBLE, SINGLE, TENSOR_CORES, HALF = Rounding(1e-6, 1e-11), Rounding(1e-3, 1e-5), Rounding(1e-2, 1e-4), Rounding(5e-2, 1e-4)
 
 
+COARSE = 1000
+"""Kernels of norms add up in half precision, where products of matrices do not: so much larger is their rounding."""
 MAPS = {"a map", "a transposed map"}
 
 
@@ -99,7 +101,8 @@ def _add(total: Tensor, use: Use, gradient: Tensor) -> float:
         items = use.gradients(gradient).to(total.dtype)
         use.view.of(total).add_(items.sum(0))
         spread = gradient.numel() / max(1, items[0].numel())
-        return float(items.abs().sum(0).norm()) + float(gradient.to(total.dtype).norm()) * spread**0.5
+        size = float(items.abs().sum(0).norm()) + float(gradient.to(total.dtype).norm()) * spread**0.5
+        return size * (COARSE if gradient.dtype.itemsize < 4 else 1)
     rows = use.key.rows_of(total)
     if isinstance(use, GroupUse):
         items = use.gradients(gradient).to(total.dtype)
@@ -174,7 +177,8 @@ def missed_uses(
         if others := found.ways - MAPS:
             partly[name] = f"its use as {' and '.join(sorted(others))}"
     maps = {name for name, found in sink.seen.items() if found.ways & MAPS}
-    partly = {name: why for name, why in (partly | {n: f"where it is {w}" for n, w in index.foreign.items()}).items() if name in maps}
+    partly |= {name: f"where it is {why}" for name, why in index.foreign.items()}
+    partly = {name: why for name, why in partly.items() if name in maps}
     tied = {name for name, found in seen.items() if "a map" in found.ways and found.ways & {"a transposed map", "a table"}}
     return Missed(reasons, partly, tied, len(seen) - len(skipped) - len(reasons), skipped)
 
@@ -229,7 +233,8 @@ def _difference(seen: _Seen, truth: Tensor | None, parameter: Tensor) -> str:
     if not error > max(rounding.relative * size, rounding.terms * seen.terms):
         return ""
     share = f"{100 * error / size:.3g} % of its gradient" if size > 0 else "its gradient"
-    return f"used by an operation that cannot be seen (a custom autograd function, a script or a fused kernel): {share} is not seen"
+    what = "an operation that cannot be seen (a custom autograd function, a script or a fused kernel)"
+    return f"used by {what}: {share} is not seen"
 
 
 def _rounding(seen: _Seen, parameter: Tensor) -> Rounding:

@@ -34,7 +34,8 @@ def readable(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
     except FAULTS as error:
         what = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"{path}: not a readable curvature file ({what}); copy it again or estimate the curvature again") from error
+        reason = f"not a readable curvature file ({what})"
+        raise InputError(f"{path}: {reason}; copy it again or estimate the curvature again") from error
 
 
 def check_metadata(metadata: Any) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -106,7 +105,9 @@ COUNTED = {
         lambda n, b: F.mse_loss(n(b[0]).mean(1), b[1]), [X, normal(N, CLASSES)],
         [[X[k : k + 1], normal(N, CLASSES)[k : k + 1]] for k in range(N)],
     ),
-    "dict": (lambda n, b: of_tensor(n, b["x"], b["y"]), {"x": X, "y": Y}, [{"x": X[k : k + 1], "y": Y[k : k + 1]} for k in range(N)]),
+    "dict": (
+        lambda n, b: of_tensor(n, b["x"], b["y"]), {"x": X, "y": Y}, [{"x": X[k : k + 1], "y": Y[k : k + 1]} for k in range(N)]
+    ),
     "named": (lambda n, b: of_tensor(n, b.x, b.y), Batch(X, Y), [Batch(X[k : k + 1], Y[k : k + 1]) for k in range(N)]),
     "named waves": (lambda n, b: of_waves(n, b.x, b.y), Batch(WAVES, Y), [Batch([w], Y[k : k + 1]) for k, w in enumerate(WAVES)]),
     "dataclass": (lambda n, b: of_tensor(n, b.x, b.y), Record(X, Y), [Record(X[k : k + 1], Y[k : k + 1]) for k in range(N)]),
@@ -118,7 +119,11 @@ COUNTED = {
         (X, Y.tolist(), [T] * N),
         [(X[k : k + 1], [int(Y[k])], [T]) for k in range(N)],
     ),
-    "packed": (packed, (pack_sequence(WAVES, enforce_sorted=False), Y), [(pack_sequence([w]), Y[k : k + 1]) for k, w in enumerate(WAVES)]),
+    "packed": (
+        packed,
+        (pack_sequence(WAVES, enforce_sorted=False), Y),
+        [(pack_sequence([w]), Y[k : k + 1]) for k, w in enumerate(WAVES)],
+    ),
     "one item": (lambda n, b: of_tensor(n, *b), (X[:1], Y[:1]), [(X[:1], Y[:1])]),
     "one wave": (lambda n, b: of_waves(n, *b), (WAVES[:1], Y[:1]), [(WAVES[:1], Y[:1])]),
 }  # fmt: skip
@@ -149,7 +154,7 @@ REFUSED = {
 @pytest.mark.parametrize("structure", ["kron", "diagonal"])
 @pytest.mark.parametrize("name", REFUSED)
 def test_tensors_that_disagree_are_refused(name, structure):
-    with pytest.raises(InputError, match="does not say how many items it has .* first axis of .* put the items on") as caught:
+    with pytest.raises(InputError, match=r"does not say how many items it has .* first axis of .* put the items on") as caught:
         estimate(model(), lambda n, b: pytest.fail("the loss was asked"), [REFUSED[name]], structure=structure)
     assert "\n" not in str(caught.value)
 
@@ -162,7 +167,9 @@ def test_two_ways_that_both_fit_are_refused():
 
 def test_batches_of_two_makes_are_refused():
     def loss_fn(net, batch):
-        return of_waves(net, [w for w, _ in batch], torch.stack([y for _, y in batch])) if isinstance(batch, list) else of_tensor(net, *batch)
+        if isinstance(batch, list):
+            return of_waves(net, [w for w, _ in batch], torch.stack([y for _, y in batch]))
+        return of_tensor(net, *batch)
 
     with pytest.raises(InputError, match="some batches are lists of items, others hold tensors of them"):
         estimate(model(), loss_fn, [(X, Y), list(zip(WAVES, Y, strict=True))])
@@ -195,9 +202,10 @@ SUMS = {
 @pytest.mark.parametrize("name", SUMS)
 def test_a_loss_that_sums_is_refused(name, count):
     batch = (normal(count, T, WIDTH), torch.arange(count) % CLASSES)
-    with pytest.raises(InputError, match="the loss of .* items is .* of the items by themselves") as caught:
+    with pytest.raises(InputError, match=r"the loss of .* items is .* of the items by themselves") as caught:
         estimate(model(), SUMS[name], [batch])
-    assert ("a sum over the items where their mean is needed" in str(caught.value)) == (name in ("sum", "cross entropy", "sum over a fixed number"))
+    summed = name in ("sum", "cross entropy", "sum over a fixed number")
+    assert ("a sum over the items where their mean is needed" in str(caught.value)) == summed
 
 
 def test_a_sum_over_objects_is_refused_too():
@@ -308,7 +316,8 @@ class Transposed(nn.Module):
         if "merged" in self.how:
             inside = inside.reshape(-1, WIDTH)
         hidden = torch.tanh(self.norm(self.first(inside)))
-        hidden = hidden.unflatten(0, (-1, len(x)) if "time first" in self.how else (len(x), -1)) if "merged" in self.how else hidden
+        if "merged" in self.how:
+            hidden = hidden.unflatten(0, (-1, len(x)) if "time first" in self.how else (len(x), -1))
         hidden = hidden.cumsum(0 if "time first" in self.how else 1)
         return self.last(hidden).sum(0 if "time first" in self.how else 1)
 
