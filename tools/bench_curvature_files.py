@@ -2,8 +2,8 @@
 
     python tools/bench_curvature_files.py
 
-The blocks are those of a Transformer of about 47 M parameters: 15 layers of width 512 with inner width 2048, every map a Kronecker
-block, random sums. Shown is the median of the rounds; the files lie in memory as long as the system keeps them there.
+The blocks are those of a Transformer of about 47 M parameters: 15 layers of width 512 with inner width 2048, every map a
+Kronecker block, random sums. Shown is the median of the rounds; the files lie in memory as long as the system keeps them there.
 """
 
 from __future__ import annotations

@@ -124,7 +124,9 @@ def estimate(
         loss_fn: `loss_fn(model, batch)` -> scalar, the **mean** over the batch's items. With that, the result does not depend on
             how the items are batched.
         batches: the data. A batch is an object with `len()` (and `.items()`, batches of one item, where single items are needed),
-            or a tensor, tuple, list or mapping of tensors whose first axis counts the items.
+            or a tensor, tuple, list, mapping or dataclass of tensors whose first axis counts the items; lists may have an entry
+            per item. The first batch is looked at before anything is added (docs/curvature.md); `metadata["checks"]` says what
+            came of it.
         fisher: "empirical", gradients at the given labels; "mc", labels drawn from the model (cross entropy, CTC, MSE, binary
             cross entropy, as `estimation.losses` finds them in the loss); "exact", the generalised Gauss-Newton matrix (not for
             CTC; one backward pass per class). Of an item with several labels, products across its positions vanish on average
@@ -158,8 +160,9 @@ def estimate(
         metadata: JSON values to store beside what the estimate records itself (`loss`, `data_hash`, ...).
 
     Raises:
-        InputError: an unknown option, no data, a loss that is not finite or has no Fisher information of the kind asked, nothing
-            to cover, or a checkpoint of another estimate.
+        InputError: an unknown option, no data, batches that do not say how many items they hold, a loss that is not finite, is no
+            mean over them or has no Fisher information of the kind asked, nothing to cover, a model that cannot be watched, or a
+            checkpoint of another estimate.
     """
     options = Options(
         fisher, structure, layers, weight_sharing, stride, samples, seed, None if parts is None else tuple(parts),

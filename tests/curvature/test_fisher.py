@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from curvature_cases import seeded
+from curvature_processes import unchecked
 from fisher_cases import (
     assert_same_blocks,
     cross_entropy,
@@ -269,7 +270,8 @@ def test_exact_output_factor_is_the_hessian_of_the_bias(form):
     def loss(model, batch):
         return FORMS[form](model(batch[0]), batch[1])
 
-    (block,) = estimate(layer, loss, [data], fisher="exact", layers="linear").blocks.values()
+    with unchecked():  # one of the forms weighs items by their place in the batch
+        (block,) = estimate(layer, loss, [data], fisher="exact", layers="linear").blocks.values()
     truth = hessians(layer, FORMS[form], *data)["bias"]
     assert truth.abs().max() > 1e-3
     torch.testing.assert_close(block.G_OO, truth, atol=1e-12, rtol=1e-8)

@@ -113,7 +113,9 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 
 def _moved(part: Any, device: torch.device) -> Any:
-    return part.to(device) if isinstance(part, Tensor | PackedSequence) else None
+    if isinstance(part, PackedSequence):
+        return part.to(device)  # type: ignore[arg-type]
+    return part.to(device) if isinstance(part, Tensor) else None
 
 
 def counted(
