@@ -135,14 +135,14 @@ class Config:
             values = values[key]
         name = ".".join(path)
         if not isinstance(values, dict):
-            raise InputError(f"{name}={values}: expected settings, not a value; see the folder {config_folder()}")
+            raise InputError(f"{name}={values!r}: expected settings, not a value; see the folder {config_folder()}")
         known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
         if unknown := set(values) - known:
             raise InputError(f"{name}: unknown settings {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
         hints = get_type_hints(kind)
         for key, value in values.items():
             if not _fits(value, hints[key]):
-                raise InputError(f"{name}.{key}={value}: expected {_describe(hints[key])}")
+                raise InputError(plain_text(f"{name}.{key}={value}: expected {_describe(hints[key])}"))
         return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
@@ -189,6 +189,13 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     Raises:
         InputError: an override that does not fit, an interpolation that cannot be resolved, a scenario that lacks something.
     """
+    try:
+        return _load(overrides)
+    except InputError as error:  # which may quote what was typed or written, line breaks and all
+        raise InputError(plain_text(str(error))) from error
+
+
+def _load(overrides: Sequence[str]) -> Config:
     for override in overrides:
         if "=" not in override and not override.startswith("~"):
             raise InputError(f"{override}: not an override; write group=choice or some.setting=value")

@@ -202,7 +202,8 @@ def prepare_tokens(config: Config) -> Tokenizer:
     """
     path = tokenizer_path(config)
     if (shipped := shipped_models(config)) is not None:
-        made_once(path.parent, {"key": hash_file(shipped / path.name)}, lambda: copy_file(shipped / path.name, path))
+        source = shipped / path.name
+        made_once(path.parent, {"key": hash_file(source)}, lambda: copy_file(source, path), files=[path.name])
         return Tokenizer(path)
     store = prepare_initial(config)
     settings = asdict(config.settings(TokenConfig, "scenario", "tokens"))
@@ -212,7 +213,7 @@ def prepare_tokens(config: Config) -> Tokenizer:
         tokenizer = train_tokenizer(sentences, path, **settings)
         logger.info("tokens: %d pieces from %d sentences of %s", len(tokenizer), len(sentences), domain_names(config)[0])
 
-    made_once(path.parent, {"key": hash_json([sentences, settings])}, make)
+    made_once(path.parent, {"key": hash_json([sentences, settings])}, make, files=[path.name])
     return Tokenizer(path)
 
 

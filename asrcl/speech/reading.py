@@ -28,7 +28,7 @@ def reading(where: str | os.PathLike[str], remedy: str, wrong: str = "cannot be 
     except InputError:
         raise
     except Exception as error:  # parsers of third parties promise no closed list of exceptions
-        raise InputError(f"{where}: {wrong} ({reason(error)}); {remedy}") from error
+        raise InputError(plain(f"{where}: {wrong} ({reason(error)}); {remedy}")) from error
 
 
 def reason(error: BaseException) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,16 @@ logger = logging.getLogger(__name__)
 
 
 def made_once(
-    folder: Path, key: Mapping[str, Any], make: Callable[[], None], record: str = RECORD, files: Iterable[str] | None = None
+    folder: Path, key: Mapping[str, Any], make: Callable[[], None], record: str = RECORD, files: Sequence[str] | None = None
 ) -> None:
     """Fill a folder, unless it holds what was made for this key, unchanged; others wait for its lock, which lies beside it.
 
     Args:
-        folder: all of it belongs to this work.
+        folder: all of it belongs to this work, unless `files` are named.
         key: what the content depends on, as JSON can hold it.
-        make: fills the folder, which is empty.
+        make: fills the folder, which is empty, or lacks the files.
         record: name of the file with the key and the hashes of all files, written last.
-        files: those that are hashed; by default all.
+        files: those that are made; by default whatever `make` leaves.
 
     Raises:
         InputError: the folder cannot be written, or what `make` raises.
@@ -39,7 +39,11 @@ def made_once(
         if intact(folder, record) == json.loads(json.dumps(key)):
             return
         with writing(folder):
-            empty(folder, record)
+            if files is None or not folder.is_dir():
+                empty(folder, record)
+            else:
+                for name in (record, *files):
+                    remove_entry(folder / name)
             make()
             seal(folder, record, key, files)
 

@@ -120,6 +120,15 @@ def test_a_damaged_first_model_is_refused_until_it_is_trained_again(config, dama
     experiment.build_scenario(config, 1)
 
 
+def test_what_else_lies_beside_the_tokeniser_stays(config, tones):
+    note = tokenizer_path(config).with_name("note.txt")
+    note.write_text("mine")
+    flip(tokenizer_path(config))
+    prepare_tokens(config)
+    prepare_tokens(load_config([*config.overrides, "scenario.tokens.size=39"]))
+    assert note.read_text() == "mine"
+
+
 def test_a_first_model_of_the_users_own_needs_no_record(config):
     path = experiment.initial_path(config, 1)
     path.with_suffix(".json").unlink()
