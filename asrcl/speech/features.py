@@ -189,8 +189,9 @@ class FeatureStore:
 
     def __init__(self, folder: str | Path, checked: dict[str, Any] | None = None) -> None:
         self.folder = Path(folder)
-        if not os.path.lexists(self.folder / META):
-            raise InputError(f"{folder}: no features here; run the data stage (asrcl prepare) first")
+        if checked is None and not os.path.lexists(self.folder / META):
+            kind = DamagedEntry if os.path.lexists(self.folder) else InputError  # killed half-way, or never begun
+            raise kind(f"{folder}: no features here; run the data stage (asrcl prepare) first")
         try:
             self.meta = checked or unseal(self.folder, META)
         except DamagedEntry as error:

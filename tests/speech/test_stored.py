@@ -85,11 +85,12 @@ def test_damaged_features_are_made_again(config, name, damage, caplog):
     assert content_of(FeatureStore(folder)) == whole
 
 
-@pytest.mark.parametrize("damage", ["bit", "cut", "folder"])
-def test_later_stages_make_damaged_features_again_too(config, damage, caplog):
+@pytest.mark.parametrize("name", ["features.npy", "meta.json"])
+@pytest.mark.parametrize("damage", ["bit", "cut", "folder", "gone"])
+def test_later_stages_make_damaged_features_again_too(config, name, damage, caplog):
     folder = config.home / "data" / "low" / "features"
     fingerprint = load_domains(config)[0].fingerprint("train")
-    DAMAGES[damage](folder / "features.npy")
+    DAMAGES[damage](folder / name)
     assert load_domains(config)[0].fingerprint("train") == fingerprint
     assert caplog.text.count("made again") == 1
 
@@ -257,7 +258,7 @@ def test_they_do_so_in_one_domain_too_with_ids_of_their_own(tones, tmp_path):
     assert [row["text"] for row in rows] == ["train yes", "test yes"] and len({row["id"] for row in rows}) == 2
 
 
-def test_rows_with_equal_file_names_are_told_apart(tmp_path):
+def test_rows_with_equal_file_names_are_told_apart(tmp_path, caplog):
     from datasets import Dataset
 
     clips = []
@@ -271,6 +272,7 @@ def test_rows_with_equal_file_names_are_told_apart(tmp_path):
     assert {Path(row.path).parent for row in rows} == {tmp_path / "o"}
     flip(Path(rows[0].path))
     assert level(load_hub("parquet", **options)[0]["path"]) == 0.1
+    assert caplog.text.count("made again") == 1
 
 
 # Kills and neighbours

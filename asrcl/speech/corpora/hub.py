@@ -7,6 +7,7 @@ any other file. Such a file is named after its content too, so that splits with 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 from collections import Counter
@@ -24,6 +25,8 @@ from asrcl.speech.corpora.tables import StrPath
 from asrcl.speech.corpora.utterance import AUDIO, Utterance, distinct_stems, to_dataset
 from asrcl.speech.names import file_stem
 from asrcl.speech.reading import reading, reason
+
+logger = logging.getLogger(__name__)
 
 # Common Voice asks every user to accept its terms, and names its accent column `accent` up to version 7,
 # `accents` later.
@@ -226,7 +229,9 @@ def _store(audio: Mapping[str, Any], name: str, folder: Path, where: str) -> str
     if content is None:
         content = _fetch(path, where)
     target = folder / f"{file_stem(name)}-{hashlib.sha256(content).hexdigest()[:16]}{_suffix(content, path)}"
-    if not (target.is_file() and target.read_bytes() == content):
+    if not (there := target.is_file()) or target.read_bytes() != content:
+        if there:
+            logger.warning("%s: was changed after it was written; made again", target)
         with atomic_path(target) as temporary:
             temporary.write_bytes(content)
     return os.path.abspath(target)
