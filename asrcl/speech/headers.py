@@ -129,7 +129,7 @@ def _wave64(stream: BinaryIO, size: int) -> Samples | None:
     for _ in range(_CHUNKS):
         name, length = _at(stream, position, "<16sQ")
         if name[:4] == b"data":
-            return Samples(max(0, length - 24), size - position - 24)
+            return Samples(max(0, length - 24), size - position - 24, 1, _as_large_as_it_goes(length))
         if length < 24:
             return None
         position += (length + 7) // 8 * 8
@@ -148,7 +148,8 @@ def _aiff(stream: BinaryIO, size: int) -> Samples | None:
 
 def _au(stream: BinaryIO, size: int) -> Samples:
     offset, length = _at(stream, 4, ">II")
-    return Samples(length, size - offset, 1, length == 0xFFFFFFFF)
+    there = max(0, size - offset)
+    return Samples(length, there, 1, length == 0xFFFFFFFF or (length == 0 and there > 0), (8, ">I"))
 
 
 def _sphere(stream: BinaryIO, size: int) -> Samples | None:

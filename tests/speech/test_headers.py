@@ -92,12 +92,14 @@ def test_a_streamed_wav_is_read_whole(tmp_path, kind, size, outer):
     assert 0 < audio_info(path).frames < 8001
 
 
-@pytest.mark.parametrize(("form", "field"), [("RF64", 28), ("AU", 8)])
-def test_other_streamed_files_are_read_whole(tmp_path, form, field):
+@pytest.mark.parametrize(
+    ("form", "field", "unknown"),
+    [("RF64", 28, bytes(8)), ("AU", 8, b"\xff" * 4), ("AU", 8, bytes(4)), ("AIFF", 42, bytes(4)), ("W64", 96, b"\xff" * 8)],
+)
+def test_other_streamed_files_are_read_whole(tmp_path, form, field, unknown):
     path = tmp_path / "pipe.audio"
     whole = written(path, form, "PCM_16")
     wanted = heard(path)
-    unknown = struct.pack("<Q", 0) if form == "RF64" else b"\xff" * 4
     path.write_bytes(whole[:field] + unknown + whole[field + len(unknown) :])
     np.testing.assert_array_equal(heard(path), wanted)
 
