@@ -1,11 +1,15 @@
 """Names never lead out of their folder, whatever kind of corpus they name."""
 
+import doctest
+
 import pytest
 import yaml
 
 from asrcl.exceptions import InputError
 from asrcl.speech import config as configuration
+from asrcl.speech import names as names_module
 from asrcl.speech.config import load_config
+from asrcl.speech.corpora import utterance
 from asrcl.speech.names import LONGEST, check_distinct, check_name, file_stem
 from asrcl.speech.prepare import prepare_data
 from asrcl.speech.synthetic import synthesise
@@ -98,6 +102,12 @@ def test_names_of_methods(tmp_path, name, words):
     else:
         with pytest.raises(InputError, match=words):
             load_config([*overrides, "tuned=own"])
+
+
+def test_documented_examples():
+    for module in (names_module, utterance):
+        result = doctest.testmod(module)
+        assert result.attempted and not result.failed
 
 
 def test_file_stems():
