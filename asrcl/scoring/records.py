@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from asrcl.entries import DamagedEntry, break_seal
 from asrcl.exceptions import InputError
 from asrcl.files import read_json, reading
 from asrcl.scoring.errors import shortened
@@ -168,8 +169,19 @@ def sweeps(runs: Sequence[RunResult], folders: Sequence[str | os.PathLike[str]])
     if len(only) == 1:
         homes = {Path(folder): next(iter(only)) for folder in folders if Path(folder).is_dir()} | homes
     for path, scenario in {p.resolve(): name for home, name in homes.items() for p in sorted(home.glob("tuning/*.json"))}.items():
-        found.setdefault(scenario, []).append(_sweep(read_json(path), path.stem, str(path)))
+        found.setdefault(scenario, []).append(_sweep(_searched(path), path.stem, str(path)))
     return found
+
+
+def _searched(path: Path) -> Any:
+    """What `asrcl tune` wrote, if it still is that; a file of another program, which has no seal, as it is."""
+    content = read_json(path)
+    if isinstance(content, dict):
+        try:
+            break_seal(path, content)
+        except DamagedEntry as error:
+            raise InputError(f"{error}; run asrcl tune again") from error
+    return content
 
 
 def _sweep(content: Any, method: str, where: str) -> Sweep:

@@ -19,8 +19,9 @@ from typing import Any, Final
 import yaml
 
 from asrcl.adapt import CurvatureConfig, DivergedError, TrainConfig, dev_rates, draw, grid
+from asrcl.entries import seal
 from asrcl.exceptions import InputError
-from asrcl.files import file_lock, write_json, write_text
+from asrcl.files import file_lock, write_text
 from asrcl.methods import Method
 from asrcl.speech import jobs
 from asrcl.speech.config import Config
@@ -175,8 +176,9 @@ def _write(
 ) -> None:
     tail = "" if protocol == "first" else f"-{protocol}"
     order = [domain["name"] for domain in config.tree["scenario"]["domains"]]
-    write_json(
-        config.home / "tuning" / f"{search.method}{tail}.json",
+    seal(
+        config.home / "tuning",
+        f"{search.method}{tail}.json",
         {
             "method": search.method,
             "protocol": protocol,
@@ -187,6 +189,7 @@ def _write(
             "diverged": failed,
             "chosen": {name: rows[0][name] for name in search.space},
         },
+        files=(),
     )
 
 

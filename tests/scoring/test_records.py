@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from asrcl.entries import seal
 from asrcl.exceptions import InputError
 from asrcl.scoring import RunResult, records
 
@@ -86,6 +87,17 @@ def test_sweeps_come_from_runs_and_from_the_tuning_folder(tmp_path: Path) -> Non
     first, second = records.sweeps([run], [tmp_path / "toy"])["toy"]
     assert (first.method, first.knobs, first.seeds) == ("ihr", ["tau"], [])
     assert (second.method, second.seeds, second.rows) == ("fta", [1, 2], rows)
+
+
+def test_a_search_that_was_changed_is_refused(tmp_path: Path) -> None:
+    rows = [{"tau": 1.0, "old": 5.0, "new": 9.0, "average": 7.0}]
+    run, home = run_with(tmp_path / "ihr" / "0"), tmp_path
+    seal(home / "tuning", "ihr.json", {"method": "ihr", "rows": rows, "seeds": [1]}, files=())
+    assert records.sweeps([run], [])[run.scenario][0].rows == rows
+    path = home / "tuning" / "ihr.json"
+    path.write_text(path.read_text().replace("5.0", "4.0"))
+    with pytest.raises(InputError, match=r"ihr\.json was changed.*asrcl tune again"):
+        records.sweeps([run], [])
 
 
 @pytest.mark.parametrize("content", [{}, {"rows": []}, {"rows": [{"old": 1}]}, [1]])
