@@ -51,7 +51,7 @@ def _thread_ended(given: threading.ExceptHookArgs) -> None:
 
 
 def _of_the_system(error: OSError) -> str:
-    where = str(error.filename or ("standard output" if error.errno in DISK else ""))
+    where = str(error.filename or ("standard output, or another file" if error.errno in DISK else ""))
     reason = error.strerror or str(error) or type(error).__name__
     remedy = DISK.get(error.errno or 0)
     return ": ".join(filter(None, (where, reason))) + (f"; {remedy}, and run the command again" if remedy else "")

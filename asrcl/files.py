@@ -128,10 +128,12 @@ def _disk_trouble(error: Exception, temporary: Path | None) -> int | None:
 
 
 def _needed(target: Path, size: int | None, temporary: Path | None) -> str:
-    written = temporary.stat().st_size if temporary is not None and temporary.exists() else 0
-    need = f"{megabytes(size)} are needed" if size else f"more than {megabytes(written)} are needed"
+    """How much is needed, as far as is known, and how much is free; what was written is removed."""
+    inner = [temporary] if temporary is not None else target.rglob("*") if target.is_dir() else []
+    written = sum(path.stat().st_size for path in inner if path.is_file())
+    need = f"{megabytes(size)} are needed, " if size else f"more than {megabytes(written)} are needed, " if written else ""
     folder = next(parent for parent in target.absolute().parents if parent.exists())
-    return f"{need}, {megabytes(shutil.disk_usage(folder).free + written)} are free in {folder}"  # what was written is removed
+    return f"{need}{megabytes(shutil.disk_usage(folder).free + written)} are free in {folder}"
 
 
 def megabytes(count: int) -> str:

@@ -14,7 +14,7 @@ from asrcl.exceptions import InputError
 @pytest.mark.parametrize("error, line", [
     (InputError("a.txt: no such file"), "asrcl: a.txt: no such file"),
     (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "asrcl: /x/y: No space left on device; make room there"),
-    (OSError(errno.ENOSPC, "No space left on device"), "asrcl: standard output: No space left on device; make room there"),
+    (OSError(errno.ENOSPC, "No space left on device"), "asrcl: standard output, or another file: No space left on device; make room there"),
     (PermissionError(errno.EACCES, "Permission denied", "/x/y"), "asrcl: /x/y: Permission denied"),
     (OSError("40 requested and 3 written"), "asrcl: 40 requested and 3 written"),
     (MemoryError(), "asrcl: not enough memory"),
@@ -57,7 +57,7 @@ def test_output_to_a_full_disk():
     assert done.returncode == 2
     lines = done.stderr.splitlines()
     assert len(lines) == 2 and lines[0].endswith("begun")
-    assert lines[1].startswith("asrcl: standard output: No space left on device")
+    assert lines[1].startswith("asrcl: standard output, or another file: No space left on device")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")

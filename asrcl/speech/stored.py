@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from asrcl import files
 from asrcl.entries import DamagedEntry, remove_entry, seal, unseal
 from asrcl.exceptions import InputError
 from asrcl.files import file_lock
@@ -72,7 +73,8 @@ def empty(folder: Path, record: str) -> None:
 def writing(folder: Path) -> Iterator[None]:
     """Say in one line that a folder cannot be written, for want of space or of rights."""
     try:
-        yield
+        with files.writing(folder):
+            yield
     except OSError as error:
         raise InputError(f"{folder}: cannot write here ({reason(error)}); make room, or choose another exp folder") from error
 
