@@ -11,10 +11,13 @@ from asrcl.boundary import in_one_line
 from asrcl.exceptions import InputError
 
 
+FULL = "No space left on device"
+
+
 @pytest.mark.parametrize("error, line", [
     (InputError("a.txt: no such file"), "asrcl: a.txt: no such file"),
-    (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "asrcl: /x/y: No space left on device; make room there"),
-    (OSError(errno.ENOSPC, "No space left on device"), "asrcl: standard output, or another file: No space left on device; make room there"),
+    (OSError(errno.ENOSPC, FULL, "/x/y"), f"asrcl: /x/y: {FULL}; make room there"),
+    (OSError(errno.ENOSPC, FULL), f"asrcl: standard output, or another file: {FULL}; make room there"),
     (PermissionError(errno.EACCES, "Permission denied", "/x/y"), "asrcl: /x/y: Permission denied"),
     (OSError("40 requested and 3 written"), "asrcl: 40 requested and 3 written"),
     (MemoryError(), "asrcl: not enough memory"),

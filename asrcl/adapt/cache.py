@@ -63,7 +63,7 @@ def _make_together(
     """Make an entry; one process, or several of which the first decides, locks and finishes."""
     first = processes.rank == 0
     with file_lock(final.with_suffix(".lock")) if first else nullcontext():
-        if processes.agree(not _is_sound(final, say=True)):
+        if processes.agree(not _is_sound(final, say=first)):
             work = final.with_suffix(".work")
             if first:
                 _clear_the_way(final, work, key)
