@@ -10,7 +10,6 @@ import pytest
 from asrcl.boundary import in_one_line
 from asrcl.exceptions import InputError
 
-
 FULL = "No space left on device"
 
 

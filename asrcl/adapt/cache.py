@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 RECORD: Final = "key.json"
 MADE_BY: Final = "made_by"
 """The part of a key that says by what an entry was made (device, threads, processes), in messages set apart from the rest."""
+DEAR: Final = "train"
+"""The kind that takes so long that the user is told when it is made again for that part of the key alone."""
 
 
 class Cache:
@@ -96,7 +98,7 @@ def _clear_the_way(final: Path, work: Path, key: dict[str, Any]) -> None:
         remove_entry(work)
     with writing(work):
         work.mkdir(parents=True, exist_ok=True)
-    if made := _made_otherwise(final.parent, key):
+    if final.parent.name == DEAR and (made := _made_otherwise(final.parent, key)):
         logger.info("%s: made anew with %s; the same is there, made with %s", final, _text(key[MADE_BY]), _text(made))
 
 
