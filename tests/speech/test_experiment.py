@@ -370,6 +370,9 @@ def test_a_checkpoint_of_another_model_is_refused(start):
             call()
     state = load_state(path)
     save_state({f"module.{name}": value for name, value in state.items()}, path)
+    with pytest.raises(InputError, match=r"model\.safetensors has \d+ bytes, .* or remove model\.json"):
+        experiment.decode_checkpoint(config, path, "low")
+    path.with_suffix(".json").unlink()
     with pytest.raises(InputError, match=r"not a checkpoint of this model"):
         experiment.decode_checkpoint(config, path, "low")
 
