@@ -276,7 +276,7 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             loss = self._loss(batch, number)
         penalty = self.method.penalty(self.model, batch)
-        value = self._finite(loss.item(), "loss", f" at batch {_name(batch, number)}")
+        value = self._finite(loss.item(), "loss", lambda: f" at batch {_name(batch, number)}")
         ((loss if penalty is None else loss + penalty) * weight).backward()
         return value
 
@@ -292,9 +292,9 @@ class Trainer:
                 "which needs two values to average over; choose a batch size that leaves no single item over"
             ) from error
 
-    def _finite(self, value: float, what: str, where: str = "") -> float:
+    def _finite(self, value: float, what: str, where: Callable[[], str] = str) -> float:
         if not math.isfinite(value):
-            when = f"epoch {self.progress.epoch + 1} after {self.progress.steps} steps{where}"
+            when = f"epoch {self.progress.epoch + 1} after {self.progress.steps} steps{where()}"
             raise DivergedError(
                 f"{self.domain.name}: {what} is {value} in {when}; "
                 f"lower train.learning_rate ({self.config.learning_rate}) or check the data; {self.folder} keeps earlier epochs"
