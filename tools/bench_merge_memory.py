@@ -3,9 +3,9 @@
     python tools/bench_merge_memory.py --out memory.json --markdown
     python tools/bench_merge_memory.py --size tiny --methods "ihr laplace" --markdown      (to try the benchmark itself)
 
-Each method merges in a fresh process on one thread; "own" is the most of its own memory (Linux: resident and not a file's) above what
-was there after the imports, "of the model" is that over the size of one model in single precision, which is the floor of anything
-that holds a whole model. Weights and factors are random. Whisper's 51,864 outputs have a factor that is a diagonal, as estimates
+Each method merges in a fresh process on one thread; "own" is the most of its own memory (Linux: resident and not a file's) above
+what was there after the imports, "of the model" is that over the size of one model in single precision, which is the floor of
+anything that holds a whole model. Weights and factors are random. Whisper's 51,864 outputs have a factor that is a diagonal, as estimates
 keep it; "two" stands for the sum of two curvatures (`curvature=` twice), which is solved exactly.
 """
 
@@ -68,7 +68,8 @@ def measure(sizes: list[str], chosen: list[str]) -> dict[str, Any]:
                 try:
                     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
                     said = (done.stderr.strip().splitlines() or [""])[-1]
-                    row = json.loads(done.stdout) if done.returncode == 0 else {"method": name, "curvatures": count, "failed": said}
+                    failed = {"method": name, "curvatures": count, "failed": said}
+                    row = json.loads(done.stdout) if done.returncode == 0 else failed
                 except subprocess.TimeoutExpired:
                     row = {"method": name, "curvatures": count, "failed": f"not done after {LIMIT} s"}
                 print(size, row, file=sys.stderr, flush=True)

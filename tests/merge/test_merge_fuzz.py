@@ -1,4 +1,4 @@
-"""No hostile file makes a reader of this room raise anything but one line for the user; `ASRCL_FUZZ=20` tries twenty times more."""
+"""Readers of this room answer hostile files with a result or one line; `ASRCL_FUZZ=20` tries twenty times more."""
 
 import os
 
