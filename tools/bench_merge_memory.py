@@ -5,8 +5,8 @@
 
 Each method merges in a fresh process on one thread; "own" is the most of its own memory (Linux: resident and not a file's) above
 what was there after the imports, "of the model" is that over the size of one model in single precision, which is the floor of
-anything that holds a whole model. Weights and factors are random. Whisper's 51,864 outputs have a factor that is a diagonal, as estimates
-keep it; "two" stands for the sum of two curvatures (`curvature=` twice), which is solved exactly.
+anything that holds a whole model. Weights and factors are random. Whisper's 51,864 outputs have a factor that is a diagonal, as
+estimates keep it; two curvatures are given by `curvature=` twice, and their sum is solved exactly.
 """
 
 from __future__ import annotations

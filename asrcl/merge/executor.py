@@ -25,7 +25,7 @@ from asrcl.exceptions import InputError
 from asrcl.merge.buffers import Statistics, check_statistics, is_statistic, mean_of, pooled
 from asrcl.merge.coverage import Cover, Coverage
 from asrcl.merge.depth import depths
-from asrcl.merge.numbers import alike, as_before, check_codes, check_factors, checked, copied, not_finite, readable
+from asrcl.merge.numbers import as_before, check_codes, check_factors, checked, copied, not_finite, readable, same_bits
 from asrcl.merge.plans import PlanRow
 from asrcl.merge.registry import MergeMethod, find_method
 from asrcl.merge.sources import TensorSource, kind_of
@@ -189,11 +189,13 @@ class Executor:
             return start.clone()
         if kind in ("copied", "new"):
             return copied(start, models[-1])
-        if all(alike(start, model) for model in models):
-            return start.clone(memory_format=torch.contiguous_format)
         values = [readable(tensor) for tensor in (start, *models)]
+        if all(torch.equal(values[0], value) for value in values[1:]):
+            return start.clone(memory_format=torch.contiguous_format)
         for role, tensor in zip(("old", *("new" for _ in models)), values, strict=True):
             if not all_finite(tensor):
+                if all(same_bits(start, model) for model in models):  # NaN included
+                    return start.clone(memory_format=torch.contiguous_format)
                 raise not_finite(name, role)
         return as_before(self._computed(kind, name, values[0], values[1:], scale), start)
 

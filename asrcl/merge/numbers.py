@@ -53,13 +53,11 @@ def as_before(merged: Tensor, like: Tensor) -> Tensor:
     return result
 
 
-def alike(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors hold the same numbers; infinite ones and NaN must have the same bits."""
-    if torch.equal(readable(first), readable(second)):
-        return True
-    if first.dtype != second.dtype or first.shape != second.shape or all_finite(readable(first)):
+def same_bits(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors are of one type and shape and the same to the bit, NaN included."""
+    if first.dtype != second.dtype or first.shape != second.shape:
         return False
-    return torch.equal(*(tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (first, second)))
+    return torch.equal(*(tensor.cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (first, second)))
 
 
 def copied(start: Tensor, new: Tensor) -> Tensor:
@@ -131,7 +129,7 @@ def check_factors(start: TensorSource, models: Sequence[TensorSource], names: Se
 
 
 def _changed(start: TensorSource, models: Sequence[TensorSource], name: str) -> bool:
-    return not all(_same_bytes(start.read(name), model.read(name)) for model in models)
+    return not all(same_bits(start.read(name), model.read(name)) for model in models)
 
 
 def _why_codes(name: str, outlines: Mapping[str, Sized], modules: Mapping[str, str]) -> str:
@@ -159,9 +157,3 @@ def _quantised_modules(outlines: Mapping[str, Sized]) -> dict[str, str]:
             if module in outlines:
                 found.setdefault(module.rpartition(".")[0], name)
     return found
-
-
-def _same_bytes(first: Tensor, second: Tensor) -> bool:
-    if first.dtype != second.dtype or first.shape != second.shape:
-        return False
-    return torch.equal(*(tensor.cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (first, second)))
