@@ -2,6 +2,7 @@
 
     python tools/bench_merge_memory.py --out memory.json --markdown
     python tools/bench_merge_memory.py --size tiny --methods "ihr laplace" --markdown      (to try the benchmark itself)
+    python tools/bench_merge_memory.py --sums 1000,2000,4000,6000 --markdown               (how sums of dense factors scale)
 
 Each method merges in a fresh process on one thread; "own" is the most of its own memory (Linux: resident and not a file's) above
 what was there after the imports, "of the model" is that over the size of one model in single precision, which is the floor of
@@ -25,6 +26,7 @@ from bench_merge import OwnMemory
 from bench_merge_data import SIZES, write
 
 from asrcl.adapt.environment import environment
+from asrcl.curvature import solve_sum
 from asrcl.files import write_json
 from asrcl.merge import MergeSpec, merge_files, methods
 
@@ -78,6 +80,24 @@ def measure(sizes: list[str], chosen: list[str]) -> dict[str, Any]:
     return result
 
 
+def measure_sums(widths: list[int]) -> str:
+    """Time and own memory of the exact sum of two curvatures whose row factors are dense, by their width, as a table."""
+    head = ("rows of the layer (384 columns)", "s", "own, MiB", "of its two factors in double precision")
+    lines = [f"| {' | '.join(head)} |", "| ---: | ---: | ---: | ---: |"]
+    for width in widths:
+        generator = torch.Generator().manual_seed(width)
+        roots = [torch.randn(size, size, generator=generator) for size in (width, width, 384, 384)]
+        first, second, left, right = (root @ root.mT / len(root) for root in roots)
+        del roots
+        memory, start = OwnMemory(), time.perf_counter()
+        with memory:
+            solve_sum([(first, left), (second, right)], torch.randn(width, 384, generator=generator), 0.1)
+        seconds, factors = time.perf_counter() - start, 2 * 8 * width * width
+        lines.append(f"| {width:,} | {seconds:.1f} | {memory.peak / 2**20:,.0f} | {memory.peak / factors:.1f} |")
+        print(lines[-1], file=sys.stderr, flush=True)
+    return "\n".join(lines)
+
+
 def markdown(result: dict[str, Any]) -> str:
     """One table for all sizes."""
     head = ["method", "curvatures"]
@@ -101,11 +121,16 @@ def main() -> None:
     parser.add_argument("--methods", default="", help="only these, space-separated")
     parser.add_argument("--out", help="JSON file to write")
     parser.add_argument("--markdown", action="store_true", help="print the table")
+    parser.add_argument("--sums", help="instead: sums of two curvatures with dense factors of these widths, comma-separated")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         name, count, folder = options.one
         print(json.dumps(one(Path(folder), name, int(count))))
+        return
+    if options.sums:
+        torch.set_num_threads(1)
+        print(measure_sums([int(width) for width in options.sums.split(",")]))
         return
     result = measure(options.size.split(","), options.methods.split())
     if options.out:

@@ -106,6 +106,33 @@ def test_archives_of_nemo(tmp_path):
     assert merge_files(old, [archive("same.nemo", prefix="ffff")], tmp_path / "m.nemo", SPEC).notes == ()
 
 
+def test_statistics_and_tokenizers_of_speechbrain(tmp_path):
+    for name, mean in (("old", 0.0), ("other", 1.0), ("same", 0.0)):
+        folder = tmp_path / f"CKPT+{name}"
+        folder.mkdir()
+        (folder / "CKPT.yaml").write_text("WER: 3\n")
+        torch.save({"w": torch.ones(2)}, folder / "model.ckpt")
+        torch.save({"mean": torch.full((2,), mean)}, folder / "normalizer.ckpt")
+        torch.save({"state": torch.rand(3)}, folder / "optimizer.ckpt")
+    old, other, same = (tmp_path / f"CKPT+{name}" for name in ("old", "other", "same"))
+    notes = merge_files(old, [other], tmp_path / "m", SPEC).notes
+    assert any("settings of the new model differ" in note and "normalizer.ckpt" in note for note in notes)
+    assert not any("optimizer.ckpt is" in note and "differ" in note for note in notes)
+    assert not any("differ" in note for note in merge_files(old, [same], tmp_path / "n", SPEC).notes)
+
+
+@pytest.mark.parametrize("name", ["ema.safetensors", "pytorch_model_ema.bin", "model-averaged.pt", "swa.ckpt"])
+def test_files_of_averages_are_left_out_by_name(tmp_path, name):
+    old, new = hugging_face(tmp_path / "old", 0.0), hugging_face(tmp_path / "new", 1.0)
+    for folder in (old, new):
+        (folder / name).write_bytes(b"x")
+        (folder / "optimizer.pt").write_bytes(b"x")
+    record = merge_files(old, [new], tmp_path / "m", SPEC)
+    assert not (tmp_path / "m" / name).exists() and (tmp_path / "m/optimizer.pt").exists()
+    assert any(note.startswith(f"{name}, an average of the old weights, is left out") for note in record.notes)
+    assert any(note.startswith("optimizer.pt is carried over unchanged") for note in record.notes)
+
+
 def test_settings_inside_files_of_torch(tmp_path):
     for name, heads, lr in (("old", 4, 1.0), ("heads", 8, 1.0), ("lr", 4, 2.0)):
         torch.save(

@@ -6,6 +6,7 @@ hold checkpoints of their own, none of which would belong to the merged model.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
@@ -17,6 +18,7 @@ from asrcl.merge.containers import pickled, staging, tensor_files
 from asrcl.merge.containers.adapters import Adapter
 from asrcl.merge.containers.checkpoint import Checkpoint, Writer
 from asrcl.merge.containers.nemo import CONFIG as NEMO_CONFIG
+from asrcl.merge.containers.nemo import LARGEST_MEMBER
 from asrcl.merge.containers.outline import Outline
 from asrcl.merge.containers.settings import Surroundings, digest, flattened
 from asrcl.merge.containers.weights import Sink, Weights
@@ -37,6 +39,9 @@ SPEECHBRAIN_META = "CKPT.yaml"
 SPEECHBRAIN = "model.ckpt"
 SPEECHBRAIN_STATES = ("optim", "sched", "counter", "scaler", "brain", "dataloader", "sampler", "normalizer", "lr_anneal", "noam")
 NEMO = "model_weights.ckpt"
+WEIGHT_SUFFIXES = (tensor_files.SUFFIX, *pickled.SUFFIXES)
+AVERAGED = re.compile(r"(^|[^a-z])(ema|avg|averaged?|swa|shadow)([^a-z]|$)", re.IGNORECASE)
+"""Parts of the names of files with averages of the weights."""
 OTHER_FOLDERS = ("checkpoint-*", "global_step*", "CKPT+*", "onnx", "runs")
 OTHER_FORMATS = (
     "*.onnx",
@@ -86,7 +91,9 @@ class Folder(Checkpoint):
         found: dict[str, Any] = dict(self._weights.surroundings().settings)
         for file in files:
             found |= flattened(read_structure(file)[0], "" if file.name == CONFIGURATIONS[0] else file.stem)
-        return Surroundings(found, tokens=_tokens(self.path))
+        beside = [f for f in self._carried() if self.kind == "speechbrain" and f.suffix == ".ckpt" and not _of_training(f.name)]
+        remarks = {f.name: digest(f.read_bytes()) for f in beside if f.stat().st_size <= LARGEST_MEMBER}
+        return Surroundings(found, remarks, _tokens(self.path))
 
     def _stale(self) -> list[str]:
         """Files that hold the same model in another format."""
@@ -94,11 +101,16 @@ class Folder(Checkpoint):
             return []
         return sorted({f.name for p in OTHER_FORMATS for f in self.path.glob(p) if f.is_file()} - self._own)
 
+    def _averages(self) -> list[str]:
+        """Files of averages that training kept beside the model."""
+        files = [f.name for f in self.path.iterdir() if f.is_file() and f.suffix in WEIGHT_SUFFIXES and f.name not in self._own]
+        return sorted(name for name in files if AVERAGED.search(Path(name).stem))
+
     def _extras(self) -> tuple[str, ...]:
         return tuple(str(file.relative_to(self.path)) for file in self._carried())
 
     def _carried(self) -> list[Path]:
-        leave = self._own | set(self._stale())
+        leave = self._own | set(self._stale()) | set(self._averages())
         carried: list[Path] = []
         for entry in sorted(self.path.iterdir()):
             if entry.is_dir() and self._belongs(entry):
@@ -116,11 +128,12 @@ class Folder(Checkpoint):
 
     def _notes(self) -> tuple[str, ...]:
         notes = [f"{name} holds the same model in another format and is left out" for name in self._stale()]
+        left = "an average of the old weights, is left out: it does not belong to others"
+        notes += [f"{name}, {left}" for name in self._averages()]
         folders = [f for f in sorted(self.path.iterdir()) if f.is_dir() and not f.name.startswith(".")]
         notes += [f"the folder {f.name} {_why_left_out(f)} and is left out" for f in folders if not self._belongs(f)]
-        if self.kind == "speechbrain":
-            others = [name for name in self._extras() if name.endswith(".ckpt")]
-            notes += [f"{name} is carried over unchanged; open it by its path to merge it too" for name in others]
+        others = [name for name in self._extras() if Path(name).suffix in WEIGHT_SUFFIXES]
+        notes += [f"{name} is carried over unchanged; open it by its path to merge it too" for name in others]
         return tuple(notes)
 
     def _writer(self, out: Path, outlines: dict[str, Outline], overwrite: bool) -> Writer:
@@ -205,6 +218,11 @@ def open_weights(path: Path) -> Weights:
 def looks_like_checkpoint(path: Path) -> bool:
     """Whether a folder holds weights under one of the known names."""
     return any((path / name).is_file() for name in (SPEECHBRAIN_META, *HUGGING_FACE, NEMO))
+
+
+def _of_training(name: str) -> bool:
+    """Whether a file of SpeechBrain's is of no use but to train on; statistics of features and tokenizers are of use."""
+    return any(word in name.lower() for word in SPEECHBRAIN_STATES if word != "normalizer")
 
 
 def _why_left_out(folder: Path) -> str:
