@@ -22,7 +22,7 @@ def moved(start: Tensor, step: Tensor) -> Tensor:
 def add_step(start: Tensor, step: Tensor, scale: float = 1.0) -> Tensor:
     """`start + scale * step` as `moved` does it, a part at a time, with little memory beyond the result."""
     result = torch.empty_like(start, memory_format=torch.contiguous_format)
-    for part, (old, change) in _parts(result, (start, step)):
+    for part, (old, change) in parts(result, (start, step)):
         part.copy_(moved(old, change if scale == 1 else change * scale))
     return result
 
@@ -32,7 +32,7 @@ def by_entry(
 ) -> Tensor:
     """`start + scale * step(updates, start)` for a step that treats every entry by itself, in float64, a part at a time."""
     result = torch.empty_like(start, memory_format=torch.contiguous_format)
-    for part, (old, *others) in _parts(result, (start, *models)):
+    for part, (old, *others) in parts(result, (start, *models)):
         wide = old.double()
         change = step([other.double() - wide for other in others], wide)
         part.copy_(moved(old, change if scale == 1 else change * scale))
@@ -41,10 +41,10 @@ def by_entry(
 
 def distance(first: Tensor, second: Tensor) -> float:
     """Norm of the difference, in double precision, a part at a time; entries that are equal do not differ, infinite ones too."""
-    found = float(sum((b.double() - a.double()).square().sum() for a, (b,) in _parts(first, (second,)))) ** 0.5
+    found = float(sum((b.double() - a.double()).square().sum() for a, (b,) in parts(first, (second,)))) ** 0.5
     if not math.isnan(found):
         return found
-    gaps = ((b.double() - a.double()).masked_fill(a == b, 0.0) for a, (b,) in _parts(first, (second,)))
+    gaps = ((b.double() - a.double()).masked_fill(a == b, 0.0) for a, (b,) in parts(first, (second,)))
     return float(sum(gap.nan_to_num(0.0).square().sum() for gap in gaps)) ** 0.5
 
 
@@ -55,11 +55,11 @@ def all_finite(tensor: Tensor) -> bool:
     """
     wide = torch.float32 if tensor.is_floating_point() and tensor.dtype.itemsize < 4 else None
     return all(
-        math.isfinite(float(part.sum(dtype=wide))) or bool(torch.isfinite(part).all()) for part, _ in _parts(tensor, ())
+        math.isfinite(float(part.sum(dtype=wide))) or bool(torch.isfinite(part).all()) for part, _ in parts(tensor, ())
     )
 
 
-def _parts(result: Tensor, others: Sequence[Tensor]) -> list[tuple[Tensor, list[Tensor]]]:
+def parts(result: Tensor, others: Sequence[Tensor]) -> list[tuple[Tensor, list[Tensor]]]:
     """Views of a result and of tensors alike, a chunk of entries each."""
     flat = [tensor.reshape(-1) for tensor in (result, *others)]
     starts = range(0, max(result.numel(), 1), CHUNK)

@@ -33,7 +33,7 @@ from asrcl.exceptions import InputError
 from asrcl.merge.registry import merge_method
 from asrcl.merge.steps.elementwise import total
 from asrcl.merge.steps.inverse import WORST_RESIDUAL
-from asrcl.merge.tensors import checked_number
+from asrcl.merge.tensors import checked_number, parts
 
 Kind = TypeVar("Kind", bound=Block)
 Sides = tuple[Tensor, Tensor]
@@ -66,7 +66,7 @@ def fisher(
         InputError: an option is out of range.
     """
     s, damping = _options(deltas, new_blocks, strength, damping)
-    return _weighted(deltas, _diagonals(blocks, deltas[0]), _diagonals(new_blocks, deltas[0]), s, damping).to(deltas[0].dtype)
+    return _weighted(deltas, _diagonals(blocks, deltas[0]), _diagonals(new_blocks, deltas[0]), s, damping)
 
 
 @merge_method("cofima", source="Marouf et al. 2023, CoFiMA, arXiv 2312.08977, eq. 7")
@@ -124,8 +124,7 @@ def mats(
     s, damping = _options(deltas, new_blocks, strength, damping)
     everything = (*blocks, *new_blocks)
     if _all(everything, DiagonalBlock):
-        step = _weighted(deltas, _diagonals(blocks, deltas[0]), _diagonals(new_blocks, deltas[0]), s, damping)
-        return step.to(deltas[0].dtype)
+        return _weighted(deltas, _diagonals(blocks, deltas[0]), _diagonals(new_blocks, deltas[0]), s, damping)
     if not (_all(everything, KroneckerBlock) or _all(everything, DenseBlock)):
         kinds = " and ".join(sorted({block.kind for block in everything}))
         raise InputError(f"curvatures of kind {kinds} do not add up; estimate structure='kron', or choose method 'fisher'")
@@ -217,15 +216,21 @@ def _plain(deltas: Sequence[Tensor], old: int, s: float) -> Tensor:
 
 
 def _diagonals(blocks: Sequence[Block], like: Tensor) -> list[Tensor]:
-    return [block.diagonal.to(device=like.device, dtype=torch.float64).reshape(like.shape) for block in blocks]
+    return [block.diagonal.to(like.device).reshape(like.shape) for block in blocks]
 
 
 def _weighted(deltas: Sequence[Tensor], old: list[Tensor], new: list[Tensor], s: float, damping: float) -> Tensor:
-    floor = damping * sum(float(f.mean()) for f in (*old, *new)) / (len(old) + len(new))
-    pull = total(s * (f + floor) * delta for f, delta in zip(new, deltas, strict=True))
-    weight = (1 - s) * (total(old) + len(old) * floor) + s * (total(new) + len(new) * floor)
-    blind = weight <= 0
-    return torch.where(blind, _plain(deltas, len(old), s).to(pull), pull / weight.masked_fill(blind, 1))
+    """The weighted step in double precision, a part of the entries at a time: wide vocabularies have many."""
+    floor = damping * sum(float(f.mean(dtype=torch.float64)) for f in (*old, *new)) / (len(old) + len(new))
+    step = torch.empty_like(deltas[0], memory_format=torch.contiguous_format)
+    for out, tensors in parts(step, (*old, *new, *deltas)):
+        wide = [tensor.double() for tensor in tensors]
+        mine, theirs, moves = wide[: len(old)], wide[len(old) : -len(deltas)], wide[-len(deltas) :]
+        pull = total(s * (f + floor) * delta for f, delta in zip(theirs, moves, strict=True))
+        weight = (1 - s) * (total(mine) + len(mine) * floor) + s * (total(theirs) + len(theirs) * floor)
+        blind = weight <= 0
+        out.copy_(torch.where(blind, _plain(moves, len(old), s), pull / weight.masked_fill(blind, 1)))
+    return step
 
 
 # Whole blocks.
