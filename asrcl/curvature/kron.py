@@ -31,6 +31,8 @@ ROOM = 1 << 22
 
 CG_TOLERANCE = 1e-12
 CG_STEPS = 500
+ROW_STEPS = 100
+"""Steps of a row by itself, after which it is factorised."""
 
 
 def symmetrise(M_DD: Tensor) -> Tensor:
@@ -164,7 +166,7 @@ def solve_sum(
 
     One pair costs two Cholesky solves, two pairs are solved exactly by joint diagonalisation, more by preconditioned conjugate
     gradients. Where one side of all pairs is a diagonal (a vocabulary), every row has an equation of its own: a joint basis of
-    the other side solves two pairs, a Cholesky factor for every row more.
+    the other side solves two pairs, conjugate gradients row by row solve more.
 
     Args:
         pairs: matrices, or diagonals of one axis.
@@ -239,18 +241,50 @@ def _solve_rows(pairs: Sequence[Pair], delta_OI: Tensor) -> Tensor:
         return delta_OI / positive(rows_KO.mT @ torch.stack(columns))
     columns_KII = torch.stack([matrix(side) for side in columns])
     if len(pairs) == 2:
-        V_II, *values = joint_basis(columns_KII[0], columns_KII[1])
-        height = max(1, ROOM // len(V_II))
+        basis_II, *values = joint_basis(columns_KII[0], columns_KII[1])
     else:
-        height = max(1, ROOM // columns_KII[0].numel())
-    X_OI = torch.empty_like(delta_OI)
+        _, basis_II = eigenbasis(columns_KII.sum(0))
+        values = [((A_II @ basis_II) * basis_II).sum(0) for A_II in columns_KII]
+    X_OI, height = torch.empty_like(delta_OI), max(1, ROOM // len(basis_II))
     for start in range(0, len(delta_OI), height):
         part = slice(start, start + height)
+        spectrum_OI = positive(rows_KO[:, part].mT @ torch.stack(values))
         if len(pairs) == 2:
-            X_OI[part] = (delta_OI[part] @ V_II) / positive(rows_KO[:, part].mT @ torch.stack(values)) @ V_II.mT
+            X_OI[part] = (delta_OI[part] @ basis_II) / spectrum_OI @ basis_II.mT
         else:
-            whole_OII = torch.einsum("ko,kij->oij", rows_KO[:, part], columns_KII)
-            X_OI[part] = torch.cholesky_solve(delta_OI[part, :, None], cholesky(whole_OII))[..., 0]
+            X_OI[part] = _solve_each_row(rows_KO[:, part], columns_KII, delta_OI[part], basis_II, spectrum_OI)
+    return X_OI
+
+
+def _solve_each_row(rows_KO: Tensor, columns_KII: Tensor, delta_OI: Tensor, basis_II: Tensor, spectrum_OI: Tensor) -> Tensor:
+    """Conjugate gradients for every row by itself, preconditioned in the basis of all; what does not converge is factorised."""
+
+    def precondition(residual_OI: Tensor) -> Tensor:
+        return (residual_OI @ basis_II) / spectrum_OI[live] @ basis_II.mT
+
+    X_OI, live = torch.zeros_like(delta_OI), torch.arange(len(delta_OI), device=delta_OI.device)
+    limit_O = CG_TOLERANCE * delta_OI.norm(dim=1)
+    residual_OI = delta_OI.clone()
+    direction_OI = precondition(residual_OI)
+    energy_O = (residual_OI * direction_OI).sum(1)
+    for _ in range(ROW_STEPS):
+        left = residual_OI.norm(dim=1) > limit_O[live]
+        if not left.any():
+            return X_OI
+        if not left.all():  # rows that are done take no more time
+            live, residual_OI, direction_OI, energy_O = live[left], residual_OI[left], direction_OI[left], energy_O[left]
+        image_OI = torch.zeros_like(direction_OI)
+        for rows_O, A_II in zip(rows_KO, columns_KII, strict=True):
+            image_OI += rows_O[live, None] * (direction_OI @ A_II)
+        step_O = energy_O / (direction_OI * image_OI).sum(1)
+        X_OI[live] += step_O[:, None] * direction_OI
+        residual_OI -= step_O[:, None] * image_OI
+        preconditioned_OI = precondition(residual_OI)
+        previous_O, energy_O = energy_O, (residual_OI * preconditioned_OI).sum(1)
+        direction_OI = preconditioned_OI + (energy_O / previous_O)[:, None] * direction_OI
+    for rows in live.split(max(1, ROOM // columns_KII[0].numel())):
+        whole_OII = torch.einsum("ko,kij->oij", rows_KO[:, rows], columns_KII)
+        X_OI[rows] = torch.cholesky_solve(delta_OI[rows, :, None], cholesky(whole_OII))[..., 0]
     return X_OI
 
 

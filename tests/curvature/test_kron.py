@@ -190,5 +190,17 @@ def test_a_wide_diagonal_is_never_made_a_matrix(count, turned, monkeypatch):
 
 def test_a_singular_row_is_refused():
     pairs = [(torch.tensor([1.0, 0.0]), torch.eye(3))] * 3
-    with pytest.raises(InputError, match="singular"):
+    with pytest.raises(InputError, match="zero eigenvalue.*use a damping above 0"):
         kron.solve_sum(pairs, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("steps", [0, 3, 100])
+def test_rows_that_do_not_converge_are_factorised(steps, monkeypatch):
+    monkeypatch.setattr(kron, "ROW_STEPS", steps)
+    pairs = [(torch.logspace(0, -6 * k, 9, dtype=torch.float64), spd(12, k, 6.0)) for k in range(3)]
+    delta = random_delta(9, 12)
+    delta[4] = 0
+    found, residual = kron.solve_sum(pairs, delta, 1e-6)
+    expected, _ = kron.solve_sum([(kron.matrix(G), A) for G, A in pairs], delta, 1e-6)
+    assert residual < 1e-9 and not found[4].any()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
