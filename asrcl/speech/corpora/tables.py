@@ -19,6 +19,7 @@ Position = Callable[[str, float, float | None], tuple[int, int]]
 # end.
 END_TOLERANCE = 0.01
 OVERSHOOT = 0.5  # seconds; the default of --max-overshoot in Kaldi's extract-segments
+LONGEST_FIELD = 131_072  # characters of a cell; more is a quote that was never closed
 
 
 def read_lines(path: StrPath) -> Iterator[tuple[int, str]]:
@@ -82,6 +83,7 @@ def _tab_rows(path: StrPath) -> Iterator[tuple[int, list[str]]]:
 def _csv_rows(path: StrPath) -> Iterator[tuple[int, list[str]]]:
     """Rows with the numbers of their first lines; a quote that is never closed is refused, not read to the end of the file."""
     numbered = list(read_lines(path))
+    csv.field_size_limit(LONGEST_FIELD)  # the limit is the process's, and other readers set their own
     reader = csv.reader((line + "\n" for _, line in numbered), skipinitialspace=True, strict=True)
     while reader.line_num < len(numbered):
         first = numbered[reader.line_num][0]
