@@ -30,7 +30,7 @@ from asrcl.curvature import solve_sum
 from asrcl.files import write_json
 from asrcl.merge import MergeSpec, merge_files, methods
 
-LIMIT = 900
+LIMIT = 240
 """Seconds after which a method is given up."""
 
 
