@@ -24,7 +24,7 @@ fi
 echo "setup: installing the packages of tools/requirements.lock into .venv (about 5 GB, half a minute to 2 minutes)"
 awk '/^uv==/ {found = 1} found {print} found && !/\\$/ {exit}' tools/requirements.lock > .venv/uv.txt
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r .venv/uv.txt
-.venv/bin/uv pip install --quiet --python .venv/bin/python --require-hashes -r tools/requirements.lock
+.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python --require-hashes -r tools/requirements.lock
 .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
 echo "$want" > "$stamp"
 echo "setup: done"
