@@ -26,6 +26,7 @@ from asrcl.curvature.compress import stored_bytes
 from asrcl.curvature.curvature import Curvature, ReportRow
 from asrcl.curvature.factors import DiagonalFactor, Factor
 from asrcl.curvature.storage.lazy import outlines_of
+from asrcl.exceptions import InputError
 
 DAMPING = 1e-3
 FACTS = (
@@ -248,4 +249,7 @@ class _Spectra:
 def _eigenvalues(factor: Factor) -> Tensor:
     if isinstance(factor, DiagonalFactor):
         return factor.diagonal().double().cpu()
-    return torch.linalg.eigvalsh(kron.symmetrise(factor.dense().double())).clamp_min(0).cpu()
+    try:
+        return torch.linalg.eigvalsh(kron.symmetrise(factor.dense().double())).clamp_min(0).cpu()
+    except torch.linalg.LinAlgError as error:
+        raise InputError("a curvature factor has no eigenvalues that can be found; estimate it again") from error

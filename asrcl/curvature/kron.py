@@ -143,7 +143,10 @@ def solve(
 
 def eigenbasis(M_DD: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (ascending, rounding below zero clamped) and eigenvectors (columns) in float64."""
-    values_D, vectors_DD = torch.linalg.eigh(symmetrise(M_DD.double()))
+    try:
+        values_D, vectors_DD = torch.linalg.eigh(symmetrise(M_DD.double()))
+    except torch.linalg.LinAlgError as error:
+        raise InputError("a curvature factor has no eigenvalues that can be found; estimate it again") from error
     return values_D.clamp_min(0), vectors_DD
 
 

@@ -166,6 +166,8 @@ def expanded(pattern: str) -> list[str]:
     parts: list[list[str]] = []
     place, count = 0, 1
     for found in _RANGE.finditer(pattern):
+        if max(len(found[1]), len(found[2])) > 9:
+            raise InputError(f"{pattern!r}: the range {found[0]} is too long")
         first, last = int(found[1]), int(found[2])
         count *= last - first + 1
         if first > last or count > MOST:

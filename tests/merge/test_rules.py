@@ -132,3 +132,8 @@ def test_globs_that_fit_no_tensor_are_refused(write):
     rules.check_names(["encoder.layers.2.w", "decoder.embed.w", "ctc.w", "x"])
     with pytest.raises(InputError, match=r"fits the rule 'ctc.\*' \(nearest: ctc_lo.w"):
         rules.check_names(["encoder.layers.2.w", "decoder.embed.w", "ctc_lo.w"])
+
+
+def test_a_range_of_any_length_is_one_line():
+    with pytest.raises(InputError, match="is too long"):
+        expanded("layers.0-" + "9" * 5000)

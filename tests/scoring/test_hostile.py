@@ -1,4 +1,7 @@
-"""Files that nobody meant: whatever is in them, a reader gives what it can or one line that names the file. No traceback."""
+"""Files that nobody meant: whatever is in them, a reader gives what it can or one line that names the file. No traceback.
+
+`ASRCL_FUZZ=20` tries twenty times more.
+"""
 
 import gzip
 import io
@@ -26,6 +29,8 @@ from asrcl.scoring.scan import scan_results
 from asrcl.scoring.sources import FORMATS, read_source
 from asrcl.scoring.table import comma_separated, escape_latex, markdown_text
 
+UNHEALTHY = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+MANY = int(os.environ.get("ASRCL_FUZZ", "1"))
 LONG = 60_000
 LINES = ["/", "{/", "(", ")", "(a", " (a)", "(a) ", " ", "\u00a0", "{", "}", "@ ", "'", "a'", "\u0301", "1", "-", "a.b", "_a"]
 LINES += ["_1", ".", "\\", '"', "[[", '{"a":', "<", "](", "\x1b[", "\n", ";", ",a", "\t", "IGNORE_TIME"]
@@ -165,7 +170,7 @@ contents = (
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=400 * MANY, derandomize=MANY == 1, deadline=None, suppress_health_check=UNHEALTHY)
 @given(content=contents, name=st.sampled_from(FORMATS), both=st.booleans(), skip=st.booleans())
 def test_transcripts_of_any_bytes(tmp_path: Path, content: bytes, name: str, both: bool, skip: bool) -> None:
     path = tmp_path / "any"
@@ -184,7 +189,7 @@ HEADER = {"format": "asrcl-errors/1", "unit": "word", "items": 1}
 ITEM = {"id": "a", "group": "a", "substitutions": 1, "deletions": 0, "insertions": 0, "length": 2, "reference": "a b"}
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200 * MANY, derandomize=MANY == 1, deadline=None, suppress_health_check=UNHEALTHY)
 @given(key=st.sampled_from([*HEADER, *ITEM]), value=json_values)
 def test_stored_counts_with_one_odd_value(tmp_path: Path, key: str, value: object) -> None:
     path = tmp_path / "errors.jsonl"

@@ -102,7 +102,7 @@ def changed(content: bytes, steps) -> bytes:
 
 
 def examples(count):
-    return settings(max_examples=count * MANY, deadline=None, suppress_health_check=list(HealthCheck))
+    return settings(max_examples=count * MANY, derandomize=MANY == 1, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def one_line(read: Callable[[], object]) -> None:

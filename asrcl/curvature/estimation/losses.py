@@ -266,7 +266,7 @@ class LossWatch(TorchFunctionMode):
 def _check_options(fisher: str, samples: int, parts: Sequence[str] | None) -> None:
     if fisher not in FISHERS:
         raise InputError(f"fisher={fisher!r} does not exist; there are {', '.join(FISHERS)}")
-    if samples < 1 or (samples > 1 and fisher != "mc"):
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1 or (samples > 1 and fisher != "mc"):
         raise InputError(f"samples={samples} with fisher={fisher!r}: it must be at least 1, and 1 unless fisher='mc'")
     unknown = sorted(set(parts or ()) - set(LOSSES))
     if unknown or (parts is not None and not parts):

@@ -215,6 +215,10 @@ def _whole(value: Any) -> int:
     return value
 
 
+MOST_COUNTED = 2.0**62
+"""Items or positions; beyond, arithmetic with tensors fails."""
+
+
 def _positive(key: BlockKey, count: str, value: float) -> None:
-    if isinstance(value, bool) or not 0 < float(value) < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < MOST_COUNTED:
         raise ValueError(f"{key} was estimated from {value} {count}")

@@ -1,7 +1,11 @@
-"""Damaged and hostile curvature files: read right, or refused in one line that names the file; nothing else."""
+"""Damaged and hostile curvature files: read right, or refused in one line that names the file; nothing else.
+
+`ASRCL_FUZZ=20` tries twenty times more.
+"""
 
 import json
 import math
+import os
 from functools import cache
 
 import pytest
@@ -18,8 +22,9 @@ from asrcl.curvature.storage.packing import checksum
 from asrcl.exceptions import InputError
 
 torch.set_num_threads(1)
+MANY = int(os.environ.get("ASRCL_FUZZ", "1"))
 UNHEALTHY = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-fuzzed = settings(max_examples=200, deadline=None, suppress_health_check=UNHEALTHY)
+fuzzed = settings(max_examples=200 * MANY, derandomize=MANY == 1, deadline=None, suppress_health_check=UNHEALTHY)
 
 
 @cache
