@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from damage import flip, half_zeroed, to_folder, truncated
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,26 +26,10 @@ def folder(tmp_path) -> Path:
     return tmp_path / "entry"
 
 
-def flip(path: Path, bit: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(content)
-
-
-def half_zeroed(path: Path) -> None:
-    size = path.stat().st_size
-    path.write_bytes(path.read_bytes()[: size // 2] + bytes(size - size // 2))
-
-
-def to_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
 DAMAGE = {
     "bit": lambda path: flip(path, 5),
     "half zeroed": half_zeroed,
-    "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "truncated": truncated,
     "longer": lambda path: path.write_bytes(path.read_bytes() + b"x"),
     "empty": lambda path: os.truncate(path, 0),
     "deleted": Path.unlink,

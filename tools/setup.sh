@@ -21,7 +21,7 @@ fi
 "$python" -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null ||
     { echo "setup: $python is missing or older than Python 3.11; name another one: PYTHON=python3.12 tools/setup.sh" >&2; exit 2; }
 [ -x .venv/bin/python ] || "$python" -m venv .venv
-echo "setup: installing the packages of tools/requirements.lock into .venv (about 5 GB, a minute)"
+echo "setup: installing the packages of tools/requirements.lock into .venv (about 5 GB; 30 seconds and the download)"
 awk '/^uv==/ {found = 1} found {print} found && !/\\$/ {exit}' tools/requirements.lock > .venv/uv.txt
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r .venv/uv.txt
 .venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python --require-hashes -r tools/requirements.lock

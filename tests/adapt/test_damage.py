@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from adapt_cases import QUICK, CountingTask
+from damage import flip, half_zeroed, to_folder, truncated
 
 from asrcl.adapt import run_method
 from asrcl.files import read_json, write_json
@@ -22,27 +23,10 @@ FILES = {
 }
 
 
-def flip(path: Path) -> None:
-    """One bit in the middle of the file."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def half_zeroed(path: Path) -> None:
-    size = path.stat().st_size
-    path.write_bytes(path.read_bytes()[: size // 2] + bytes(size - size // 2))
-
-
-def to_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
 DAMAGE = {
     "bit": flip,
     "half zeroed": half_zeroed,
-    "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "truncated": truncated,
     "deleted": Path.unlink,
     "folder": to_folder,
 }
