@@ -1,14 +1,19 @@
 """The loop over domains: scenario, learner, cache, training, tuning."""
 
 from asrcl.adapt.cache import Cache
-from asrcl.adapt.learner import CurvatureConfig, DomainLearner, check_diagnostics, estimate_on_domain, train_initial
+from asrcl.adapt.evaluation import EvaluationPolicy
+from asrcl.adapt.learner import CurvatureConfig, DomainLearner, estimate_on_domain, train_initial
 from asrcl.adapt.loop import Stage, adapt_domains, run_method, run_stages, write_decode
-from asrcl.adapt.protocols import Batch, Domain, StateDict, Task
+from asrcl.adapt.observers import Moved, Observer, standard_observers
 from asrcl.adapt.scenario import Scenario, UnionDomain
 from asrcl.adapt.tracking import Tracking, TrackingConfig
 from asrcl.adapt.training import DivergedError, TrainConfig, Trainer
 from asrcl.adapt.tuning import dev_rates, draw, grid, tune
-from asrcl.adapt.weights import (
+from asrcl.contract.outputs import Outputs, distillation
+from asrcl.contract.protocols import Batch, Domain, Learner, Task
+from asrcl.contract.weights import (
+    StateDict,
+    Weights,
     average_states,
     fingerprint,
     load_recorded,
@@ -17,24 +22,27 @@ from asrcl.adapt.weights import (
     save_state,
     state_of,
 )
-from asrcl.curvature import Curvature
-from asrcl.methods import build_method
 
 __all__ = [  # noqa: RUF022 - grouped by purpose
     # what a benchmark offers
     "Batch",
     "Domain",
-    "StateDict",
-    "Task",
+    "EvaluationPolicy",
+    "Outputs",
     "Scenario",
+    "Task",
     "UnionDomain",
+    "distillation",
+    # what looks at stages
+    "Moved",
+    "Observer",
+    "standard_observers",
     # the loop
-    "build_method",
+    "Learner",
     "CurvatureConfig",
     "DomainLearner",
     "Stage",
     "adapt_domains",
-    "check_diagnostics",
     "run_method",
     "run_stages",
     "train_initial",
@@ -47,7 +55,6 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     "Tracking",
     "TrackingConfig",
     # curvature
-    "Curvature",
     "estimate_on_domain",
     # choosing hyper-parameters
     "dev_rates",
@@ -57,6 +64,8 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     # results kept by content
     "Cache",
     # weights
+    "StateDict",
+    "Weights",
     "average_states",
     "fingerprint",
     "load_recorded",

@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
-from asrcl.adapt.distributed import Processes
+from asrcl.distributed import Processes, processes
 from asrcl.entries import DamagedEntry, read_record, remove_entry, seal, unseal
 from asrcl.files import file_lock, fsync_folder, hash_json, writing
 
@@ -53,28 +53,28 @@ class Cache:
         """
         key = json.loads(json.dumps(key, default=str))  # as it will be read
         final = self.root / kind / hash_json(key)
-        processes = Processes()
-        if processes.agree(not _is_sound(final)):
-            _make_together(processes, final, key, make, notes)
+        together = processes()
+        if together.agree(not _is_sound(final)):
+            _make_together(together, final, key, make, notes)
         return final
 
 
 def _make_together(
-    processes: Processes, final: Path, key: dict[str, Any], make: Callable[[Path], None], notes: str
+    together: Processes, final: Path, key: dict[str, Any], make: Callable[[Path], None], notes: str
 ) -> None:
     """Make an entry; one process, or several of which the first decides, locks and finishes."""
-    first = processes.rank == 0
+    first = together.rank == 0
     with file_lock(final.with_suffix(".lock")) if first else nullcontext():
-        if processes.agree(not _is_sound(final, say=first)):
+        if together.agree(not _is_sound(final, say=first)):
             work = final.with_suffix(".work")
             if first:
                 _clear_the_way(final, work, key)
-            processes.barrier()
+            together.barrier()
             make(work)
-            processes.barrier()
+            together.barrier()
             if first:
                 _finish(work, final, key, notes)
-        processes.barrier()
+        together.barrier()
 
 
 def _is_sound(final: Path, say: bool = False) -> bool:

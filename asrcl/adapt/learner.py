@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,24 +13,26 @@ import torch
 from torch import nn
 
 from asrcl.adapt.cache import MADE_BY, Cache
-from asrcl.adapt.diagnostics import RECORD_VERSION, curvature_record, layer_records, mean_loss, rounded, update_norm
-from asrcl.adapt.distributed import Processes
-from asrcl.adapt.protocols import Batch, Domain, StateDict, Task
+from asrcl.adapt.costs import measured
+from asrcl.adapt.observers import RECORD_VERSION, Diagnostics, Observer, curvature_record, mean_loss, standard_observers
 from asrcl.adapt.resume import clear_progress
-from asrcl.adapt.scenario import Scenario
+from asrcl.adapt.scenario import Scenario, UnionDomain
 from asrcl.adapt.trackers import TrackedRun, TrackingConfig
 from asrcl.adapt.tracking import MARKER, Tracking
 from asrcl.adapt.training import TrainConfig, Trainer
-from asrcl.adapt.weights import fingerprint, load_state, save_recorded, save_state
+from asrcl.contract.method import Method
+from asrcl.contract.protocols import Batch, Domain, Task
+from asrcl.contract.weights import StateDict, Weights, fingerprint, load_state, save_recorded, save_state
 from asrcl.curvature import Curvature, estimate
+from asrcl.distributed import processes
 from asrcl.entries import remove_entry
 from asrcl.exceptions import InputError
 from asrcl.files import read_json, write_json
-from asrcl.methods import Method
 from asrcl.scoring import Errors
 
 logger = logging.getLogger(__name__)
 
+METHOD_STATE: Final = "method.safetensors"
 HASH_LETTERS: Final = 6
 
 
@@ -60,7 +61,10 @@ class CurvatureConfig:
 
 @dataclass
 class DomainLearner:
-    """Does the work of a run and keeps it in a cache; methods see it as `asrcl.methods.Learner`.
+    """Does the work of a run and keeps it in a cache; methods see it as `asrcl.contract.protocols.Learner`.
+
+    One model serves all operations, the weights of each being loaded into it; a second one is a teacher's (`frozen`), and a
+    method that changes the model's structure gets one of its own for every fine-tune.
 
     Attributes:
         scenario: domains, task, model.
@@ -72,12 +76,12 @@ class DomainLearner:
         label: what curves and messages call the method, where that is not the method's own name.
         stage: number of the current domain, from 1.
         stages: how many domains this run takes, None for all.
-        diagnostics: what `record` says of layers and curvature: "none" nothing, "used" what the method's own curvature tells,
-            "all" also for methods that need none, at the cost of an estimate per domain.
+        diagnostics: what `record` says of layers and curvature (see `asrcl.adapt.observers.standard_observers`).
         tracking: dashboards for curves; None for TensorBoard's files beside the cache.
         progress: called after every stage; says how far the work is.
         record: what the current stage did, for the result file.
         costs: seconds and memory of the current stage, kept apart because no two runs agree on them.
+        parent: what the first fine-tune of the current stage started from; None before it.
     """
 
     scenario: Scenario
@@ -89,55 +93,145 @@ class DomainLearner:
     label: str = ""
     stage: int = 1
     stages: int | None = None
-    diagnostics: Literal["none", "used", "all"] = "used"
+    diagnostics: Diagnostics = "used"
     tracking: Tracking | None = None
     progress: Callable[[], str] = str
     record: dict[str, Any] = field(default_factory=dict)
     costs: dict[str, Any] = field(default_factory=dict)
+    parent: Weights | None = None
+    _weights: Weights | None = field(default=None, repr=False)
     _curvatures: dict[str, Path] = field(default_factory=dict, repr=False)
+    _models: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        check_diagnostics(self.diagnostics)
+        standard_observers(self.diagnostics)  # an unknown word is refused before any work begins
         self.tracking = self.tracking or Tracking(TrackingConfig(), self.cache.root.parent)
+
+    # --- what methods ask
+
+    @property
+    def task(self) -> Task:
+        """The problem."""
+        return self.scenario.task
 
     @property
     def last(self) -> bool:
         """Whether no domain follows the current one in this run."""
         return self.stage == (self.stages or len(self.scenario.domains))
 
-    def model_with(self, state: StateDict) -> nn.Module:
-        """A model with these weights on the run's device."""
-        model = self.scenario.build_model().to(self.device)
-        model.load_state_dict(state)
+    @property
+    def initial(self) -> Weights:
+        """The initial model.
+
+        Raises:
+            InputError: the scenario has none.
+        """
+        if self.scenario.initial is None:
+            raise InputError(f"scenario {self.scenario.name}: no initial model; run the train stage (asrcl train) first")
+        return Weights.of(self.scenario.initial)
+
+    @property
+    def weights(self) -> Weights:
+        """What the last finished stage ended with; the initial model before the first."""
+        return self.initial if self._weights is None else self._weights
+
+    @property
+    def domains(self) -> Sequence[Domain]:
+        """The domains from the first to the current one."""
+        return self.scenario.domains[: self.stage]
+
+    @property
+    def observers(self) -> tuple[Observer, ...]:
+        """What looks at every stage: what `diagnostics` asks for, and the scenario's own."""
+        return (*standard_observers(self.diagnostics), *self.scenario.observers)
+
+    def to_come(self, domain: Domain) -> bool:
+        """Whether a domain is one of the run's that no stage so far has learned; False for a probe."""
+        return any(other.name == domain.name for other in self.scenario.domains[self.stage :])
+
+    def union(self, domains: Sequence[Domain]) -> Domain:
+        """Several domains as one."""
+        return UnionDomain(domains)
+
+    def frozen(self, weights: Weights) -> nn.Module:
+        """A teacher with these weights, in evaluation mode and without gradients. Valid until the next call."""
+        return self._loaded("teacher", weights).requires_grad_(False).eval()
+
+    def model_with(self, weights: Weights | StateDict) -> nn.Module:
+        """The run's model with these weights, on its device. Valid until the next call or operation."""
+        return self._loaded("model", weights)
+
+    def _loaded(self, which: str, weights: Weights | StateDict) -> nn.Module:
+        if which not in self._models:
+            self._models[which] = self.scenario.build_model().to(self.device)
+        model = self._models[which]
+        model.load_state_dict(Weights.of(weights).state)
+        model.zero_grad(set_to_none=True)
         return model
 
-    def fine_tune(self, parent: StateDict, domain: Domain, method: Method) -> StateDict:
-        """Weights after training on `domain` from `parent`; shared by all methods that train alike."""
+    # --- the loop's bookkeeping
+
+    def begin(self, stages: int) -> None:
+        """Start a run of so many stages from the initial model."""
+        self.stages, self._weights = stages, None
+
+    def enter(self, stage: int) -> None:
+        """Start a stage: nothing done, nothing spent."""
+        self.stage, self.record, self.costs, self.parent = stage, {}, {}, None
+
+    def leave(self, weights: Weights) -> None:
+        """End a stage with these weights."""
+        self._weights = weights
+
+    # --- operations
+
+    def fine_tune(self, parent: Weights | StateDict, domain: Domain, method: Method) -> Weights:
+        """Weights after training on `domain` from `parent`; shared by all methods that train alike.
+
+        The method ends in the state that training left it in, whether it was done now or before.
+
+        Raises:
+            DivergedError: the loss is not finite.
+            InputError: a split is empty, or the method refuses the model.
+        """
+        parent, before = Weights.of(parent), method.training_state()
+        self.parent = self.parent or parent
         key = {
-            "parent": fingerprint(parent),
+            "parent": parent.hash,
             "data": [domain.fingerprint(split) for split in ("train", "dev")],
-            "loss": self.scenario.task.describe()["loss"],
+            "loss": self.task.describe()["loss"],
             "train": asdict(self.train),
-            "method": method.training_key(),
+            "method": method.key() | ({"state": fingerprint(before)} if before else {}),
             "seed": self.seed,
             **self._model_key(),
         }
 
         def make(folder: Path) -> None:
-            trainer = Trainer(
-                self.model_with(parent), self.scenario.task, domain, self.train, method, self.seed, folder,
-                self._track(domain, method, folder),
-            )  # fmt: skip
+            model = method.wrap(self, self._trained_model(parent, method))
+            trainer = Trainer(self, model, domain, self.train, method, folder, self._track(domain, method, folder))
             save_state(trainer.fit(), folder / "model.safetensors")
+            after = method.training_state()
+            if fingerprint(after) != fingerprint(before):
+                save_state(after, folder / METHOD_STATE)
             write_json(folder / "training.json", asdict(trainer.progress))
             if trainer.processes.rank == 0:
                 clear_progress(folder)
 
         entry = self._timed("train", key, make, notes=MARKER)
+        if (entry / METHOD_STATE).exists():
+            method.load_state_dict(load_state(entry / METHOD_STATE))
         history = read_json(entry / "training.json")["history"]
         self._replay(domain, method, entry, history)
         self.record["training"] = [{"train_loss": e["train_loss"], "dev_loss": e["dev_loss"]} for e in history]
-        return load_state(entry / "model.safetensors")
+        return Weights(load_state(entry / "model.safetensors"))
+
+    def _trained_model(self, parent: Weights, method: Method) -> nn.Module:
+        """The model to train: one of its own where the method may change its structure, which no other operation must see."""
+        if type(method).wrap is Method.wrap:
+            return self.model_with(parent)
+        model = self.scenario.build_model().to(self.device)
+        model.load_state_dict(parent.state)
+        return model
 
     def _track(self, domain: Domain, method: Method, folder: Path) -> Callable[[list[dict[str, float]]], TrackedRun]:
         """Starts the curves of one fine-tune."""
@@ -146,7 +240,7 @@ class DomainLearner:
 
     def _replay(self, domain: Domain, method: Method, entry: Path, history: list[dict[str, float]]) -> None:
         """Give dashboards the curves of a finished fine-tune where they lack them."""
-        if self.tracking is not None and Processes().rank == 0:
+        if self.tracking is not None and processes().rank == 0:
             settings = self._settings(domain, method)
             self.tracking.replay(self._track_name(domain, method, entry), entry, settings, history)
 
@@ -156,75 +250,49 @@ class DomainLearner:
         return f"{name}/{self.seed}/stage{self.stage}-{domain.name}-{folder.stem[:HASH_LETTERS]}"
 
     def _settings(self, domain: Domain, method: Method) -> dict[str, Any]:
-        return {"domain": domain.name, "seed": self.seed, **asdict(self.train), "method": method.training_key()}
+        return {"domain": domain.name, "seed": self.seed, **asdict(self.train), "method": method.key()}
 
     def estimate_curvature(
-        self, state: StateDict, domain: Domain, structure: Literal["kron", "diagonal"], cost: str = "curvature"
+        self, weights: Weights | StateDict, domain: Domain, structure: Literal["kron", "diagonal"], cost: str = "curvature"
     ) -> Curvature:
-        """Curvature of the task's loss at `state` on the training data of `domain`; its time goes to `<cost>_seconds`."""
+        """Curvature of the task's loss at `weights` on the training data of `domain`; its time goes to `<cost>_seconds`."""
+        weights = Weights.of(weights)
         key = {
-            "model": fingerprint(state),
+            "model": weights.hash,
             "data": domain.fingerprint("train"),
-            "loss": self.scenario.task.describe()["loss"],
+            "loss": self.task.describe()["loss"],
             "structure": structure,
             "curvature": asdict(self.curvature),
             **self._model_key(),
         }
-        entry = self._timed("curvature", key, lambda folder: self._estimate(state, domain, structure, folder), cost)
-        self._curvatures[key["model"]] = entry
+        entry = self._timed("curvature", key, lambda folder: self._estimate(weights, domain, structure, folder), cost)
+        self._curvatures[weights.hash] = entry
         return Curvature.load(entry / "curvature.safetensors")
 
-    def curvature_at(self, state: StateDict) -> Curvature | None:
+    def curvature_at(self, weights: Weights) -> Curvature | None:
         """The curvature that was estimated last in this run at exactly these weights."""
-        entry = self._curvatures.get(fingerprint(state))
+        entry = self._curvatures.get(weights.hash)
         return Curvature.load(entry / "curvature.safetensors") if entry else None
 
-    def diagnose(self, old: StateDict, new: StateDict, merged: StateDict) -> None:
-        """Record what a stage did to the weights: before it, after fine-tuning, at its end."""
-        self.record["update_norm"], self.record["merged_update_norm"] = update_norm(old, new), update_norm(old, merged)
-        if self.diagnostics != "none":
-            curvature = self.curvature_at(old)
-            self.record["layers"] = layer_records(old, new, merged, curvature)
-            if curvature is not None:
-                self._measure(str(curvature.metadata.get("domain")), old, new, merged)
+    def curvature_card(self, weights: Weights) -> dict[str, Any] | None:
+        """A short description of that curvature, for the result file."""
+        entry = self._curvatures.get(weights.hash)
+        return None if entry is None else dict(read_json(self._card_of(entry) / "card.json"))
 
-    def _measure(self, name: str, old: StateDict, new: StateDict, merged: StateDict) -> None:
-        """Record on which domain an increase of the loss was predicted, and what it came to on that domain's dev split."""
-        self.record["predicted_on"] = name
-        domain = next((domain for domain in self.scenario.domains if domain.name == name), None)
-        if domain is not None and domain.size("dev"):
-            before = self.mean_loss(old, domain)
-            for key, state in (("measured_increase", new), ("merged_measured_increase", merged)):
-                self.record[key] = rounded(self.mean_loss(state, domain) - before)
-
-    def mean_loss(self, state: StateDict, domain: Domain, split: str = "dev") -> float:
+    def mean_loss(self, weights: Weights | StateDict, domain: Domain, split: str = "dev") -> float:
         """Mean over a split's items of the loss whose curvature is estimated."""
+        weights = Weights.of(weights)
         key = {
-            "model": fingerprint(state),
+            "model": weights.hash,
             "data": domain.fingerprint(split),
-            "loss": self.scenario.task.describe()["loss"],
+            "loss": self.task.describe()["loss"],
             **self._model_key(),
         }
 
         def make(folder: Path) -> None:
-            loss = mean_loss(self.model_with(state), self.scenario.task, domain, split)
-            write_json(folder / "loss.json", {"loss": loss})
+            write_json(folder / "loss.json", {"loss": mean_loss(self.model_with(weights), self.task, domain, split)})
 
         return float(read_json(self._timed("loss", key, make, "diagnostics") / "loss.json")["loss"])
-
-    def describe_curvature(self, state: StateDict, domain: Domain, continues: bool) -> None:
-        """Record the curvature at the end of a stage, for the next one.
-
-        Args:
-            state: weights at the end of the stage.
-            domain: that was learned in it.
-            continues: whether the next stage starts from these weights; with diagnostics "all" they get a curvature.
-        """
-        if self.diagnostics == "all" and continues and not self.last:
-            self.estimate_curvature(state, domain, "kron", cost="diagnostics")
-        entry = self._curvatures.get(fingerprint(state))
-        if self.diagnostics != "none" and entry is not None:
-            self.record["curvature"] = read_json(self._card_of(entry) / "card.json")
 
     def _card_of(self, entry: Path) -> Path:
         def make(folder: Path) -> None:
@@ -232,8 +300,8 @@ class DomainLearner:
 
         return self._timed("card", {"curvature": entry.name, "version": RECORD_VERSION}, make, "diagnostics")
 
-    def _estimate(self, state: StateDict, domain: Domain, structure: Literal["kron", "diagonal"], folder: Path) -> None:
-        model, task, partial = self.model_with(state), self.scenario.task, folder / "partial.safetensors"
+    def _estimate(self, weights: Weights, domain: Domain, structure: Literal["kron", "diagonal"], folder: Path) -> None:
+        model, task, partial = self.model_with(weights), self.task, folder / "partial.safetensors"
 
         def attempt() -> Curvature:
             return estimate_on_domain(model, task, domain, self.curvature, structure, checkpoint=partial)
@@ -250,18 +318,18 @@ class DomainLearner:
         curvature.save(folder / "curvature.safetensors")
         logger.info("%s: %s curvature of stage %d", domain.name, structure, self.stage)
 
-    def evaluate(self, state: StateDict, domain: Domain, split: str = "test") -> Errors:
+    def evaluate(self, weights: Weights | StateDict, domain: Domain, split: str = "test") -> Errors:
         """Errors on a split, item by item."""
+        weights = Weights.of(weights)
         key = {
-            "model": fingerprint(state),
+            "model": weights.hash,
             "data": domain.fingerprint(split),
-            "task": self.scenario.task.describe()["evaluation"],
+            "task": self.task.describe()["evaluation"],
             **self._model_key(),
         }
 
         def make(folder: Path) -> None:
-            errors = self.scenario.task.evaluate(self.model_with(state), domain, split)
-            errors.save(folder / "errors.jsonl")
+            self.task.evaluate(self.model_with(weights), domain, split).save(folder / "errors.jsonl")
 
         return Errors.load(self._timed("errors", key, make) / "errors.jsonl")
 
@@ -272,28 +340,17 @@ class DomainLearner:
         """A cache entry; what it took to make is added to the costs (`<cost or kind>_seconds`), also when it was made earlier."""
 
         def make_timed(folder: Path) -> None:
-            started = time.perf_counter()
-            make(folder)
-            write_json(
-                folder / "cost.json", {"seconds": time.perf_counter() - started, "peak_memory_bytes": _peak_memory()}
-            )
+            with measured(self.device) as spent:
+                make(folder)
+            write_json(folder / "cost.json", spent)
 
-        entry = self.cache.entry(kind, {**key, MADE_BY: Processes().made_by(self.device)}, make_timed, notes)
+        entry = self.cache.entry(kind, {**key, MADE_BY: processes().made_by(self.device)}, make_timed, notes)
         spent = read_json(entry / "cost.json")
         name = f"{cost or kind}_seconds"
-        self.costs[name] = self.costs.get(name, 0.0) + spent["seconds"]
-        self.costs["peak_memory_bytes"] = max(self.costs.get("peak_memory_bytes", 0), spent["peak_memory_bytes"])
+        self.costs[name] = self.costs.get(name, 0.0) + spent.pop("seconds")
+        for peak, value in spent.items():
+            self.costs[peak] = max(self.costs.get(peak, 0), value)
         return entry
-
-
-def check_diagnostics(diagnostics: str) -> None:
-    """Make sure that `diagnostics` is one of "none", "used", "all".
-
-    Raises:
-        InputError: it is not.
-    """
-    if diagnostics not in ("none", "used", "all"):
-        raise InputError(f"diagnostics={diagnostics}: choose none, used or all")
 
 
 def estimate_on_domain(
@@ -343,13 +400,6 @@ class _Shuffled:
         return iter(self.domain.batches("train", shuffle=True, seed=0))
 
 
-def _peak_memory() -> int:
-    """Peak resident memory of this process in bytes."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def train_initial(
     scenario: Scenario,
     train: TrainConfig,
@@ -359,13 +409,13 @@ def train_initial(
     device: str = "cpu",
     tracking: Tracking | None = None,
     domain: Domain | None = None,
-) -> StateDict:
+) -> Weights:
     """Train the initial model from fresh weights on `domain`, by default the first of the scenario, and write it to `path`.
 
     The weights come from the cache where the same training has been done before.
     """
     torch.manual_seed(seed)
-    fresh = {name: value.clone() for name, value in scenario.build_model().state_dict().items()}
+    fresh = Weights({name: value.clone() for name, value in scenario.build_model().state_dict().items()})
     learner = DomainLearner(scenario, cache, train, CurvatureConfig(), seed, device, tracking=tracking)
     state = learner.fine_tune(fresh, domain or scenario.domains[0], Method())
     save_recorded(state, path, {"seed": seed, "train": asdict(train), **learner.record, **learner.costs})

@@ -8,15 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from asrcl.adapt.distributed import Processes
 from asrcl.adapt.environment import environment
 from asrcl.adapt.learner import DomainLearner
-from asrcl.adapt.protocols import StateDict
-from asrcl.adapt.scenario import UnionDomain
-from asrcl.adapt.weights import fingerprint, save_recorded
-from asrcl.exceptions import InputError
+from asrcl.adapt.observers import Moved
+from asrcl.contract.method import Method
+from asrcl.contract.protocols import Domain
+from asrcl.contract.weights import Weights, save_recorded
+from asrcl.distributed import processes
 from asrcl.files import write_json
-from asrcl.methods import Method
 from asrcl.scoring import Errors, ItemErrors, ProbeCounts, RunResult, write_trn
 
 logger = logging.getLogger(__name__)
@@ -24,9 +23,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Stage:
-    """What one stage left: the model each domain is decoded with, errors per domain and probe, what was done and what it cost."""
+    """What one stage left.
 
-    models: list[StateDict]
+    Attributes:
+        models: the weights that each domain is decoded with.
+        errors: per domain, None where not evaluated.
+        probes: per probe, likewise.
+        record: what was done.
+        costs: what it took.
+    """
+
+    models: list[Weights]
     errors: list[Errors | None]
     probes: list[Errors | None] = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)
@@ -72,23 +79,43 @@ def run_stages(learner: DomainLearner, method: Method, split: str | None, count:
     Raises:
         InputError: the scenario has no initial model.
     """
-    scenario = learner.scenario
-    if scenario.initial is None:
-        raise InputError(f"scenario {scenario.name}: no initial model; run the train stage (asrcl train) first")
-    domains = scenario.domains[: count or len(scenario.domains)]
-    learner.stages = len(domains)
-    models = [scenario.initial] * len(scenario.domains)
+    scenario, domains = learner.scenario, learner.scenario.domains[: count or len(learner.scenario.domains)]
+    learner.begin(len(domains))
+    method.start_run(learner)
+    models = [learner.initial] * len(scenario.domains)
     for number, domain in enumerate(domains, 1):
-        learner.stage, learner.record, learner.costs = number, {}, {}
-        models = _next_models(learner, method, models)
+        learner.enter(number)
         errors: list[Errors | None] = [None] * len(domains)
         probes: list[Errors | None] = [None] * len(scenario.probes)
-        if split and (number in (1, len(domains)) or not method.last_only):
-            errors = [learner.evaluate(models[n], seen, split) for n, seen in enumerate(domains)]
-            if split == "test" and not method.own_model_per_domain:  # no domain tells such a method which model a probe wants
-                probes = [learner.evaluate(models[number - 1], probe, split) for probe in scenario.probes]
+        if _learn(learner, method, domain):
+            models = [method.weights_for(learner, each) or learner.weights for each in scenario.domains]
+            measured = scenario.evaluation.after(number, len(domains)) if split else ()
+            for n in measured:
+                errors[n] = learner.evaluate(models[n], domains[n], split or "")
+            if measured and split == "test":
+                for n, probe in enumerate(scenario.probes):
+                    weights = method.weights_for(learner, probe)
+                    probes[n] = learner.evaluate(weights, probe, split) if weights else None
         _log_stage(learner, method, domain.name, [*errors, *probes])
         yield Stage(models, errors, probes, learner.record, learner.costs)
+
+
+def _learn(learner: DomainLearner, method: Method, domain: Domain) -> bool:
+    """Learn a domain, or, of the first, take the initial model as having learned it; False where the stage has no model."""
+    old: Weights | None = None
+    new: Weights | None = learner.initial
+    if learner.stage > 1 or learner.scenario.learn_first:
+        old = learner.weights
+        method.start_domain(learner, domain)
+        new = method.learn(learner, domain, old)
+    if new is None:
+        return False
+    end = Weights.of(method.end_domain(learner, domain, old, new))
+    moved = Moved(domain, old and (learner.parent or old), new, end, method.continues)
+    learner.leave(end)
+    for observer in learner.observers:
+        learner.record |= observer.after_stage(learner, moved)
+    return True
 
 
 def _log_stage(learner: DomainLearner, method: Method, domain: str, errors: Sequence[Errors | None]) -> None:
@@ -96,34 +123,6 @@ def _log_stage(learner: DomainLearner, method: Method, domain: str, errors: Sequ
     what, progress = f"error rates {rates}" if rates else "adapted", learner.progress()
     name = f"{learner.label or method.name} seed {learner.seed} stage {learner.stage} ({domain})"
     logger.info("%s: %s%s", name, what, f"; {progress}" if progress else "")
-
-
-def _next_models(learner: DomainLearner, method: Method, previous: list[StateDict]) -> list[StateDict]:
-    """The models of this stage, one per domain (the same object for all but oracles)."""
-    scenario, number = learner.scenario, learner.stage
-    assert scenario.initial is not None
-    domain = scenario.domains[number - 1]
-    if number == 1:
-        state = method.end_domain(learner, domain, None, scenario.initial)
-        learner.describe_curvature(state, domain, _goes_on(method))
-        return [state] * len(scenario.domains)
-    if not method.trains or (method.last_only and not learner.last):
-        return previous
-    old = scenario.initial if method.starts_from == "initial" else previous[number - 1]
-    method.start_domain(learner, domain)
-    data = UnionDomain(scenario.domains[:number]) if method.data == "all" else domain
-    new = learner.fine_tune(old, data, method)
-    state = method.end_domain(learner, domain, old, new)
-    learner.diagnose(old, new, state)
-    learner.describe_curvature(state, domain, _goes_on(method))
-    if method.own_model_per_domain:
-        return [*previous[: number - 1], state, *previous[number:]]
-    return [state] * len(scenario.domains)
-
-
-def _goes_on(method: Method) -> bool:
-    """Whether every stage starts from the weights of the one before."""
-    return method.trains and method.starts_from == "previous"
 
 
 def write_results(learner: DomainLearner, method: str, history: list[Stage], folder: Path, command: str) -> RunResult:
@@ -154,11 +153,11 @@ def write_results(learner: DomainLearner, method: str, history: list[Stage], fol
         config=learner.scenario.config,
         command=command,
         environment=environment(learner.device),
-        stages=[{**stage.record, "model": fingerprint(stage.models[n])} for n, stage in enumerate(history)],
+        stages=[{**stage.record, "model": stage.models[n].hash} for n, stage in enumerate(history)],
     )
     write_json(folder / "costs.json", [stage.costs for stage in history])
     result.save(folder / "results.json")
-    if learner.tracking is not None and Processes().rank == 0:
+    if learner.tracking is not None and processes().rank == 0:
         learner.tracking.result(result, folder)
     return result
 

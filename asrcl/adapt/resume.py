@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from asrcl.adapt.weights import save_state
+from asrcl.contract.weights import StateDict, save_state
 from asrcl.entries import DamagedEntry, remove_entry, seal, unseal
 
 logger = logging.getLogger(__name__)
@@ -25,25 +25,32 @@ FILES: Final = ("progress*.safetensors", "epoch*.safetensors")
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    slots = optimizer.state_dict()["state"]
-    return {f"optimizer.{i}.{name}": value for i, slot in slots.items() for name, value in slot.items()}
+    slots = optimizer.state_dict()["state"]  # of SGD without momentum there are none, and its slots may be None
+    return {f"optimizer.{i}.{name}": value for i, slot in slots.items() for name, value in slot.items() if value is not None}
 
 
 def save_progress(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, facts: Mapping[str, Any], kept: Iterable[str]
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    facts: Mapping[str, Any],
+    kept: Iterable[str],
+    method_state: Mapping[str, torch.Tensor],
 ) -> None:
-    """Write model, optimiser moments and facts, which have the number of the `epoch`; then remove what is no longer needed.
+    """Write model, optimiser moments, the method's state and facts; then remove what is no longer needed.
 
     Args:
         folder: of the training.
         model: as it is.
         optimizer: as it is.
-        facts: for `saved_progress` to return.
+        facts: for `saved_progress` to return; among them the number of the `epoch`.
         kept: names of the epochs' files that are still needed.
+        method_state: what `load_progress` is to return.
     """
     name = f"progress{facts['epoch']:03d}.safetensors"
     tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
-    save_state({**tensors, **_optimizer_tensors(optimizer)}, folder / name)
+    state = {f"method.{key}": value for key, value in method_state.items()}
+    save_state({**tensors, **_optimizer_tensors(optimizer), **state}, folder / name)
     needed = {name, *kept}
     seal(folder, RECORD, facts, needed)
     _remove(folder, needed)
@@ -64,20 +71,21 @@ def saved_progress(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def load_progress(folder: Path, epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Restore model and optimiser from the files of an epoch, which `saved_progress` has found sound."""
-    state: dict[str, torch.Tensor] = {}
-    slots: dict[int, dict[str, torch.Tensor]] = {}
+def load_progress(folder: Path, epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> StateDict:
+    """Restore model and optimiser from the files of an epoch, which `saved_progress` has found sound; gives the method's."""
+    states: dict[str, StateDict] = {"model": {}, "method": {}}
+    slots: dict[int, StateDict] = {}
     with safe_open(str(folder / f"progress{epoch:03d}.safetensors"), framework="pt") as file:
         for name in file.keys():  # noqa: SIM118 - not a mapping
             kind, _, rest = name.partition(".")
-            if kind == "model":
-                state[rest] = file.get_tensor(name)
-            else:
+            if kind == "optimizer":
                 index, _, slot = rest.partition(".")
                 slots.setdefault(int(index), {})[slot] = file.get_tensor(name)
-    model.load_state_dict(state)
+            else:
+                states[kind][rest] = file.get_tensor(name)
+    model.load_state_dict(states["model"])
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    return states["method"]
 
 
 def clear_progress(folder: Path) -> None:

@@ -1,8 +1,8 @@
 """Fine-tuning on one domain: the only training loop in the house.
 
 One process, or several under `torchrun` (n batches, one each, make a step; gradients are averaged). All randomness of an epoch
-comes from the seed and the epoch's number, and the whole state is written after every epoch, so a killed run ends with the same
-weights as one that was left alone.
+comes from the seed and the epoch's number, and the whole state, the method's included, is written after every epoch, so a
+killed run ends with the same weights as one that was left alone.
 """
 
 from __future__ import annotations
@@ -14,33 +14,31 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args, get_type_hints
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from asrcl.adapt.distributed import Processes
 from asrcl.adapt.progress import duration
-from asrcl.adapt.protocols import Batch, Domain, StateDict, Task
 from asrcl.adapt.resume import clear_progress, load_progress, save_progress, saved_progress
 from asrcl.adapt.trackers import TrackedRun
-from asrcl.adapt.weights import average_states, load_state, save_state, state_of
+from asrcl.contract.method import Method
+from asrcl.contract.protocols import Batch, Domain, Learner
+from asrcl.contract.weights import StateDict, average_states, fingerprint, load_state, save_state
+from asrcl.distributed import processes
 from asrcl.exceptions import InputError
-from asrcl.methods import Method
 
 logger = logging.getLogger(__name__)
 
-CHOICES: Final = {
-    "optimizer": ("adam", "adamw"),
-    "schedule": ("constant", "one_cycle", "noam"),
-    "precision": ("fp32", "bf16"),
-}
 TOO_FEW: Final = "Expected more than 1"  # how torch's normalisations begin to complain of a batch with nothing to average over
 NAMED: Final = 4
+LOOKED_AT_EVERY: Final = {"cpu": 1}
+OTHERWISE_EVERY: Final = 32
+"""So many losses stay on an accelerator before they are looked at: to read one, the processor waits for all work so far."""
 _Shared = tuple[Batch, int, int]
 
 
@@ -53,13 +51,15 @@ class TrainConfig:
     """How to train.
 
     Attributes:
-        epochs: passes over the training data.
-        optimizer: "adam" or "adamw".
-        learning_rate: peak learning rate ("noam": the factor of that schedule).
-        schedule: "constant"; "one_cycle" (linear up to `warmup` of the run, cosine down to 0); "noam" (Vaswani et al., 2017).
-        warmup: share of the run for "one_cycle", number of steps for "noam".
+        epochs: passes over the training data. optimizer: "adam", "adamw" or "sgd". learning_rate: peak learning rate ("noam":
+        the factor of that schedule). schedule: "constant"; "one_cycle" (linear up to `warmup` of the run, cosine down to 0);
+        "linear" (the same, linear down to 0);
+            "noam" (Vaswani et al., 2017).
+        warmup: share of the run for "one_cycle" and "linear".
+        warmup_steps: number of optimiser steps for "noam".
         model_size: D of "noam".
         weight_decay: of the optimiser.
+        momentum: of "sgd".
         gradient_clip: largest gradient norm, 0 for no limit.
         accumulate: batches per optimiser step.
         average_best: the final model is the mean of this many epochs, those with the lowest dev loss; 1 takes the best.
@@ -67,12 +67,14 @@ class TrainConfig:
     """
 
     epochs: int = 10
-    optimizer: Literal["adam", "adamw"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = 3e-4
-    schedule: Literal["constant", "one_cycle", "noam"] = "constant"
+    schedule: Literal["constant", "one_cycle", "linear", "noam"] = "constant"
     warmup: float = 0.25
+    warmup_steps: int = 4000
     model_size: int = 256
     weight_decay: float = 0.0
+    momentum: float = 0.0
     gradient_clip: float = 5.0
     accumulate: int = 1
     average_best: int = 3
@@ -83,13 +85,15 @@ class TrainConfig:
             raise InputError("train: epochs, accumulate and average_best must be at least 1")
         if self.learning_rate <= 0:
             raise InputError(f"train.learning_rate={self.learning_rate}: must be positive")
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise InputError(f"train.{name}={getattr(self, name)}: choose from {', '.join(known)}")
-        if self.schedule == "one_cycle" and not 0 <= self.warmup < 1:
-            raise InputError(f"train.warmup={self.warmup}: a share of the run for one_cycle, at least 0 and below 1")
-        if self.schedule == "noam" and self.warmup < 1:
-            raise InputError(f"train.warmup={self.warmup}: a number of steps for noam, at least 1")
+        for name, hint in get_type_hints(type(self)).items():
+            if get_args(hint) and getattr(self, name) not in get_args(hint):
+                raise InputError(f"train.{name}={getattr(self, name)}: choose from {', '.join(get_args(hint))}")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"train.warmup={self.warmup}: a share of the run, at least 0 and below 1; noam has warmup_steps")
+        if self.warmup_steps < 1:
+            raise InputError(f"train.warmup_steps={self.warmup_steps}: must be at least 1")
+        if self.momentum and (self.optimizer != "sgd" or not 0 <= self.momentum < 1):
+            raise InputError(f"train.momentum={self.momentum}: of optimizer=sgd alone, at least 0 and below 1")
 
 
 @dataclass
@@ -107,15 +111,22 @@ class Progress:
 
 
 def learning_rate(config: TrainConfig, done: float, step: int) -> float:
-    """Learning rate of optimiser step `step` (from 1) when the share `done` of the run is over."""
+    """Learning rate of optimiser step `step` (from 1) with which the share `done` of the run is over.
+
+    A function of our own beside torch's schedulers: these count steps, and need to know beforehand how many there will be; how
+    many batches an epoch has is known only when it is over, for every epoch groups items of similar length anew.
+    """
     if config.schedule == "noam":
-        scale = min(step**-0.5, step * config.warmup**-1.5)
+        scale = min(step**-0.5, step * config.warmup_steps**-1.5)
         return config.learning_rate * config.model_size**-0.5 * scale
     if config.schedule == "constant":
         return config.learning_rate
     if done < config.warmup:
         return config.learning_rate * max(done / config.warmup, 1e-3)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - config.warmup) / (1 - config.warmup)))
+    left = (done - config.warmup) / (1 - config.warmup)
+    if config.schedule == "linear":
+        return config.learning_rate * (1 - left)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * left))
 
 
 def seed_everything(*numbers: int) -> int:
@@ -128,8 +139,10 @@ def seed_everything(*numbers: int) -> int:
 
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, config.learning_rate, config.momentum, weight_decay=config.weight_decay)
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
@@ -147,36 +160,69 @@ def _name(batch: Batch, number: int) -> str:
     return f"{number}{listed}"
 
 
+@dataclass
+class _Losses:
+    """The losses of an epoch: looked at when some have gathered, so that an accelerator is not waited for in every step.
+
+    Attributes:
+        every: how many gather.
+        refuse: called with a value that is not finite, the number of optimiser steps before it, and where it arose.
+    """
+
+    every: int
+    refuse: Callable[[float, int, str], None]
+    total: float = 0.0
+    items: float = 0.0
+    _waiting: list[tuple[Tensor, int, int, Batch, int]] = field(default_factory=list)
+
+    def add(self, loss: Tensor, items: int, steps: int, batch: Batch, number: int) -> None:
+        self._waiting.append((loss.detach(), items, steps, batch, number))
+        if len(self._waiting) >= self.every:
+            self.look()
+
+    def look(self) -> None:
+        """Add up what has gathered, and stop at a loss that is not finite."""
+        if not self._waiting:
+            return
+        values = torch.stack([entry[0] for entry in self._waiting]).tolist()
+        for value, (_, items, steps, batch, number) in zip(values, self._waiting, strict=True):
+            if not math.isfinite(value):
+                self.refuse(value, steps, f" at batch {_name(batch, number)}")
+            self.total, self.items = self.total + value * items, self.items + items
+        self._waiting.clear()
+
+
 class Trainer:
     """Trains one model on one domain.
 
     Args:
-        model: trained in place.
-        task, domain, config: what, on which data and how.
-        method: its penalty and gradient hooks are applied.
-        seed: of all randomness.
+        learner: the run that it is a part of: task, seed, and what the method asks for.
+        model: as the method wants it trained; trained in place.
+        domain: the data.
+        config: how to train.
+        method: its hooks are called.
         folder: where progress is kept; a later call with the same arguments goes on from there.
         track: starts a run on dashboards, given the numbers of the epochs that are done; the first process alone calls it.
     """
 
     def __init__(
         self,
+        learner: Learner,
         model: nn.Module,
-        task: Task,
         domain: Domain,
         config: TrainConfig,
         method: Method,
-        seed: int,
         folder: Path,
         track: Callable[[list[dict[str, float]]], TrackedRun] | None = None,
     ) -> None:
-        self.model, self.task, self.domain, self.config, self.method = model, task, domain, config, method
-        self.seed, self.folder, self.track = seed, folder, track
-        self.processes = Processes()
+        self.learner, self.model, self.domain, self.config, self.method = learner, model, domain, config, method
+        self.folder, self.track = folder, track
+        self.processes = processes()
         self.device = next(model.parameters()).device
         self.optimizer = _optimizer(model, config)
         self.progress = Progress()
         self.parallel = self.processes.wrap(model)
+        self._method_before = fingerprint(method.training_state())
 
     def fit(self) -> StateDict:
         """Train all epochs and return the averaged weights.
@@ -222,7 +268,9 @@ class Trainer:
         self.processes.barrier()
         if facts := saved_progress(self.folder):
             self.progress = Progress(facts["epoch"], facts["steps"], facts["history"])
-            load_progress(self.folder, self.progress.epoch, self.model, self.optimizer)
+            state = load_progress(self.folder, self.progress.epoch, self.model, self.optimizer)
+            if facts["method_state"]:
+                self.method.load_state_dict({name: value.to(self.device) for name, value in state.items()})
             logger.info("%s: going on after epoch %d", self.domain.name, self.progress.epoch)
 
     def _discard_other_progress(self) -> None:
@@ -239,50 +287,53 @@ class Trainer:
         origin = {
             **asdict(self.config),
             "data": [self.domain.fingerprint(split) for split in ("train", "dev")],
-            "method": self.method.training_key(),
-            "seed": self.seed,
+            "method": self.method.key(),
+            "seed": self.learner.seed,
             **self.processes.made_by(self.device),
         }
         return dict(json.loads(json.dumps(origin, default=str)))
 
     def _save(self) -> None:
         if self.processes.rank == 0:
-            save_state(state_of(self.model), self._epoch_file(self.progress.epoch))
+            save_state(self.method.unwrap(self.learner, self.model), self._epoch_file(self.progress.epoch))
             kept = [self._epoch_file(epoch).name for epoch in self.progress.best(self.config.average_best)]
-            facts = {**asdict(self.progress), "origin": self._origin}
-            save_progress(self.folder, self.model, self.optimizer, facts, kept)
+            state = self.method.training_state()
+            changed = fingerprint(state) != self._method_before
+            facts = {**asdict(self.progress), "origin": self._origin, "method_state": changed}
+            save_progress(self.folder, self.model, self.optimizer, facts, kept, state if changed else {})
         self.processes.barrier()
 
     def _train_epoch(self) -> float:
-        seed = seed_everything(self.seed, self.progress.epoch)
+        seed = seed_everything(self.learner.seed, self.progress.epoch)
         self.parallel.train()
         self.optimizer.zero_grad(set_to_none=True)
-        total = own = seen = 0.0
+        losses = _Losses(LOOKED_AT_EVERY.get(self.device.type, OTHERWISE_EVERY), partial(self._refuse, "loss"))
         batches = self.processes.share(self.domain.batches("train", shuffle=True, seed=seed))
-        size, number = self.domain.size("train"), 0
+        size, number, seen = self.domain.size("train"), 0, 0
         for step in _blocks(self._progress_bar(batches), self.config.accumulate):
             items = sum(together for _, _, together in step)
             for batch, mine, _ in step:
                 number += 1
+                # The weight makes a step's gradient the mean over its items, whatever the sizes of its batches.
                 loss = self._backward(batch.to(self.device), self.processes.count * mine / items, number)
-                total, own = total + loss * mine, own + mine
+                losses.add(loss, mine, self.progress.steps, batch, number)
             seen += items
             share = min(seen / size, 1.0) if len(step) == self.config.accumulate else 1.0
             self._step((self.progress.epoch + share) / self.config.epochs)
-        return self.processes.mean(total, own)
+        losses.look()
+        return self.processes.mean(losses.total, losses.items)
 
-    def _backward(self, batch: Batch, weight: float, number: int) -> float:
-        """Add a batch's gradient, weighted so that a step's is the mean over its items, whatever the sizes of its batches."""
+    def _backward(self, batch: Batch, weight: float, number: int) -> Tensor:
+        """Add a batch's weighted gradient; gives its loss without the penalty."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             loss = self._loss(batch, number)
-        penalty = self.method.penalty(self.model, batch)
-        value = self._finite(loss.item(), "loss", lambda: f" at batch {_name(batch, number)}")
+        penalty = self.method.penalty(self.learner, self.model, batch)
         ((loss if penalty is None else loss + penalty) * weight).backward()
-        return value
+        return loss
 
     def _loss(self, batch: Batch, number: int) -> torch.Tensor:
         try:
-            return self.task.loss(self.parallel, batch)
+            return self.method.loss(self.learner, self.parallel, batch)
         except ValueError as error:
             if not str(error).startswith(TOO_FEW):
                 raise
@@ -292,34 +343,38 @@ class Trainer:
                 "which needs two values to average over; choose a batch size that leaves no single item over"
             ) from error
 
-    def _finite(self, value: float, what: str, where: Callable[[], str] = str) -> float:
-        if not math.isfinite(value):
-            when = f"epoch {self.progress.epoch + 1} after {self.progress.steps} steps{where()}"
-            raise DivergedError(
-                f"{self.domain.name}: {what} is {value} in {when}; "
-                f"lower train.learning_rate ({self.config.learning_rate}) or check the data; {self.folder} keeps earlier epochs"
-            )
-        return value
+    def _refuse(self, what: str, value: float, steps: int, where: str = "") -> None:
+        raise DivergedError(
+            f"{self.domain.name}: {what} is {value} in epoch {self.progress.epoch + 1} after {steps} steps{where}; "
+            f"lower train.learning_rate ({self.config.learning_rate}) or check the data; {self.folder} keeps earlier epochs"
+        )
 
     def _step(self, done: float) -> None:
         self.progress.steps += 1
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, done, self.progress.steps)
-        self.method.after_backward(self.model)
+        self.method.after_backward(self.learner, self.model)
         if self.config.gradient_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         self.optimizer.step()
+        self.method.after_step(self.learner, self.model)
         self.optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def _dev_loss(self) -> float:
         self.model.eval()
-        total = items = 0.0
+        losses: list[Tensor] = []
+        counts: list[int] = []
         for batch, mine, _ in self.processes.share(self.domain.batches("dev", shuffle=False, seed=0)):
             if mine:
-                total += self.task.loss(self.model, batch.to(self.device)).item() * mine
-                items += mine
-        return self._finite(self.processes.mean(total, items), "dev loss")
+                losses.append(self.learner.task.loss(self.model, batch.to(self.device)))
+                counts.append(mine)
+        values = torch.stack(losses).tolist() if losses else []
+        total = sum(value * count for value, count in zip(values, counts, strict=True))
+        mean = self.processes.mean(total, sum(counts))
+        if not math.isfinite(mean):
+            self._refuse("dev loss", mean, self.progress.steps)
+        return mean
 
     def _progress_bar(self, batches: Iterable[_Shared]) -> Iterable[_Shared]:
         """A bar on a terminal, nothing in a log file."""

@@ -12,8 +12,9 @@ import numpy as np
 
 from asrcl.adapt.learner import DomainLearner
 from asrcl.adapt.loop import run_stages
+from asrcl.contract.method import Method
 from asrcl.exceptions import InputError
-from asrcl.methods import Method, build_method
+from asrcl.methods import build_method
 
 logger = logging.getLogger(__name__)
 

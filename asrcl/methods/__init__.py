@@ -1,25 +1,37 @@
-"""What a method adds to fine-tuning, and which merge it ends with."""
+"""Continual-learning methods: what each does beyond fine-tuning domain by domain; `asrcl.contract.method` is what they may do."""
 
+from asrcl.contract.method import Method, build_method, method_class, method_names, register
+from asrcl.contract.protocols import Learner
+from asrcl.contract.weights import Weights
 from asrcl.methods.average import FineTuningWithAveraging
-from asrcl.methods.base import Learner, Method, build_method, method_names, register
 from asrcl.methods.ewc import ElasticWeightConsolidation
-from asrcl.methods.ihr import InverseHessianRegularization
+from asrcl.methods.ihr import InverseHessianRegularization, LaplaceMerge
+from asrcl.methods.lora import LowRankAdaptation
 from asrcl.methods.references import FineTuning, Initial, Joint, Separate
+from asrcl.methods.replay import ExperienceReplay
+from asrcl.methods.si import SynapticIntelligence
 
 __all__ = [  # noqa: RUF022 - grouped by purpose
     # writing a method
     "Learner",
     "Method",
+    "Weights",
     "build_method",
+    "method_class",
     "method_names",
     "register",
-    # references
+    # references and oracles
     "FineTuning",
     "Initial",
     "Joint",
     "Separate",
-    # methods
+    # methods that keep no data
     "ElasticWeightConsolidation",
     "FineTuningWithAveraging",
     "InverseHessianRegularization",
+    "LaplaceMerge",
+    "LowRankAdaptation",
+    "SynapticIntelligence",
+    # methods with a memory
+    "ExperienceReplay",
 ]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from asrcl.contract.method import Method, register
+from asrcl.contract.protocols import Domain, Learner
+from asrcl.contract.weights import Weights
 from asrcl.merge import merge
-from asrcl.methods.base import Learner, Method, StateDict, register
 
 
 @register("fta")
@@ -16,12 +16,14 @@ class FineTuningWithAveraging(Method):
         strength: a constant in place of 1/t.
     """
 
+    label, shares_fine_tuning = "FT + averaging (FTA)", True
+
     def __init__(self, strength: float | None = None) -> None:
         self.strength = strength
 
-    def end_domain(self, learner: Learner, domain: Any, old: StateDict | None, new: StateDict) -> StateDict:
+    def end_domain(self, learner: Learner, domain: Domain, old: Weights | None, new: Weights) -> Weights:
         if old is None:
             return new
         if self.strength is None:
-            return merge(old, new, "average", task=learner.stage)
-        return merge(old, new, "interpolate", strength=self.strength)
+            return Weights(merge(old.state, new.state, "average", task=learner.stage))
+        return Weights(merge(old.state, new.state, "interpolate", strength=self.strength))

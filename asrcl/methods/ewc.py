@@ -10,14 +10,16 @@ so both cost the same memory however many domains there were.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from asrcl.curvature.parameters import hash_parameters
+from asrcl.contract.method import Method, check_fits, joined_state, parted_state, register
+from asrcl.contract.protocols import Batch, Domain, Learner
+from asrcl.contract.weights import StateDict, Weights
 from asrcl.exceptions import InputError
-from asrcl.methods.base import Learner, Method, StateDict, register
 
 
 @register("ewc")
@@ -30,6 +32,8 @@ class ElasticWeightConsolidation(Method):
         decay: what the running Fisher of "online" is multiplied by at every new domain.
     """
 
+    label = "EWC"
+
     def __init__(self, strength: float = 1.0, mode: Literal["online", "sum"] = "online", decay: float = 1.0) -> None:
         if mode not in ("online", "sum"):
             raise InputError(f"method.mode={mode}: choose online or sum")
@@ -38,40 +42,46 @@ class ElasticWeightConsolidation(Method):
         self.strength, self.mode, self.decay = strength, mode, decay
         self._fisher: StateDict = {}
         self._anchor: StateDict = {}
-        self._history: list[str] = []
 
-    def training_key(self) -> dict[str, Any]:
-        return {"ewc": self.strength, "mode": self.mode, "decay": self.decay, "fisher": self._history}
+    def state_dict(self) -> StateDict:
+        return joined_state({"fisher": self._fisher, "anchor": self._anchor})
 
-    def penalty(self, model: nn.Module, batch: Any) -> Tensor | None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self._fisher, self._anchor = parted_state(self, state, "fisher", "anchor")
+
+    def start_run(self, learner: Learner) -> None:
+        self._fisher, self._anchor = {}, {}
+
+    def start_domain(self, learner: Learner, domain: Domain) -> None:
+        """Fisher and anchor move to the device once, not with every batch."""
+        check_fits(self, "Fisher", self._fisher, learner.weights)
+        self._fisher = {name: value.to(learner.device) for name, value in self._fisher.items()}
+        self._anchor = {name: value.to(learner.device) for name, value in self._anchor.items()}
+
+    def penalty(self, learner: Learner, model: nn.Module, batch: Batch) -> Tensor | None:
         if not self._fisher or not self.strength:
             return None
         terms = [
-            (self._fisher[name].to(value.device) * (value - self._anchor[name].to(value.device)).square()).sum()
+            (self._fisher[name] * (value - self._anchor[name]).square()).sum()
             for name, value in model.named_parameters()
             if name in self._fisher
         ]
         return 0.5 * self.strength * torch.stack(terms).sum()
 
-    def end_domain(self, learner: Learner, domain: Any, old: StateDict | None, new: StateDict) -> StateDict:
-        if old is None:  # a new run
-            self._fisher, self._anchor, self._history = {}, {}, []
+    def end_domain(self, learner: Learner, domain: Domain, old: Weights | None, new: Weights) -> Weights:
         if not learner.last:
-            fisher = learner.estimate_curvature(new, domain, "diagonal").diagonals()
-            self._history.append(hash_parameters(fisher) + hash_parameters({name: new[name] for name in fisher}))
-            self._consolidate(fisher, new)
+            self._consolidate(learner.estimate_curvature(new, domain, "diagonal").diagonals(), new)
         return new
 
-    def _consolidate(self, fisher: StateDict, weights: StateDict) -> None:
+    def _consolidate(self, fisher: Mapping[str, Tensor], weights: Weights) -> None:
         for name, value in fisher.items():
-            before = self._fisher.get(name)
+            before = self._fisher[name].cpu() if name in self._fisher else None
             if before is None:
                 self._fisher[name], self._anchor[name] = value, weights[name].clone()
             elif self.mode == "online":
                 self._fisher[name], self._anchor[name] = self.decay * before + value, weights[name].clone()
             else:
                 total = before + value
-                moment = before * self._anchor[name] + value * weights[name]
+                moment = before * self._anchor[name].cpu() + value * weights[name]
                 self._fisher[name] = total
                 self._anchor[name] = torch.where(total > 0, moment / total.clamp(min=1e-30), weights[name])
-

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from asrcl.contract.method import Method, parted_state, register
+from asrcl.contract.protocols import Domain, Learner
+from asrcl.contract.weights import StateDict, Weights
 from asrcl.curvature import Curvature
 from asrcl.exceptions import InputError
 from asrcl.merge import merge
 from asrcl.merge.steps.ihr import IHR_DAMPING, LAPLACE_DAMPING
-from asrcl.methods.base import Learner, Method, StateDict, register
 
 
 class _CurvatureMerge(Method):
-    """Merge every update with the curvature of earlier domains; `merging` and `knobs` say how."""
+    """Merge every update with the curvature of earlier domains; `merging` and `options` say how. Its state is that curvature."""
 
     merging: str
-    knobs: dict[str, Any]
+    options: dict[str, Any]
+    shares_fine_tuning = True
 
     def __init__(self, curvature: Literal["last", "sum"]) -> None:
         if curvature not in ("last", "sum"):
@@ -24,15 +33,38 @@ class _CurvatureMerge(Method):
         self.curvature = curvature
         self._terms: list[Curvature] = []
 
-    def end_domain(self, learner: Learner, domain: Any, old: StateDict | None, new: StateDict) -> StateDict:
-        if old is not None:
+    def start_run(self, learner: Learner) -> None:
+        self._terms = []
+
+    def end_domain(self, learner: Learner, domain: Domain, old: Weights | None, new: Weights) -> Weights:
+        if old is not None and self._terms:
             curvature = self._terms[0] if len(self._terms) == 1 else self._terms
-            new = merge(old, new, self.merging, curvature=curvature, task=learner.stage, **self.knobs)
+            new = Weights(merge(old.state, new.state, self.merging, curvature=curvature, task=learner.stage, **self.options))
         if not learner.last:
             term = learner.estimate_curvature(new, domain, "kron")
-            earlier = self._terms if self.curvature == "sum" and old is not None else []
-            self._terms = [*earlier, term]
+            self._terms = [*self._terms, term] if self.curvature == "sum" else [term]
         return new
+
+    def state_dict(self) -> StateDict:
+        return {f"terms.{number}": _packed(term) for number, term in enumerate(self._terms)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        [terms] = parted_state(self, state, "terms")
+        self._terms = [_unpacked(terms[str(number)]) for number in range(len(terms))]
+
+
+def _packed(curvature: Curvature) -> Tensor:
+    """A curvature as the bytes of its file, uint8 `[size]`."""
+    with tempfile.TemporaryDirectory() as folder:
+        written = curvature.save(Path(folder) / "curvature.safetensors", max_shard_bytes=2**62)
+        return torch.from_numpy(np.fromfile(written, np.uint8))
+
+
+def _unpacked(content: Tensor) -> Curvature:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "curvature.safetensors"
+        path.write_bytes(content.numpy().tobytes())
+        return Curvature.load(path, lazy=False)
 
 
 @register("ihr")
@@ -45,7 +77,7 @@ class InverseHessianRegularization(_CurvatureMerge):
         rest, layers: see `asrcl.merge.merge`.
     """
 
-    merging = "ihr"
+    label, merging = "IHR", "ihr"
 
     def __init__(
         self,
@@ -59,7 +91,7 @@ class InverseHessianRegularization(_CurvatureMerge):
         layers: Sequence[str] = ("*",),
     ) -> None:
         super().__init__(curvature)
-        self.knobs = {
+        self.options = {
             "tau": tau,
             "damping": damping,
             "damping_kind": damping_kind,
@@ -80,7 +112,7 @@ class LaplaceMerge(_CurvatureMerge):
         rest, layers: see `asrcl.merge.merge`.
     """
 
-    merging = "laplace"
+    label, merging = "Laplace merge", "laplace"
 
     def __init__(
         self,
@@ -92,7 +124,7 @@ class LaplaceMerge(_CurvatureMerge):
         layers: Sequence[str] = ("*",),
     ) -> None:
         super().__init__(curvature)
-        self.knobs = {
+        self.options = {
             "strength": strength,
             "damping": damping,
             "damping_kind": damping_kind,

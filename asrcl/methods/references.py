@@ -1,20 +1,27 @@
-"""The methods that others are measured against: no training, fine-tuning, one model per domain, joint training."""
+"""What others are measured against: the initial model, fine-tuning, one model per domain, joint training."""
 
 from __future__ import annotations
 
-from asrcl.methods.base import Method, register
+from asrcl.contract.method import Method, register
+from asrcl.contract.protocols import Domain, Learner
+from asrcl.contract.weights import Weights
 
 
 @register("initial")
 class Initial(Method):
     """The initial model, never adapted."""
 
-    trains = False
+    label, role, continues = "Initial model", "initial", False
+
+    def learn(self, learner: Learner, domain: Domain, old: Weights) -> Weights:
+        return old
 
 
 @register("ft")
 class FineTuning(Method):
     """Sequential fine-tuning: each domain starts from the last one's weights and keeps nothing else."""
+
+    label, role, shares_fine_tuning = "Fine-tuning (FT)", "reference", True
 
 
 @register("separate")
@@ -24,14 +31,35 @@ class Separate(Method):
     (The separate models of Vander Eeckt and Van hamme are snapshots of sequential fine-tuning; these are independent.)
     """
 
-    starts_from = "initial"
-    own_model_per_domain = True
+    label, role, shares_fine_tuning, continues = "Separate models", "oracle", True, False
+
+    def __init__(self) -> None:
+        self._own: dict[str, Weights] = {}
+
+    def start_run(self, learner: Learner) -> None:
+        self._own = {}
+
+    def learn(self, learner: Learner, domain: Domain, old: Weights) -> Weights:
+        return learner.fine_tune(learner.initial, domain, self)
+
+    def end_domain(self, learner: Learner, domain: Domain, old: Weights | None, new: Weights) -> Weights:
+        self._own[domain.name] = new
+        return new
+
+    def weights_for(self, learner: Learner, domain: Domain) -> Weights | None:
+        """A domain's own model, the initial one as long as it has none; None for a probe, which nothing says the model of."""
+        if domain.name in self._own:
+            return self._own[domain.name]
+        return learner.initial if learner.to_come(domain) else None
 
 
 @register("joint")
 class Joint(Method):
-    """An upper bound: the initial model trained once on the data of all domains together."""
+    """An upper bound: the initial model trained once, at the last stage, on the data of all domains together."""
 
-    starts_from = "initial"
-    data = "all"
-    last_only = True
+    label, role, shares_fine_tuning, continues = "Joint training", "oracle", True, False
+
+    def learn(self, learner: Learner, domain: Domain, old: Weights) -> Weights | None:
+        if not learner.last:
+            return None
+        return learner.fine_tune(learner.initial, learner.union(learner.domains), self)

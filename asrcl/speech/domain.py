@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -29,6 +29,7 @@ class SpeechBatch:
         lengths: `[B]` frames.
         tokens: `[B, L]` token indices, 0 beyond each length.
         token_lengths: `[B]`.
+        domain: name of the domain that the utterances are from.
     """
 
     ids: tuple[str, ...]
@@ -38,15 +39,15 @@ class SpeechBatch:
     lengths: Tensor
     tokens: Tensor
     token_lengths: Tensor
+    domain: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on `device`."""
-        tensors = (self.features, self.lengths, self.tokens, self.token_lengths)
-        moved = [tensor.to(device, non_blocking=True) for tensor in tensors]
-        return type(self)(self.ids, self.speakers, self.references, *moved)
+        names = ("features", "lengths", "tokens", "token_lengths")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
     def items(self) -> Iterator[Self]:
         """The utterances one by one, cut to their own lengths."""
@@ -59,7 +60,24 @@ class SpeechBatch:
                 self.lengths[i : i + 1],
                 self.tokens[i : i + 1, : int(self.token_lengths[i])],
                 self.token_lengths[i : i + 1],
+                self.domain,
             )
+
+    @classmethod
+    def collate(cls, parts: Sequence[Self]) -> Self:
+        """One batch with the utterances of several, padded to the longest."""
+        utterances = [utterance for part in parts for utterance in part.items()]
+        pad = torch.nn.utils.rnn.pad_sequence
+        return cls(
+            tuple(name for part in parts for name in part.ids),
+            tuple(name for part in parts for name in part.speakers),
+            tuple(text for part in parts for text in part.references),
+            pad([utterance.features[0] for utterance in utterances], batch_first=True),
+            torch.cat([part.lengths for part in parts]),
+            pad([utterance.tokens[0] for utterance in utterances], batch_first=True),
+            torch.cat([part.token_lengths for part in parts]),
+            parts[0].domain,
+        )
 
 
 def bucket(
@@ -83,7 +101,7 @@ def bucket(
 
 
 class SpeechDomain:
-    """One accent, microphone or vocabulary, behind the `asrcl.adapt.protocols.Domain` protocol.
+    """One accent, microphone or vocabulary, behind the `asrcl.contract.protocols.Domain` protocol.
 
     Args:
         name: short name, a column of the result tables.
@@ -136,6 +154,10 @@ class SpeechDomain:
         parts = [self._store.fingerprint(split), self._tokenizer.fingerprint, self.max_frames, self.max_items]
         return hash_json(parts)
 
+    def item(self, split: str, position: int) -> SpeechBatch:
+        """One utterance as a batch of one."""
+        return self._collate([self.rows(split)[position]])
+
     def batches(self, split: str, *, shuffle: bool, seed: int) -> Iterable[SpeechBatch]:
         """Batches of utterances of similar length; shuffling draws new groups and a new order from `seed`.
 
@@ -165,4 +187,5 @@ class SpeechDomain:
             torch.tensor([row["frames"] for row in rows]),
             pad(tokens, batch_first=True),
             torch.tensor([len(row["tokens"]) for row in rows]),
+            self.name,
         )

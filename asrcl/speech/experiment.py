@@ -13,7 +13,6 @@ from torch import nn
 
 from asrcl.adapt import (
     Cache,
-    Curvature,
     CurvatureConfig,
     Domain,
     DomainLearner,
@@ -22,17 +21,17 @@ from asrcl.adapt import (
     TrackingConfig,
     TrainConfig,
     adapt_domains,
-    build_method,
-    check_diagnostics,
     estimate_on_domain,
     load_recorded,
     run_method,
     save_recorded,
+    standard_observers,
     train_initial,
 )
+from asrcl.curvature import Curvature
 from asrcl.exceptions import InputError
 from asrcl.files import hash_json
-from asrcl.methods import Method
+from asrcl.methods import Method, build_method
 from asrcl.scoring import Errors
 from asrcl.speech import jobs
 from asrcl.speech.config import Config
@@ -119,7 +118,7 @@ def learner_of(config: Config, scenario: Scenario, seed: int, **options: Any) ->
 def _check_settings(config: Config) -> None:
     """Refuse what would fail late: dashboards that are not there, diagnostics of an unknown kind."""
     tracking(config)
-    check_diagnostics(config.tree["diagnostics"])
+    standard_observers(config.tree["diagnostics"])
 
 
 def tracking(config: Config) -> Tracking:
@@ -137,7 +136,8 @@ def train(config: Config, seed: int) -> None:
     Raises:
         InputError: the model that came with the recipe was made with other settings, or is damaged.
     """
-    path, state = initial_path(config, seed), shipped_model(config, seed)
+    path = initial_path(config, seed)
+    state: Mapping[str, torch.Tensor] | None = shipped_model(config, seed)
     if state is not None:
         save_recorded(state, path, {"seed": seed, "source": config.tree["scenario"]["initial"]["models"]})
     else:
@@ -225,7 +225,7 @@ def _apart(methods: Mapping[str, tuple[Config, Method]]) -> list[str]:
     """The methods in such an order that neighbours train differently: those that share a fine-tune would wait for each other."""
     groups: dict[str, list[str]] = {}
     for name, (config, method) in methods.items():
-        trained = [method.training_key(), method.starts_from, method.data, config.tree["train"]] if method.trains else name
+        trained = [method.key(), config.tree["train"]] if method.continues else name
         groups.setdefault(hash_json(trained), []).append(name)
     rounds = max(map(len, groups.values()), default=0)
     return [group[n] for n in range(rounds) for group in groups.values() if n < len(group)]

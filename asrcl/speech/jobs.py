@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from asrcl.adapt.distributed import Processes
 from asrcl.adapt.progress import Progress
 from asrcl.boundary import keep_errors_short
+from asrcl.distributed import processes
 from asrcl.exceptions import InputError
 from asrcl.speech.config import Config
 
@@ -61,7 +61,7 @@ def in_jobs(
     if not runs:
         raise InputError("nothing to do: name at least one method (--methods) and one seed (--seeds)")
     # Processes of one torchrun share the work of each run, so they must all take the runs in the same order.
-    jobs = min(max(1, config.tree["launcher"]["jobs"]), len(runs)) if Processes().count == 1 else 1
+    jobs = min(max(1, config.tree["launcher"]["jobs"]), len(runs)) if processes().count == 1 else 1
     threads = max(1, config.tree["launcher"]["threads"] or (os.cpu_count() or 1) // jobs)
     progress, job = Progress(parts or len(runs), what), partial(_job, threads, function)
     if jobs == 1:

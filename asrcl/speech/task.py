@@ -14,7 +14,8 @@ from speechbrain.augment.freq_domain import SpectrogramDrop, Warping
 from torch import Tensor, nn
 from torch.nn import functional
 
-from asrcl.adapt.protocols import Domain
+from asrcl.contract.outputs import Outputs, distillation
+from asrcl.contract.protocols import Domain
 from asrcl.scoring import Errors, count_errors
 from asrcl.speech.decoding import DecodeConfig, decode
 from asrcl.speech.domain import SpeechBatch
@@ -58,7 +59,7 @@ def spec_augment(config: SpecAugmentConfig) -> Callable[[Tensor], Tensor]:
 
 @dataclass
 class RecognitionTask:
-    """Joint CTC/attention recognition behind the `asrcl.adapt.protocols.Task` protocol.
+    """Joint CTC/attention recognition behind the `asrcl.contract.protocols.Task` protocol.
 
     The loss of an utterance is `ctc_weight * CTC + (1 - ctc_weight) * cross entropy`, each summed over its tokens and not divided
     by its length, as in the ESPnet models of the IHR paper; the loss of a batch is the mean over its utterances.
@@ -112,6 +113,18 @@ class RecognitionTask:
             reduction="sum",
         )
         return (self.ctc_weight * ctc + (1 - self.ctc_weight) * entropy) / len(batch)
+
+    def outputs(self, model: nn.Module, batch: SpeechBatch) -> Outputs:
+        """Logits of the CTC head `[B, S, V]` and, after the batch's own tokens, of the attention head `[B, L + 1, V]`."""
+        ctc_logits, frames, logits = model(batch.features, batch.lengths, _shift_right(batch.tokens))
+        if logits is None:
+            return Outputs((ctc_logits,), (_mask(frames),))
+        return Outputs((ctc_logits, logits), (_mask(frames), _mask(batch.token_lengths + 1)))
+
+    def distillation(self, student: Outputs, teacher: Outputs, temperature: float) -> Tensor:
+        """Knowledge distillation of both heads, weighted as their losses are."""
+        weights = (self.ctc_weight, 1 - self.ctc_weight) if len(student.logits) > 1 else (1.0,)
+        return distillation(student, teacher, temperature, weights)
 
     def padding(self, model: nn.Module, batch: SpeechBatch) -> Sequence[Tensor]:
         """Masks of the frontend's and the encoder's frames `[B, S]` and of the decoder's positions `[B, L + 1]`."""

@@ -6,7 +6,7 @@ Shapes: N items of a split, B items of a batch, D features.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -27,23 +27,32 @@ class VectorBatch:
         ids: one string per item, `<group>-<split><number>`.
         inputs: `[B, D]`.
         labels: `[B]` class numbers.
+        domain: name of the domain that the items are from.
     """
 
     ids: tuple[str, ...]
     inputs: Tensor
     labels: Tensor
+    domain: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on `device`."""
-        return type(self)(self.ids, self.inputs.to(device), self.labels.to(device))
+        return type(self)(self.ids, self.inputs.to(device), self.labels.to(device), self.domain)
 
     def items(self) -> Iterator[Self]:
         """The items one by one."""
         for i in range(len(self)):
-            yield type(self)(self.ids[i : i + 1], self.inputs[i : i + 1], self.labels[i : i + 1])
+            yield type(self)(self.ids[i : i + 1], self.inputs[i : i + 1], self.labels[i : i + 1], self.domain)
+
+    @classmethod
+    def collate(cls, parts: Sequence[Self]) -> Self:
+        """One batch with the items of several."""
+        ids = tuple(name for part in parts for name in part.ids)
+        inputs, labels = torch.cat([part.inputs for part in parts]), torch.cat([part.labels for part in parts])
+        return cls(ids, inputs, labels, parts[0].domain)
 
 
 class VectorDomain:
@@ -79,7 +88,13 @@ class VectorDomain:
         order = torch.randperm(len(labels), generator=generator) if shuffle else torch.arange(len(labels))
         for chosen in order.split(self.batch_size):
             ids = tuple(f"g{int(i) // ITEMS_PER_GROUP:03d}-{split}{int(i):04d}" for i in chosen)
-            yield VectorBatch(ids, inputs[chosen], labels[chosen])
+            yield VectorBatch(ids, inputs[chosen], labels[chosen], self.name)
+
+    def item(self, split: str, position: int) -> VectorBatch:
+        """One item as a batch of one."""
+        inputs, labels = self._tensors(split)
+        identity = f"g{position // ITEMS_PER_GROUP:03d}-{split}{position:04d}"
+        return VectorBatch((identity,), inputs[position : position + 1], labels[position : position + 1], self.name)
 
     def _tensors(self, split: str) -> tuple[Tensor, Tensor]:
         if split not in self._splits:

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from asrcl.adapt import Domain
+from asrcl.contract.outputs import Outputs, distillation
+from asrcl.contract.protocols import Domain
 from asrcl.scoring import Errors, ItemErrors
 from asrcl.testing.domains import VectorBatch
 
 
 @dataclass
 class ClassificationTask:
-    """Cross entropy and classification errors, behind the `asrcl.adapt.Task` protocol.
+    """Cross entropy and classification errors, behind the `asrcl.contract.protocols.Task` protocol.
 
     The model maps `[B, D]` to logits `[B, C]`.
 
@@ -39,6 +40,14 @@ class ClassificationTask:
     def curvature_loss(self, model: nn.Module, batch: VectorBatch) -> Tensor:
         """The same without label smoothing."""
         return functional.cross_entropy(model(batch.inputs), batch.labels)
+
+    def outputs(self, model: nn.Module, batch: VectorBatch) -> Outputs:
+        """The logits `[B, C]`."""
+        return Outputs((model(batch.inputs),), (None,))
+
+    def distillation(self, student: Outputs, teacher: Outputs, temperature: float) -> Tensor:
+        """Knowledge distillation of the one head."""
+        return distillation(student, teacher, temperature, (1.0,))
 
     def padding(self, model: nn.Module, batch: VectorBatch) -> Sequence[Tensor]:
         """Nothing: vectors have no padding."""

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from asrcl.adapt import Scenario, Tracking, TrackingConfig, TrainConfig, adapt_domains, run_method
+from asrcl.adapt import DomainLearner, Scenario, Tracking, TrackingConfig, TrainConfig, adapt_domains, run_method
 from asrcl.methods import build_method
-from asrcl.testing import ClassificationTask, tiny_learner, tiny_scenario
+from asrcl.testing import ClassificationTask, build_mlp, tiny_learner, tiny_scenario
 
 QUICK = TrainConfig(epochs=3, learning_rate=0.03, average_best=2)
 
@@ -37,6 +37,11 @@ class CountingTask(ClassificationTask):
     def evaluate(self, model, domain, split):
         self._count("evaluate")
         return super().evaluate(model, domain, split)
+
+
+def learner_on(domain: Any, task: Any = None, train: TrainConfig = QUICK, folder: Any = "unused", seed: int = 0) -> DomainLearner:
+    """A learner for one domain; what trains a model of one's own asks it for the task and the seed."""
+    return tiny_learner(folder, Scenario("one", [domain], task or ClassificationTask(), build_mlp), train, seed)
 
 
 class Countdown:

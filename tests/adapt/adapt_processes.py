@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from adapt_cases import QUICK, adapt_once
+from adapt_cases import QUICK, adapt_once, learner_on
 
 from asrcl.adapt import Cache, TrainConfig, Trainer, adapt_domains, fingerprint, run_method, state_of
 from asrcl.boundary import in_one_line
@@ -55,7 +55,8 @@ def train(folder: Path, config: TrainConfig, items: int, stop_at: int = -1, drop
                 raise StopTraining
             return super().loss(model, batch)
 
-    run = Trainer(build_mlp(dropout=dropout), Stopping(), domain, config, Method(), 0, folder)
+    learner = learner_on(domain, Stopping(), config, folder)
+    run = Trainer(learner, build_mlp(dropout=dropout), domain, config, Method(), folder)
     try:
         final = run.fit()
     except StopTraining:

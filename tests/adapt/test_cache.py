@@ -182,7 +182,7 @@ def penalised(weight):
         def __init__(self):
             self.weight = weight
 
-        def penalty(self, model, batch):
+        def penalty(self, learner, model, batch):
             return self.weight * sum(p.square().sum() for p in model.parameters())
 
     return Pull()

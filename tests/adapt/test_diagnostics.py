@@ -6,8 +6,8 @@ import pytest
 import torch
 from adapt_cases import QUICK
 
-from asrcl.adapt import adapt_domains, load_state, run_method
-from asrcl.adapt.diagnostics import SPECTRA, SPECTRUM_POINTS, curvature_record, layer_records, update_norm
+from asrcl.adapt import Weights, adapt_domains, load_state, run_method
+from asrcl.adapt.observers import SPECTRA, SPECTRUM_POINTS, LayerChanges, Moved, curvature_record, layer_records, update_norm
 from asrcl.curvature import Curvature, estimate
 from asrcl.exceptions import InputError
 from asrcl.methods import build_method
@@ -158,9 +158,21 @@ def test_a_step_of_zero_measures_zero(tmp_path):
     learner = tiny_learner(tmp_path, tiny_scenario(2), QUICK)
     state, first = learner.scenario.initial, learner.scenario.domains[0]
     learner.estimate_curvature(state, first, "kron")
-    learner.diagnose(state, state, state)
-    assert learner.record["measured_increase"] == 0 and learner.record["predicted_on"] == first.name
-    assert all(layer["predicted_increase"] == 0 for layer in learner.record["layers"] if "predicted_increase" in layer)
+    record = LayerChanges().after_stage(learner, Moved(first, state, Weights(state), state, True))
+    assert record["measured_increase"] == 0 and record["predicted_on"] == first.name
+    assert all(layer["predicted_increase"] == 0 for layer in record["layers"] if "predicted_increase" in layer)
+
+
+def test_observers_of_a_scenario_are_asked_too(tmp_path):
+    class Distance:
+        def after_stage(self, learner, moved):
+            return {"distance": [learner.stage, moved.domain.name, moved.learned, moved.end is learner.weights]}
+
+    scenario = tiny_scenario(2)
+    scenario.observers = [Distance()]
+    result = run_method(tiny_learner(tmp_path, scenario, QUICK), build_method("ft"), tmp_path / "ft")
+    assert [stage["distance"] for stage in result.stages] == [[1, "blobs0", False, True], [2, "blobs1", True, True]]
+    assert "update_norm" in result.stages[1]
 
 
 def test_predictions_stand_only_at_the_weights_of_the_curvature(runs):

@@ -138,21 +138,48 @@ def test_hooks_come_in_the_order_promised(tmp_path):
         def start_domain(self, learner, domain):
             calls.append(f"start {domain.name}")
 
-        def penalty(self, model, batch):
+        def start_run(self, learner):
+            calls.append("run")
+
+        def learn(self, learner, domain, old):
+            calls.append(f"learn {domain.name} from {old.hash}")
+            return super().learn(learner, domain, old)
+
+        def wrap(self, learner, model):
+            calls.append("wrap")
+            return model
+
+        def loss(self, learner, model, batch):
+            calls.append(f"loss {batch.domain}")
+            return super().loss(learner, model, batch)
+
+        def penalty(self, learner, model, batch):
             calls.append("penalty")
 
-        def after_backward(self, model):
+        def after_backward(self, learner, model):
             calls.append("gradient")
+            assert all(p.grad is not None for p in model.parameters())
+
+        def after_step(self, learner, model):
+            calls.append("step")
+            assert all(p.grad is not None for p in model.parameters())
+
+        def weights_for(self, learner, domain):
+            calls.append(f"weights for {domain.name}")
+            return super().weights_for(learner, domain)
 
         def end_domain(self, learner, domain, old, new):
             calls.append(f"end {domain.name} {learner.stage} {learner.last} {old is None}")
             return new
 
-    for stage in run_stages(tiny_learner(tmp_path, tiny_scenario(2), QUICK), Diary(), None):
+    scenario = tiny_scenario(2)
+    for stage in run_stages(tiny_learner(tmp_path, scenario, QUICK), Diary(), None):
         assert stage.errors == [None, None]
-    batches = ["penalty", "gradient"] * 4 * QUICK.epochs
-    expected = ["end blobs0 1 False True", "start blobs1", *batches, "end blobs1 2 True False"]
-    assert calls == expected
+    steps = ["loss blobs1", "penalty", "gradient", "step"] * 4 * QUICK.epochs
+    asked = ["weights for blobs0", "weights for blobs1"]
+    first = ["run", "end blobs0 1 False True", *asked]
+    second = ["start blobs1", f"learn blobs1 from {scenario.initial.hash}", "wrap", *steps, "end blobs1 2 True False", *asked]
+    assert calls == first + second
 
 
 def test_training_the_initial_model(tmp_path):

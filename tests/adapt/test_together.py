@@ -8,7 +8,7 @@ from adapt_cases import equal_states, largest_difference
 from adapt_processes import CYCLE, train, work_together
 
 from asrcl.adapt import load_state
-from asrcl.adapt.distributed import Processes
+from asrcl.distributed import Processes, processes
 from asrcl.methods import build_method
 from asrcl.scoring import RunResult
 from asrcl.testing import build_mlp, run_in_processes, tiny_learner
@@ -74,14 +74,14 @@ def test_files_of_a_run_together(ranks, home):
 
 
 def test_one_process_shares_with_nobody():
-    processes = Processes()
-    assert (processes.rank, processes.count, processes.agree(True), processes.agree(False)) == (0, 1, True, False)
+    alone = processes()
+    assert (alone.rank, alone.count, alone.agree(True), alone.agree(False)) == (0, 1, True, False)
     model = build_mlp()
-    assert processes.wrap(model) is model
-    assert processes.mean(6.0, 3.0) == 2.0
+    assert alone.wrap(model) is model
+    assert alone.mean(6.0, 3.0) == 2.0
     batches = [torch.zeros(3), torch.zeros(2)]
-    assert [(mine, together) for _, mine, together in processes.share(batches)] == [(3, 3), (2, 2)]
-    processes.barrier()
+    assert [(mine, together) for _, mine, together in alone.share(batches)] == [(3, 3), (2, 2)]
+    alone.barrier()
 
 
 def test_shares_cover_every_batch_once():
@@ -89,9 +89,7 @@ def test_shares_cover_every_batch_once():
     batches = [torch.full((size,), float(size)) for size in range(1, 8)]
     shares = []
     for rank in range(3):
-        processes = Processes()
-        processes.rank, processes.count = rank, 3
-        shares.append(list(processes.share(batches)))
+        shares.append(list(Processes(rank, 3).share(batches)))
     assert [len(share) for share in shares] == [3, 3, 3]
     taken = sorted(mine for share in shares for _, mine, _ in share if mine)
     assert taken == [1, 2, 3, 4, 5, 6, 7]

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from adapt_cases import CountingTask, equal_states, largest_difference
+from adapt_cases import CountingTask, equal_states, largest_difference, learner_on
 from adapt_processes import StopTraining
 from torch import nn
 
@@ -20,7 +20,8 @@ QUICK = TrainConfig(epochs=4, learning_rate=0.02, average_best=2)
 def trainer(folder, config=QUICK, *, domain=None, task=None, method=None, seed=0, dropout=0.0):
     torch.manual_seed(7)
     model = build_mlp(dropout=dropout)
-    return Trainer(model, task or ClassificationTask(), domain or blob_domain("blobs"), config, method or Method(), seed, folder)
+    domain = domain or blob_domain("blobs")
+    return Trainer(learner_on(domain, task, config, folder, seed), model, domain, config, method or Method(), folder)
 
 
 # --- schedules
@@ -41,7 +42,7 @@ def test_one_cycle_without_warmup_starts_at_the_peak():
 
 
 def test_noam_rate():
-    config = TrainConfig(learning_rate=2.0, schedule="noam", warmup=100, model_size=64)
+    config = TrainConfig(learning_rate=2.0, schedule="noam", warmup_steps=100, model_size=64)
     rates = [learning_rate(config, 0, step) for step in range(1, 401)]
     assert rates.index(max(rates)) + 1 == 100
     assert rates[99] == pytest.approx(2 / 8 / 10)
@@ -53,7 +54,7 @@ def test_rates_that_a_run_takes(tmp_path):
     rates = []
 
     class Recorder(Method):
-        def after_backward(self, model):
+        def after_backward(self, learner, model):
             rates.append(run.optimizer.param_groups[0]["lr"])
 
     config = TrainConfig(epochs=2, learning_rate=0.4, schedule="one_cycle", warmup=0.25, average_best=1)
@@ -71,7 +72,7 @@ def test_rates_that_a_run_takes(tmp_path):
         ("accumulate", 0),
         ("average_best", 0),
         ("learning_rate", 0.0),
-        ("optimizer", "sgd"),
+        ("optimizer", "rmsprop"),
         ("schedule", "cosine"),
         ("precision", "fp16"),
     ],
@@ -81,7 +82,7 @@ def test_settings_out_of_range(name, value):
         TrainConfig(**{name: value})
 
 
-@pytest.mark.parametrize("schedule, warmup", [("one_cycle", 1.0), ("one_cycle", -0.1), ("noam", 0.25)])
+@pytest.mark.parametrize("schedule, warmup", [("one_cycle", 1.0), ("one_cycle", -0.1), ("noam", 25000)])
 def test_warmup_that_does_not_fit_its_schedule(schedule, warmup):
     with pytest.raises(InputError, match="warmup"):
         TrainConfig(schedule=schedule, warmup=warmup)
@@ -202,10 +203,10 @@ def gradients_and_batches(folder, items, accumulate, batch_size, penalty):
     steps, batches = [], []
 
     class Spy(Method):
-        def penalty(self, model, batch):
+        def penalty(self, learner, model, batch):
             return penalty * sum(p.square().sum() for p in model.parameters()) if penalty else None
 
-        def after_backward(self, model):
+        def after_backward(self, learner, model):
             gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
             steps.append((gradient.clone(), [p.detach().clone() for p in model.parameters()]))
 
@@ -248,7 +249,7 @@ def test_one_item_under_batch_normalisation(tmp_path, items, fits):
     torch.manual_seed(7)
     model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4))
     domain = blob_domain("blobs", sizes={"train": items, "dev": 8, "test": 8})
-    run = Trainer(model, ClassificationTask(), domain, QUICK, Method(), 0, tmp_path)
+    run = Trainer(learner_on(domain, folder=tmp_path), model, domain, QUICK, Method(), tmp_path)
     if fits:
         assert run.fit()
     else:
@@ -269,7 +270,7 @@ def test_gradients_are_clipped_after_the_hook(tmp_path):
     before, after = [], []
 
     class Watch(Method):
-        def after_backward(self, model):
+        def after_backward(self, learner, model):
             before.append(norm(model))
             step = run.optimizer.step
             run.optimizer.step = lambda: (after.append(norm(model)), step())
@@ -285,7 +286,7 @@ def test_gradients_are_clipped_after_the_hook(tmp_path):
 
 def test_penalty_is_added_to_the_loss(tmp_path):
     class Pull(Method):
-        def penalty(self, model, batch):
+        def penalty(self, learner, model, batch):
             return 1e4 * sum(p.square().sum() for p in model.parameters())
 
     pulled = trainer(tmp_path / "pulled", method=Pull())

@@ -3,9 +3,9 @@ from collections import Counter
 import pytest
 from adapt_cases import QUICK, with_domain
 
-from asrcl.adapt import build_method, dev_rates, draw, grid, run_stages, tune
+from asrcl.adapt import dev_rates, draw, grid, run_stages, tune
 from asrcl.exceptions import InputError
-from asrcl.methods import method_names
+from asrcl.methods import build_method, method_names
 from asrcl.testing import blob_domain, tiny_learner, tiny_scenario
 
 COLUMNS = ["old", "new", "average"]
@@ -27,6 +27,9 @@ class Guarded:
     def size(self, split):
         self._check(split)
         return self._domain.size(split)
+
+    def item(self, split, position):
+        return self._domain.item(split, position)
 
     def fingerprint(self, split):
         self._check(split)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asrcl.adapt.protocols import Batch, Domain
+from asrcl.contract.protocols import Batch, Domain
 from asrcl.exceptions import InputError
 from asrcl.speech.domain import SpeechDomain, bucket
 from asrcl.speech.features import FeatureConfig, build_features

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from asrcl.adapt.protocols import Task
+from asrcl.contract.protocols import Task
 from asrcl.exceptions import InputError
 from asrcl.speech.decoding import DecodeConfig, decode
 from asrcl.speech.model import BLANK, BOS, EOS

@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from asrcl.adapt.protocols import Batch
+_Batch = TypeVar("_Batch", bound=Sized)
 
 
+def processes() -> Processes:
+    """The processes of this run.
+
+    `torchrun` sets WORLD_SIZE; the process group is started by the first call: gradients on GPUs travel by NCCL, everything on
+    CPUs by Gloo. Each process takes the GPU of its LOCAL_RANK.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        return Processes()
+    if not distributed.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    return Processes(distributed.get_rank(), count)
+
+
+@dataclass(frozen=True)
 class Processes:
     """Rank, number of processes and what they do together.
 
-    `torchrun` sets WORLD_SIZE; the process group is started at first use: gradients on GPUs travel by NCCL, everything on CPUs by
-    Gloo. Each process takes the GPU of its LOCAL_RANK.
+    Attributes:
+        rank: number of this process.
+        count: how many there are.
     """
 
-    def __init__(self) -> None:
-        self.count = int(os.environ.get("WORLD_SIZE", "1"))
-        if self.count > 1 and not distributed.is_initialized():
-            if torch.cuda.is_available():
-                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-            distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-        self.rank = distributed.get_rank() if self.count > 1 else 0
+    rank: int = 0
+    count: int = 1
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model, its gradients averaged over processes."""
@@ -41,7 +55,7 @@ class Processes:
         kind = torch.device(device).type
         return {"device": kind, "processes": self.count, **({"threads": torch.get_num_threads()} if kind == "cpu" else {})}
 
-    def share(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, int, int]]:
+    def share(self, batches: Iterable[_Batch]) -> Iterator[tuple[_Batch, int, int]]:
         """This process's batches: one of every block of as many as there are processes, with its items and the block's.
 
         All processes take equally many, since they exchange gradients after each. Where the last block is short, those without a

@@ -1,24 +1,65 @@
-"""State dicts on disk and their fingerprints."""
+"""Weights as a value whose hash is computed once, and state dicts on disk."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-from asrcl.adapt.protocols import StateDict
 from asrcl.entries import FILES, DamagedEntry, read_record, seal, unseal
 from asrcl.exceptions import InputError
 from asrcl.files import atomic_path
 
 logger = logging.getLogger(__name__)
+
+StateDict = dict[str, Tensor]
+
+
+class Weights(Mapping[str, Tensor]):
+    """The weights of a model: a mapping from names to tensors that nobody changes, so that its hash is computed only once.
+
+    Args:
+        state: names and tensors; they must not be written to afterwards.
+
+    Attributes:
+        state: the same as a plain dict, for `load_state_dict` and `asrcl.merge`.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self.state: StateDict = dict(state)
+
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor]) -> Weights:
+        """The very same object where it is `Weights` already."""
+        return state if isinstance(state, Weights) else cls(state)
+
+    @cached_property
+    def hash(self) -> str:
+        """Content hash (16 hex digits) of names, types, shapes and values."""
+        return fingerprint(self.state)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.state[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.state)
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__  # a mapping's would compare tensors by their truth
+
+    def __repr__(self) -> str:
+        return f"Weights({len(self.state)} tensors, {sum(value.numel() for value in self.state.values())} values)"
 
 
 def state_of(model: nn.Module) -> StateDict:
@@ -26,7 +67,7 @@ def state_of(model: nn.Module) -> StateDict:
     return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
 
-def fingerprint(state: StateDict) -> str:
+def fingerprint(state: Mapping[str, Tensor]) -> str:
     """Content hash (16 hex digits) of names, types, shapes and values."""
     digest = hashlib.sha256()
     for name in sorted(state):
@@ -36,7 +77,7 @@ def fingerprint(state: StateDict) -> str:
     return digest.hexdigest()[:16]
 
 
-def save_state(state: StateDict, path: str | Path, metadata: dict[str, str] | None = None) -> None:
+def save_state(state: Mapping[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
     """Write a state dict as safetensors, atomically."""
     contiguous = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     with atomic_path(path, sum(value.nbytes for value in contiguous.values())) as temporary:
@@ -57,7 +98,7 @@ def load_state(path: str | Path) -> StateDict:
         raise InputError(f"{path}: damaged checkpoint ({error}); delete it and run its stage again") from error
 
 
-def save_recorded(state: StateDict, path: str | Path, facts: Mapping[str, Any]) -> None:
+def save_recorded(state: Mapping[str, Tensor], path: str | Path, facts: Mapping[str, Any]) -> None:
     """Write a state dict, and beside it (`<name>.json`) facts about it and its hash."""
     place = Path(path)
     save_state(state, place)
@@ -88,7 +129,7 @@ def load_recorded(path: str | Path, stage: str, expected: bool = False) -> State
     return load_state(place)
 
 
-def average_states(states: Sequence[StateDict]) -> StateDict:
+def average_states(states: Sequence[Mapping[str, Tensor]]) -> StateDict:
     """Mean of floating tensors (in float64); other tensors come from the last state."""
     result: StateDict = {}
     for name, value in states[-1].items():

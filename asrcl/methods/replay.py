@@ -1,0 +1,99 @@
+"""Experience replay (ER): a small memory of earlier domains' training items is trained on beside the new ones.
+
+The form for speech recognition is that of Chang et al. (Interspeech 2021) and Vander Eeckt and Van hamme (arXiv 2210.15282):
+every batch of the new domain comes with a batch from the memory, whose loss has a weight of its own. The memory holds `budget`
+items, as equally many of each domain as can be; when a domain joins, each of the others gives up some of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+
+from asrcl.contract.method import Method, parted_state, register
+from asrcl.contract.protocols import Batch, Domain, Learner
+from asrcl.contract.weights import StateDict, Weights
+from asrcl.exceptions import InputError
+
+
+@register("er")
+class ExperienceReplay(Method):
+    """Fine-tuning on the loss of the new items plus `weight` times that of items from the memory.
+
+    Args:
+        budget: training items that the memory holds over all domains.
+        weight: of the memory's loss.
+        items: memory items per batch; None for as many as the batch has.
+    """
+
+    label = "ER"
+
+    def __init__(self, budget: int = 100, weight: float = 1.0, items: int | None = None) -> None:
+        if budget < 1:
+            raise InputError(f"method.budget={budget}: a memory holds at least 1 item; without memory use the method ft")
+        if weight < 0 or (items is not None and items < 1):
+            raise InputError(f"method.weight={weight}, items={items}: weight must not be negative, items at least 1 (or null)")
+        self.budget, self.weight, self.items = budget, weight, items
+        self._positions: StateDict = {}  # per domain int64 [items], into its training split
+        self._draws = 0
+        self._held: dict[tuple[str, int], Batch] = {}
+
+    def state_dict(self) -> StateDict:
+        """Which items the memory holds, and how often was drawn from it; the items themselves come from their domains."""
+        held = {f"positions.{name}": value for name, value in self._positions.items()}
+        return {**held, "draws.count": torch.tensor(self._draws)} if held else {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self._positions, draws = parted_state(self, state, "positions", "draws")
+        self._draws = int(draws.get("count", torch.tensor(0)))
+
+    def start_run(self, learner: Learner) -> None:
+        self._positions, self._draws, self._held = {}, 0, {}
+
+    def end_domain(self, learner: Learner, domain: Domain, old: Weights | None, new: Weights) -> Weights:
+        """Draw items of the domain for the memory, and let the domains before give up theirs that are too many now."""
+        if not learner.last:
+            order = torch.randperm(domain.size("train"), generator=_generator(learner.seed, learner.stage, 0))
+            self._positions[domain.name] = order
+            share, rest = divmod(self.budget, len(self._positions))
+            for number, (name, positions) in enumerate(self._positions.items()):
+                self._positions[name] = positions[: share + (number < rest)].clone()
+        return new
+
+    def loss(self, learner: Learner, model: nn.Module, batch: Batch) -> Tensor:
+        loss = learner.task.loss(model, batch)
+        if not self._positions or not self.weight:
+            return loss
+        return loss + self.weight * learner.task.loss(model, self._drawn(learner, self.items or len(batch)).to(learner.device))
+
+    def _drawn(self, learner: Learner, count: int) -> Batch:
+        """A batch of so many different items from the memory, or of all where it has fewer."""
+        names, sizes = list(self._positions), [len(positions) for positions in self._positions.values()]
+        chosen = torch.randperm(sum(sizes), generator=_generator(learner.seed, learner.stage, 1 + self._draws))[:count].tolist()
+        self._draws += 1
+        ends = list(accumulate(sizes))
+        parts = []
+        for place in chosen:
+            number = next(n for n, end in enumerate(ends) if place < end)
+            position = int(self._positions[names[number]][place - ends[number] + sizes[number]])
+            parts.append(self._item(learner, names[number], position))
+        return type(parts[0]).collate(parts)
+
+    def _item(self, learner: Learner, name: str, position: int) -> Batch:
+        if (name, position) not in self._held:
+            domain = next((domain for domain in learner.domains if domain.name == name), None)
+            if domain is None or position >= domain.size("train"):
+                raise InputError(f"method {self.name}: its memory holds item {position} of domain {name}, which this run lacks")
+            self._held[name, position] = domain.item("train", position)
+        return self._held[name, position]
+
+
+def _generator(*numbers: int) -> torch.Generator:
+    """Random numbers that depend on a few numbers alone, so that a run that goes on draws what an undisturbed one draws."""
+    seed = 0
+    for number in numbers:
+        seed = (seed * 1_000_003 + number + 1) % 2**63
+    return torch.Generator().manual_seed(seed)

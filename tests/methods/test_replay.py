@@ -1,0 +1,107 @@
+"""Experience replay: what is in the memory, and what it does to the loss."""
+
+import pytest
+import torch
+
+from asrcl.adapt import run_stages
+from asrcl.exceptions import InputError
+from asrcl.methods import FineTuning, build_method
+from asrcl.testing import ClassificationTask, tiny_learner, tiny_scenario
+
+
+def held(method):
+    return {name.removeprefix("positions."): value for name, value in method.state_dict().items() if name.startswith("positions.")}
+
+
+def states_after_stages(tmp_path, domains=4, **options):
+    learner, method = tiny_learner(tmp_path, tiny_scenario(domains)), build_method("er", **options)
+    return [held(method) for _ in run_stages(learner, method, None)]
+
+
+@pytest.mark.parametrize("budget", [1, 2, 3, 7, 30, 1000])
+def test_the_budget_is_kept_and_shared_evenly(tmp_path, budget):
+    for number, memory in enumerate(states_after_stages(tmp_path, budget=budget)[:-1], 1):
+        sizes = [len(positions) for positions in memory.values()]
+        assert list(memory) == [f"blobs{k}" for k in range(number)]
+        assert sum(sizes) == min(budget, 64 * number)  # a domain has 64 items to give
+        assert max(sizes) - min(sizes) <= 1
+        assert all(len(set(positions.tolist())) == len(positions) for positions in memory.values())
+
+
+def test_a_domain_gives_up_items_but_never_takes_others(tmp_path):
+    stages = states_after_stages(tmp_path, budget=30)
+    for before, after in zip(stages[:2], stages[1:3], strict=True):
+        for name, positions in before.items():
+            assert torch.equal(positions[: len(after[name])], after[name])
+
+
+def test_the_last_domain_does_not_join(tmp_path):
+    assert list(states_after_stages(tmp_path, 3, budget=9)[-1]) == ["blobs0", "blobs1"]
+
+
+def test_the_loss_is_that_of_the_batch_plus_the_weighted_one_of_items_in_memory(tmp_path):
+    learner = tiny_learner(tmp_path, tiny_scenario(3))
+    seen = []
+
+    class Watching(ClassificationTask):
+        def loss(self, model, batch):
+            seen.append(batch.ids)
+            return super().loss(model, batch)
+
+    learner.scenario.task = Watching()
+    method = build_method("er", budget=10, weight=0.5, items=4)
+    method.end_domain(learner, learner.scenario.domains[0], None, learner.initial)
+    learner.enter(2)
+    model = learner.model_with(learner.initial)
+    batch = next(iter(learner.scenario.domains[1].batches("train", shuffle=False, seed=0)))
+    loss = method.loss(learner, model, batch)
+    new, memory = seen
+    assert new == batch.ids and len(set(memory)) == 4
+    first = learner.scenario.domains[0]
+    names = {first.item("train", int(position)).ids[0]: int(position) for position in held(method)["blobs0"]}
+    assert set(memory) <= set(names)
+    parts = [first.item("train", names[identity]) for identity in memory]
+    task = ClassificationTask()
+    expected = task.loss(model, batch) + 0.5 * task.loss(model, type(batch).collate(parts))
+    assert torch.equal(loss, expected)
+    method.loss(learner, model, batch)
+    assert seen[3] != memory  # every batch draws anew
+
+
+def test_as_many_as_the_batch_by_default_and_all_of_a_small_memory(tmp_path):
+    learner = tiny_learner(tmp_path, tiny_scenario(3))
+    for budget, expected in ((40, 16), (5, 5)):
+        method = build_method("er", budget=budget)
+        method.end_domain(learner, learner.scenario.domains[0], None, learner.initial)
+        assert len(method._drawn(learner, 16)) == expected
+
+
+def test_weight_zero_is_plain_fine_tuning_to_the_bit(tmp_path):
+    scenario = tiny_scenario(dropout=0.2)
+    found = [
+        [stage.models[0].hash for stage in run_stages(tiny_learner(tmp_path / name, scenario), method, None)]
+        for name, method in (("ft", FineTuning()), ("er", build_method("er", weight=0.0)))
+    ]
+    assert found[0] == found[1]
+
+
+def test_a_memory_helps_to_remember(tmp_path):
+    """Errors on the first domain after the third, over three seeds."""
+    totals = {"ft": 0, "er": 0}
+    for seed in range(3):
+        learner = tiny_learner(tmp_path / str(seed), tiny_scenario(3, seed=seed))
+        for name, options in (("ft", {}), ("er", {"budget": 32})):
+            *_, last = run_stages(learner, build_method(name, **options), "test")
+            totals[name] += last.errors[0].total
+    assert totals["er"] < 0.5 * totals["ft"]
+
+
+def test_a_memory_of_domains_that_the_run_lacks(tmp_path):
+    learner = tiny_learner(tmp_path, tiny_scenario(2))
+    learner.enter(2)
+    method = build_method("er", budget=3)
+    batch = next(iter(learner.scenario.domains[1].batches("train", shuffle=False, seed=0)))
+    for state in ({"positions.other": torch.tensor([1])}, {"positions.blobs0": torch.tensor([64])}):
+        method.load_state_dict(state)
+        with pytest.raises(InputError, match=r"method er.*domain (other|blobs0)"):
+            method.loss(learner, learner.model_with(learner.initial), batch)
