@@ -1,5 +1,7 @@
 """Experience replay: what is in the memory, and what it does to the loss."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -10,7 +12,8 @@ from asrcl.testing import ClassificationTask, tiny_learner, tiny_scenario
 
 
 def held(method):
-    return {name.removeprefix("positions."): value for name, value in method.state_dict().items() if name.startswith("positions.")}
+    state = method.state_dict()
+    return {name.removeprefix("positions."): value for name, value in state.items() if name.startswith("positions.")}
 
 
 def states_after_stages(tmp_path, domains=4, **options):
@@ -30,7 +33,7 @@ def test_the_budget_is_kept_and_shared_evenly(tmp_path, budget):
 
 def test_a_domain_gives_up_items_but_never_takes_others(tmp_path):
     stages = states_after_stages(tmp_path, budget=30)
-    for before, after in zip(stages[:2], stages[1:3], strict=True):
+    for before, after in pairwise(stages[:3]):
         for name, positions in before.items():
             assert torch.equal(positions[: len(after[name])], after[name])
 

@@ -1,0 +1,230 @@
+"""What the training loop costs beside a bare PyTorch loop on the same model and batches, and what the hooks of methods add.
+
+    python tools/bench_training.py --rounds 7 --out training.json --markdown
+    python tools/bench_training.py --batches 3 --rounds 1 --markdown      (to try the benchmark itself)
+    python tools/bench_training.py --device cuda --markdown
+
+The model is that of recipes/accents (conformer_small) on random features of its shape, its task and its optimiser. Every round times
+one epoch of each loop over the same batches, one after the other; a ratio is to the bare loop of the same round. The bare loop does
+what cannot be left out: loss, backward, clipping, optimiser, gradients set to None. The floor is the floating-point work of an epoch,
+counted by `torch.utils.flop_counter`, at the speed of a large matrix product on the same device and threads. Bytes are what the epoch
+adds at its peak: resident memory on a CPU, torch's tensors on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from asrcl.adapt import Cache, CurvatureConfig, DomainLearner, Scenario, Tracking, TrackingConfig, TrainConfig, Trainer
+from asrcl.adapt.costs import measured
+from asrcl.adapt.environment import environment
+from asrcl.contract.method import Method, build_method
+from asrcl.contract.weights import Weights
+from asrcl.files import write_json
+from asrcl.methods import FineTuning
+from asrcl.speech.domain import SpeechBatch
+from asrcl.speech.model import ConformerASR
+from asrcl.speech.task import RecognitionTask
+
+FEATURES, VOCABULARY, ITEMS, LEARNING_RATE = 80, 120, 8, 1e-4
+SMALL = {"width": 96, "heads": 4, "encoder_layers": 4, "decoder_layers": 1, "feed_forward": 384, "kernel": 15}
+
+
+class Letters:
+    """As much of a tokeniser as a loss needs."""
+
+    fingerprint = "letters"
+
+
+class RandomSpeech:
+    """A domain of random utterances of 1.5 to 3 seconds in batches that are always the same."""
+
+    def __init__(self, name: str, batches: int, seed: int) -> None:
+        self.name, generator = name, random.Random(seed)
+        self._batches = [self._batch(generator, number) for number in range(batches)]
+
+    def _batch(self, generator: random.Random, number: int) -> SpeechBatch:
+        lengths = torch.tensor([generator.randrange(150, 300) for _ in range(ITEMS)])
+        tokens = torch.randint(3, VOCABULARY, (ITEMS, 20), generator=torch.Generator().manual_seed(number))
+        features = torch.randn(ITEMS, int(lengths.max()), FEATURES, generator=torch.Generator().manual_seed(number))
+        ids = tuple(f"{self.name}{number}-{i}" for i in range(ITEMS))
+        return SpeechBatch(ids, ids, ("",) * ITEMS, features, lengths, tokens, torch.full((ITEMS,), 20), self.name)
+
+    def batches(self, split: str, *, shuffle: bool, seed: int) -> Iterable[SpeechBatch]:
+        """All batches, in their order."""
+        return iter(self._batches)
+
+    def item(self, split: str, position: int) -> SpeechBatch:
+        """One utterance."""
+        return list(self._batches[position // ITEMS].items())[position % ITEMS]
+
+    def size(self, split: str) -> int:
+        """Number of utterances."""
+        return ITEMS * len(self._batches)
+
+    def fingerprint(self, split: str) -> str:
+        """The name: nothing is kept that depends on it."""
+        return self.name
+
+
+def model_and_learner(folder: Path, batches: int, device: str) -> tuple[Callable[[], nn.Module], DomainLearner]:
+    """What builds the model, and a learner in its second stage, the first domain's importance being known to its methods."""
+    build = partial(ConformerASR, FEATURES, VOCABULARY, **SMALL)
+    torch.manual_seed(0)
+    initial = Weights(build().state_dict())
+    task = RecognitionTask(Letters())  # type: ignore[arg-type] - a loss needs no more of it
+    domains = [RandomSpeech("old", batches, 0), RandomSpeech("new", batches, 1)]
+    scenario = Scenario("benchmark", domains, task, build, initial)
+    tracking = Tracking(TrackingConfig(backends=()), folder)
+    train = TrainConfig(learning_rate=LEARNING_RATE)
+    learner = DomainLearner(scenario, Cache(folder), train, CurvatureConfig(max_items=ITEMS), 1, device, stages=3, tracking=tracking)
+    return lambda: build().to(device), learner
+
+
+def bare_epoch(model: nn.Module, learner: DomainLearner, optimizer: torch.optim.Optimizer) -> None:
+    """The loop that everybody writes."""
+    model.train()
+    for batch in learner.scenario.domains[1].batches("train", shuffle=True, seed=0):
+        loss = learner.task.loss(model, batch.to(learner.device))
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def loops(folder: Path, batches: int, device: str) -> tuple[dict[str, Callable[[], object]], DomainLearner]:
+    """The epochs to compare, each on a model of its own."""
+    build, learner = model_and_learner(folder, batches, device)
+    model = build()
+    model.load_state_dict(learner.initial.state)
+    bare = partial(bare_epoch, model, learner, torch.optim.Adam(model.parameters(), lr=LEARNING_RATE))
+    found: dict[str, Callable[[], object]] = {"bare PyTorch": bare}
+    for name, method in (("Trainer, ft", FineTuning()), ("ewc", build_method("ewc")), ("si", si(learner))):
+        found[name] = trainer(folder / name, build(), learner, method)._train_epoch
+    return found, learner
+
+
+def si(learner: DomainLearner) -> Method:
+    """Synaptic intelligence as it is from the third domain on, with a penalty."""
+    method = build_method("si")
+    names = [name for name, _ in learner.scenario.build_model().named_parameters()]
+    importance = {f"importance.{name}": torch.ones_like(learner.initial[name]) for name in names}
+    method.load_state_dict(importance | {f"anchor.{name}": learner.initial[name].clone() for name in names})
+    return method
+
+
+def trainer(folder: Path, model: nn.Module, learner: DomainLearner, method: Method) -> Trainer:
+    """A trainer in the second stage, its method ready."""
+    old, new = learner.scenario.domains
+    learner.enter(1)
+    method.end_domain(learner, old, None, learner.initial)
+    learner.enter(2)
+    method.start_domain(learner, new)
+    model.load_state_dict(learner.initial.state)
+    return Trainer(learner, method.wrap(learner, model), new, learner.train, method, folder)
+
+
+def matrix_speed(device: str) -> float:
+    """FLOP/s of a product of 1024 x 1024 matrices in single precision, the best of some."""
+    A, B = torch.randn(2, 1024, 1024, device=device)
+    best = 0.0
+    for _ in range(20):
+        _wait(device)
+        start = time.perf_counter()
+        A @ B
+        _wait(device)
+        best = max(best, 2 * 1024**3 / (time.perf_counter() - start))
+    return best
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """All loops in all rounds; the first round of each warms up and does not count."""
+    with tempfile.TemporaryDirectory() as folder:
+        found, learner = loops(Path(folder), options.batches, options.device)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            found["bare PyTorch"]()
+        seconds: dict[str, list[float]] = {name: [] for name in found}
+        memory = dict.fromkeys(found, 0.0)
+        for number in range(options.rounds + 1):
+            for name, epoch in found.items():
+                _wait(options.device)
+                with measured(options.device) as before:
+                    pass  # the peak of doing nothing is what is resident now
+                with measured(options.device) as spent:
+                    epoch()
+                if number:
+                    seconds[name].append(spent["seconds"])
+                    memory[name] = max(memory[name], added(spent, before))
+        floor = counter.get_total_flops() / matrix_speed(options.device)
+    rows = [
+        {
+            "loop": name,
+            "ms_per_step": 1000 * statistics.median(times) / options.batches,
+            "ratios": [own / bare for own, bare in zip(times, seconds["bare PyTorch"], strict=True)],
+            "bytes": memory[name],
+        }
+        for name, times in seconds.items()
+    ]
+    return {
+        "rows": rows,
+        "floor_ms_per_step": 1000 * floor / options.batches,
+        "threads": torch.get_num_threads(),
+        "settings": vars(options),
+        "environment": environment(options.device),
+    }
+
+
+def added(spent: dict[str, float], before: dict[str, float]) -> float:
+    """Bytes that a block added at its peak."""
+    kind = "gpu_peak_memory_bytes" if "gpu_peak_memory_bytes" in spent else "peak_memory_bytes"
+    return max(0.0, spent[kind] - before[kind])
+
+
+def table(found: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = ["| loop | ratio median (min-max) | ms per step | MiB at the peak |", "| --- | ---: | ---: | ---: |"]
+    for row in found["rows"]:
+        ratios = row["ratios"]
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+        lines.append(f"| {row['loop']} | {spread} | {row['ms_per_step']:.1f} | {row['bytes'] / 2**20:.0f} |")
+    lines.append(f"| floor: its FLOPs at the speed of a large product | | {found['floor_ms_per_step']:.1f} | |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, default=30, help="batches per epoch, of 8 utterances each")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--out", type=Path, help="a file for all numbers")
+    parser.add_argument("--markdown", action="store_true", help="print a table")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    found = measure(options)
+    if options.out:
+        write_json(options.out, found | {"settings": {**vars(options), "out": str(options.out)}})
+    if options.markdown:
+        print(table(found))
+
+
+if __name__ == "__main__":
+    main()
