@@ -4,11 +4,11 @@
     python tools/bench_training.py --batches 3 --rounds 1 --markdown      (to try the benchmark itself)
     python tools/bench_training.py --device cuda --markdown
 
-The model is that of recipes/accents (conformer_small) on random features of its shape, its task and its optimiser. Every round times
-one epoch of each loop over the same batches, one after the other; a ratio is to the bare loop of the same round. The bare loop does
-what cannot be left out: loss, backward, clipping, optimiser, gradients set to None. The floor is the floating-point work of an epoch,
-counted by `torch.utils.flop_counter`, at the speed of a large matrix product on the same device and threads. Bytes are what the epoch
-adds at its peak: resident memory on a CPU, torch's tensors on a GPU.
+The model is that of recipes/accents (conformer_small) on random features of its shape, its task and its optimiser. Every round
+times one epoch of each loop over the same batches, one after the other; a ratio is to the bare loop of the same round. The bare
+loop does what cannot be left out: loss, backward, clipping, optimiser, gradients set to None. The floor is the floating-point
+work of an epoch, counted by `torch.utils.flop_counter`, at the speed of a large matrix product on the same device and threads.
+Bytes are what the epoch adds at its peak: resident memory on a CPU, torch's tensors on a GPU.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def model_and_learner(folder: Path, batches: int, device: str) -> tuple[Callable
     domains = [RandomSpeech("old", batches, 0), RandomSpeech("new", batches, 1)]
     scenario = Scenario("benchmark", domains, task, build, initial)
     tracking = Tracking(TrackingConfig(backends=()), folder)
-    train = TrainConfig(learning_rate=LEARNING_RATE)
-    learner = DomainLearner(scenario, Cache(folder), train, CurvatureConfig(max_items=ITEMS), 1, device, stages=3, tracking=tracking)
+    train, curvature = TrainConfig(learning_rate=LEARNING_RATE), CurvatureConfig(max_items=ITEMS)
+    learner = DomainLearner(scenario, Cache(folder), train, curvature, 1, device, stages=3, tracking=tracking)
     return lambda: build().to(device), learner
 
 
@@ -104,7 +104,7 @@ def bare_epoch(model: nn.Module, learner: DomainLearner, optimizer: torch.optim.
         optimizer.zero_grad(set_to_none=True)
 
 
-def loops(folder: Path, batches: int, device: str) -> tuple[dict[str, Callable[[], object]], DomainLearner]:
+def loops(folder: Path, batches: int, device: str) -> dict[str, Callable[[], object]]:
     """The epochs to compare, each on a model of its own."""
     build, learner = model_and_learner(folder, batches, device)
     model = build()
@@ -113,7 +113,7 @@ def loops(folder: Path, batches: int, device: str) -> tuple[dict[str, Callable[[
     found: dict[str, Callable[[], object]] = {"bare PyTorch": bare}
     for name, method in (("Trainer, ft", FineTuning()), ("ewc", build_method("ewc")), ("si", si(learner))):
         found[name] = trainer(folder / name, build(), learner, method)._train_epoch
-    return found, learner
+    return found
 
 
 def si(learner: DomainLearner) -> Method:
@@ -157,7 +157,7 @@ def _wait(device: str) -> None:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All loops in all rounds; the first round of each warms up and does not count."""
     with tempfile.TemporaryDirectory() as folder:
-        found, learner = loops(Path(folder), options.batches, options.device)
+        found = loops(Path(folder), options.batches, options.device)
         counter = FlopCounterMode(display=False)
         with counter:
             found["bare PyTorch"]()
@@ -210,6 +210,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    """Measure and show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, default=30, help="batches per epoch, of 8 utterances each")
     parser.add_argument("--rounds", type=int, default=7)
