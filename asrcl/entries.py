@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from asrcl.exceptions import InputError
-from asrcl.files import fsync_folder, read_json, write_json, writing
+from asrcl.files import fsync_file, fsync_folder, read_json, write_json, writing
 
 FILES: Final = "files"
 SEAL: Final = "seal"
@@ -49,7 +49,7 @@ def seal(folder: str | os.PathLike[str], record: str, facts: Mapping[str, Any], 
     with writing(home):
         home.mkdir(parents=True, exist_ok=True)
         for name in names:
-            _flush(home / name)
+            fsync_file(home / name)
         for inner in {(home / name).parent for name in names} | {home}:
             fsync_folder(inner)
     content = json.loads(json.dumps({**facts, FILES: {name: fingerprint_file(home / name) for name in names}}))
@@ -183,8 +183,3 @@ def _difference(found: dict[str, Any] | str, wanted: Any) -> str:
 def _seal_of(content: Mapping[str, Any]) -> str:
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _flush(path: Path) -> None:
-    with open(path, "rb") as stream:
-        os.fsync(stream.fileno())

@@ -1,12 +1,11 @@
 """Atomic writes and content hashes: the two habits that make re-running free and a killed run harmless.
 
-Standard library only, so that every room can use it.
+Needs the standard library and `filelock` only, so that every room can use it; runs on POSIX systems and on Windows.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -20,9 +19,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
+from filelock import FileLock
+
 from asrcl.exceptions import InputError
 
 JSON = dict[str, Any] | list[Any]
+WINDOWS: Final = os.name == "nt"
 MAX_DEPTH = 100
 """Lists and objects inside each other in a JSON file; what walks through a deeper one may run out of stack."""
 NAME_BYTES: Final = 120  # of a name that are kept in that of a temporary file; file systems allow 255 bytes in all
@@ -67,8 +69,7 @@ def atomic_path(path: str | os.PathLike[str], size: int | None = None) -> Iterat
     try:
         with writing(target, size, temporary):
             yield temporary
-            with open(temporary, "rb") as stream:
-                os.fsync(stream.fileno())
+            fsync_file(temporary)
             temporary.chmod(0o644)
             _replace(temporary, target)
     finally:
@@ -178,10 +179,15 @@ def _is_owned(entry: os.DirEntry[str], found: re.Match[str]) -> bool:
     changed = entry.stat(follow_symlinks=False).st_mtime
     if found["host"] != _HOST:
         return time.time() - changed < STALE
-    return changed >= _STARTED - 1 if int(found["pid"]) == os.getpid() else _lives(int(found["pid"]))
+    if int(found["pid"]) == os.getpid():
+        return changed >= _STARTED - 1
+    return _lives(int(found["pid"]), changed)
 
 
-def _lives(pid: int) -> bool:
+def _lives(pid: int, changed: float) -> bool:
+    """Whether a process of this machine still runs; on Windows, whether its file is recent."""
+    if WINDOWS:  # os.kill would end the process, or send it Ctrl-C, instead of asking whether it exists
+        return time.time() - changed < STALE
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -202,8 +208,26 @@ def _remove_or_put_back(path: Path, kind: str) -> None:
         shutil.rmtree(path)
 
 
+def fsync_file(path: str | os.PathLike[str]) -> None:
+    """Flush the content of a file to the disk.
+
+    Raises:
+        OSError: the disk is full or at fault.
+    """
+    with open(path, "r+b" if WINDOWS else "rb") as stream:  # Windows flushes only what is open for writing
+        os.fsync(stream.fileno())
+
+
 def fsync_folder(folder: str | os.PathLike[str]) -> None:
-    """Flush the names in a folder to the disk: a file that was renamed there is there after a power cut."""
+    """Flush the names in a folder to the disk: a file that was renamed there is there after a power cut.
+
+    Does nothing on Windows, where folders cannot be opened.
+
+    Raises:
+        OSError: the disk is at fault.
+    """
+    if WINDOWS:
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -216,22 +240,26 @@ def fsync_folder(folder: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def file_lock(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold a lock that other processes wait for; the file `path` stays, empty.
+    """Hold a lock that other processes wait for.
+
+    The system gives the lock up when the process that holds it ends, however it ends; the empty file `path` may stay.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or `path` is a folder.
     """
     target = Path(path)
+    if target.is_dir():
+        raise InputError(f"{target}: is a folder, and a lock is to be there; remove it")
+    lock = FileLock(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        stream = open(target, "w")  # noqa: SIM115 - closed below, after the lock is given up
-    except IsADirectoryError as error:
-        raise InputError(f"{target}: is a folder, and a lock is to be there; remove it") from error
+        lock.acquire()
     except OSError as error:
         raise InputError(f"{target.parent}: cannot write here ({error.strerror}); choose a writable exp folder") from error
-    with stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -131,7 +131,7 @@ def test_record_is_written_last(folder, monkeypatch):
     """Data is on the disk before the record that vouches for it: a file that cannot be flushed leaves the old record."""
     before = (folder / "meta.json").read_bytes()
     (folder / "data.bin").write_bytes(b"new")
-    monkeypatch.setattr(entries, "_flush", lambda path: (_ for _ in ()).throw(OSError("no")))
+    monkeypatch.setattr(entries, "fsync_file", lambda path: (_ for _ in ()).throw(OSError("no")))
     with pytest.raises(OSError):
         seal(folder, "meta.json", FACTS)
     assert (folder / "meta.json").read_bytes() == before

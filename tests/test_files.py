@@ -315,3 +315,75 @@ def test_a_folder_where_a_file_or_a_lock_goes(tmp_path):
         write_text(tmp_path / "place", "text")
     with pytest.raises(InputError, match=r"place: is a folder.*remove it"), file_lock(tmp_path / "place"):
         pass
+
+
+# --- locks
+
+
+HOLDS = """
+import sys
+from asrcl.files import file_lock
+with file_lock(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_is_waited_for_and_ends_with_its_process(tmp_path):
+    """Two processes wait for a third; nobody blocks after the holder was killed, nor after an orderly end."""
+    command = [sys.executable, "-c", HOLDS, tmp_path / "new" / ".lock"]
+    start = lambda: subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: E731
+    killed = start()
+    assert killed.stdout.readline() == b"held\n"
+    waiting = [start(), start()]
+    time.sleep(1.0)
+    killed.kill()
+    killed.communicate()
+    for process in waiting:
+        process.stdin.close()
+    assert [(process.stdout.read(), process.wait()) for process in waiting] == [(b"held\n", 0)] * 2
+
+
+def test_one_process_at_a_time_holds_a_lock(tmp_path):
+    program = """
+import sys
+from pathlib import Path
+from asrcl.files import file_lock
+count = Path(sys.argv[1])
+for _ in range(20):
+    with file_lock(count.with_suffix(".lock")):
+        count.write_text(str(int(count.read_text()) + 1))
+"""
+    (tmp_path / "count").write_text("0")
+    running = [subprocess.Popen([sys.executable, "-c", program, tmp_path / "count"]) for _ in range(3)]
+    assert [process.wait() for process in running] == [0, 0, 0]
+    assert (tmp_path / "count").read_text() == "60"
+
+
+def test_a_lock_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match=r"file/folder: cannot write here"), file_lock(tmp_path / "file" / "folder" / ".lock"):
+        pass
+
+
+def test_an_error_under_a_lock_passes_and_gives_it_up(tmp_path):
+    with pytest.raises(OSError, match="odd"), file_lock(tmp_path / ".lock"):
+        raise OSError("odd")
+    with file_lock(tmp_path / ".lock"):
+        pass
+
+
+# --- Windows
+
+
+def test_windows_flushes_files_and_leaves_folders_and_processes_alone(tmp_path, monkeypatch):
+    """There a folder cannot be flushed, and a process cannot be asked whether it lives: files of today count as owned."""
+    old(tmp_path / (DEAD + "ab12cd_4.part"), 0)
+    old(tmp_path / (DEAD + "ab12cd_5.part"), 2)
+    monkeypatch.setattr(files, "WINDOWS", True)
+    monkeypatch.setattr("asrcl.files.os.kill", lambda *_: pytest.fail("would end the process"))
+    files._swept.clear()
+    files.sweep(tmp_path)
+    files.fsync_folder(tmp_path / "there is none")
+    monkeypatch.undo()
+    assert os.listdir(tmp_path) == [DEAD + "ab12cd_4.part"]

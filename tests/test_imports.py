@@ -34,3 +34,15 @@ def test_a_room_pulls_in_nothing_beyond_its_own(module, forbidden):
     loaded = loaded_by(module)
     assert module in loaded
     assert sorted(name for name in forbidden if name in loaded) == []
+
+
+POSIX_ONLY = ("fcntl", "resource", "pwd", "grp", "termios")
+
+
+@pytest.mark.parametrize("module", ["asrcl.curvature", "asrcl.merge", "asrcl.scoring", "asrcl.adapt", "asrcl.methods"])
+def test_a_room_loads_without_what_windows_lacks(module):
+    """In `sys.modules`, None makes an import raise ImportError."""
+    hidden = f"sys.modules.update(dict.fromkeys({POSIX_ONLY}))"
+    hidden += "; [delattr(os, name) for name in ('fork', 'getppid', 'O_DIRECTORY', 'O_NOFOLLOW', 'geteuid')]"
+    program = f"import os, sys; {hidden}; import {module}"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)

@@ -42,7 +42,7 @@ def test_a_full_disk_leaves_the_old_result_with_its_record(tmp_path, monkeypatch
     target = {
         "card": "asrcl.merge.files.card_text",
         "record": "asrcl.merge.files.json.dumps",
-        "flush": "asrcl.merge.containers.staging._flush",
+        "flush": "asrcl.merge.containers.staging.fsync_file",
         "rename": "asrcl.merge.containers.staging.publish_companions",
     }[step]
     monkeypatch.setattr(target, full)

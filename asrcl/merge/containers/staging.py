@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from asrcl.exceptions import InputError
-from asrcl.files import owned_prefix, sweep
+from asrcl.files import fsync_file, owned_prefix, sweep
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def publish_file(staged: Path, out: Path) -> None:
     Raises:
         OSError: the disk.
     """
-    _flush(staged)
+    fsync_file(staged)
     os.replace(staged, out)
 
 
@@ -76,7 +76,7 @@ def publish_folder(staged: Path, out: Path) -> None:
     """
     for file in staged.rglob("*"):
         if file.is_file():
-            _flush(file)
+            fsync_file(file)
     staged.chmod(0o755)
     if not out.exists():
         os.rename(staged, out)
@@ -108,14 +108,9 @@ def publish_companions(staged: Path, folder: Path) -> None:
     """
     files = sorted(companions(staged).iterdir())
     for file in files:
-        _flush(file)
+        fsync_file(file)
     for file in files:
         os.replace(file, folder / file.name)
-
-
-def _flush(file: Path) -> None:
-    with open(file, "rb") as stream:
-        os.fsync(stream.fileno())
 
 
 def reserve(stream: IO[bytes], nbytes: int) -> None:
