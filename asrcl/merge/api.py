@@ -17,11 +17,11 @@ from asrcl.curvature import Curvature
 from asrcl.exceptions import InputError
 from asrcl.merge.buffers import Statistics
 from asrcl.merge.containers import Source, load_state
-from asrcl.merge.executor import BUILT_IN, MergeOptions, Rest
 from asrcl.merge.job import MergeJob, RuleBook
 from asrcl.merge.layout import check_same_layout
 from asrcl.merge.plans import Plan
 from asrcl.merge.registry import StateDict, find_method
+from asrcl.merge.setup import MergeOptions, Rest, roles_of
 from asrcl.merge.sources import StateSource, as_named_in
 
 Curvatures = Curvature | Sequence[Curvature] | None
@@ -119,11 +119,12 @@ def _job(
     others = [as_named_in(start.outlines, StateSource(state)) for state in states[1:]]
     for other in others:
         check_same_layout(start.outlines, other.outlines)
-    return MergeJob(start, others, method, knobs, options, as_list(curvature), as_list(new_curvature), rules)
+    roles = roles_of(len(news), base is not None)
+    return MergeJob(start, others, method, knobs, options, as_list(curvature), as_list(new_curvature), rules, roles)
 
 
 def _options(method: str, task: int | None, rest: Rest | None, statistics: Statistics, layers: Sequence[str]) -> MergeOptions:
-    if rest is not None and method not in BUILT_IN and not find_method(method).partial:
+    if rest is not None and not find_method(method).partial:
         raise InputError(f"merge method {method} treats every tensor, so that rest={rest!r} means nothing to it")
     patterns = (layers,) if isinstance(layers, str) else tuple(layers)
     return MergeOptions(task, "1/t" if rest is None else rest, statistics, patterns)

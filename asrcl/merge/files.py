@@ -34,11 +34,12 @@ from asrcl.merge.card import Budget, CurvatureFile, LayerRecord, MergeRecord, Pa
 from asrcl.merge.containers import Checkpoint, Outline, open_checkpoint
 from asrcl.merge.containers.settings import compare
 from asrcl.merge.containers.staging import disk
-from asrcl.merge.executor import BUILT_IN, Effect, MergeOptions, Rest
+from asrcl.merge.executor import Effect
 from asrcl.merge.job import Merged, MergeJob
 from asrcl.merge.plans import PlanRow
 from asrcl.merge.registry import find_method
 from asrcl.merge.rules import Rules
+from asrcl.merge.setup import MergeOptions, Rest, roles_of
 from asrcl.merge.sources import TensorSource, as_named_in
 from asrcl.merge.vocabulary import Alignment, FittedSource, Policy, align
 from asrcl.merge.vocabulary.tokens import Tokens
@@ -248,7 +249,8 @@ def _opened(old: Path_, new: Sequence[Path_], spec: MergeSpec) -> Iterator[_Mode
             options = replace(options, task=1 + len(new) if spec.task is None else spec.task)
         if spec.rules is not None:
             spec.rules.check_names(first.outlines)
-        job = MergeJob(start, sources, spec.method, spec.knobs, options, curvatures, new_curvatures, spec.rules)
+        roles = roles_of(len(new), base is not None)
+        job = MergeJob(start, sources, spec.method, spec.knobs, options, curvatures, new_curvatures, spec.rules, roles)
         remarks += _strangers(zip(spec.curvature, curvatures, repeat(start), strict=False))
         remarks += _strangers(zip(spec.new_curvature, new_curvatures, others, strict=False))
         yield _Models(first, others, base, curvatures, new_curvatures, alignment, job, tuple(remarks))
@@ -338,7 +340,7 @@ def _record(
     return MergeRecord(
         method=spec.method,
         parents=tuple(Parent.of(role, origin.path, origin.sha256, origin.kind) for role, origin in origins),
-        knobs=(find_method(spec.method).knobs if spec.method not in BUILT_IN else {}) | dict(spec.knobs),
+        knobs=find_method(spec.method).knobs | dict(spec.knobs),
         rest=_rest(spec),
         statistics=spec.statistics,
         rules=tuple(rules),

@@ -13,8 +13,9 @@ from torch import Tensor
 from asrcl.curvature import Curvature
 from asrcl.exceptions import InputError
 from asrcl.merge.coverage import Coverage
-from asrcl.merge.executor import Effect, Executor, MergeOptions
+from asrcl.merge.executor import Effect, Executor
 from asrcl.merge.plans import Plan, PlanRow
+from asrcl.merge.setup import MergeOptions
 from asrcl.merge.sources import TensorSource
 from asrcl.merge.ties import tied_names
 
@@ -83,6 +84,7 @@ class MergeJob:
         curvature: of the old domains.
         new_curvature: of the new models.
         rules: methods by tensor name, None for one method everywhere.
+        roles: what messages call the models, `start` first; by default the old model and the new ones.
 
     Raises:
         InputError: see `Executor`; or names of one parameter have different rules.
@@ -98,6 +100,7 @@ class MergeJob:
         curvature: Sequence[Curvature] = (),
         new_curvature: Sequence[Curvature] = (),
         rules: RuleBook | None = None,
+        roles: Sequence[str] | None = None,
     ) -> None:
         self.method, self.start = method, start
         self.coverage = Coverage(curvature, new_curvature, start.outlines)
@@ -110,7 +113,7 @@ class MergeJob:
             groups.setdefault((kind, repr(sorted(options_of.items()))), []).append(name)
         self._executors: dict[str, Executor] = {}
         for names in groups.values():
-            executor = Executor(start, models, *chosen[names[0]], options, self.coverage, names)
+            executor = Executor(start, models, *chosen[names[0]], options, self.coverage, names, roles)
             self._executors |= dict.fromkeys(names, executor)
         self._leaders = {name: tie.leader(self.coverage, options.layers) for tie in self._ties for name in tie.names}
 

@@ -76,6 +76,12 @@ def copied(start: Tensor, new: Tensor) -> Tensor:
 def checked(source: TensorSource, name: str, role: str, like: Tensor | None = None) -> Tensor:
     """A tensor of a model as `readable` gives it, on the device of `like`; refused where it holds NaN or infinity.
 
+    Args:
+        source: the model.
+        name: of the tensor.
+        role: what messages call the model, such as "the old model".
+        like: gives the device.
+
     Raises:
         InputError: names the tensor and the model.
     """
@@ -88,7 +94,7 @@ def checked(source: TensorSource, name: str, role: str, like: Tensor | None = No
 def not_finite(name: str, role: str) -> InputError:
     """The error for a tensor that holds NaN or infinity, and in which the models differ."""
     remedy = "find the step of training that made them; a rule keep or new takes the tensor of one model (rules=)"
-    return InputError(f"{name} of the {role} model holds NaN or infinity; it cannot be merged; {remedy}")
+    return InputError(f"{name} of {role} holds NaN or infinity; it cannot be merged; {remedy}")
 
 
 def check_codes(start: TensorSource, models: Sequence[TensorSource], names: Sequence[str]) -> None:

@@ -29,7 +29,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -54,6 +54,7 @@ class MergeMethod:
         elementwise: whether every entry goes by itself, so that any part may be handed over.
         matrices: whether it is for matrices alone, handed over as `[O, I]` with trailing axes flattened.
         prepare: a first pass: (the rows it will treat, the options) -> `shared`.
+        takes: the model whose tensors are taken as they are, whatever they hold; None for methods that calculate.
     """
 
     name: str
@@ -65,6 +66,7 @@ class MergeMethod:
     elementwise: bool = False
     matrices: bool = False
     prepare: Callable[..., Any] | None = None
+    takes: Literal["old", "new"] | None = None
 
     @property
     def curved(self) -> bool:
@@ -107,6 +109,7 @@ def merge_method(
     elementwise: bool = False,
     matrices: bool = False,
     prepare: Callable[..., Any] | None = None,
+    takes: Literal["old", "new"] | None = None,
 ) -> Callable[[MergeFunction], MergeFunction]:
     """Register a merge method; see the head of this file for what its function gets and gives.
 
@@ -117,18 +120,19 @@ def merge_method(
         elementwise: any part of a tensor can be treated by itself.
         matrices: for tensors of two axes or more only.
         prepare: called once with the rows that will be treated and the options; its result is the argument `shared`.
+        takes: take the tensors of this model as they are, of any type; the function then only says which step that is.
 
     Raises:
         InputError: the name is taken.
     """
 
     def register(run: MergeFunction) -> MergeFunction:
-        if name in _METHODS or name in ("keep", "new"):
+        if name in _METHODS:
             raise InputError(f"a merge method named {name} is registered already; choose another name")
         options = [p for p in inspect.signature(run).parameters.values() if p.kind is p.KEYWORD_ONLY]
         knobs = {option.name: option.default for option in options if option.name not in CONTEXT}
         context = frozenset(option.name for option in options if option.name in CONTEXT)
-        _METHODS[name] = MergeMethod(name, run, source, knobs, context, several, elementwise, matrices, prepare)
+        _METHODS[name] = MergeMethod(name, run, source, knobs, context, several, elementwise, matrices, prepare, takes)
         return run
 
     return register

@@ -31,11 +31,11 @@ from typing import Any, NamedTuple
 
 from asrcl.exceptions import InputError
 from asrcl.merge.buffers import check_statistics
+from asrcl.merge.registry import methods
 from asrcl.merge.tensors import checked_number
 from asrcl.merge.yamls import Lines, Place, read_structure
 
 Known = Callable[[str], object]
-BUILT_IN = ("keep", "new")
 RESTS = ("1/t", "keep", "new", "fisher")
 KEYS = ("method", "knobs", "rest", "statistics", "rules")
 RULE_KEYS = ("match", "method", "knobs")
@@ -49,7 +49,7 @@ class Rule(NamedTuple):
     """What to do with a tensor.
 
     Attributes:
-        method: a merge method, "keep" or "new".
+        method: a merge method.
         knobs: its options.
     """
 
@@ -216,7 +216,7 @@ class _Reader:
             return None
         if not isinstance(method, str):
             raise self._error((*place, "method"), f"method must be a name, not {method!r}")
-        if self._known is not None and method not in BUILT_IN:
+        if self._known is not None:
             self._checked((*place, "method"), lambda: self._known and self._known(method))
         return method
 
@@ -229,8 +229,8 @@ class _Reader:
         return dict(knobs)
 
     def _check_knobs(self, method: str | None, knobs: Mapping[str, Any], place: Place) -> None:
-        if method in BUILT_IN and knobs:
-            raise self._error((*place, "knobs"), f"{method} has no knobs")
+        if method is not None and (known := methods().get(method)) is not None:
+            self._checked((*place, "knobs"), lambda: known.check(knobs))
 
     def _rest(self, top: Mapping[str, Any]) -> float | str | None:
         rest = top.get("rest")

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 import torch
-from merge_cases import make_state
+from merge_cases import bits, make_curvature, make_state
 from safetensors.torch import save_file
 from torch import nn
 
@@ -124,6 +124,44 @@ def test_numbers_that_are_not_finite_are_named(state):
     state["encoder.bias"][2] = float("inf")
     with pytest.raises(InputError, match=r"encoder\.bias of the old model"):
         merge(state, make_state(2), "average")
+
+
+@pytest.mark.parametrize(
+    ("method", "count", "base", "faulty", "role"),
+    [
+        ("average", 1, False, 0, "the old model"),
+        ("average", 1, False, 1, "the new model"),
+        ("average", 3, False, 2, "new model 2"),
+        ("average", 1, True, 0, "the base model"),
+        ("average", 1, True, 1, "the old model"),
+        ("average", 2, True, 3, "new model 2"),
+        ("ihr", 1, False, 0, "the old model"),
+        ("ihr", 1, False, 1, "the new model"),
+    ],
+)
+@pytest.mark.parametrize("name", ["encoder.weight", "norm.running_mean"])
+def test_a_nan_is_blamed_on_the_model_that_has_it(method, count, base, faulty, role, name):
+    """Also where a first pass over all layers meets it (`rescale="global"`), and where a variance needs the mean."""
+    states = [make_state(seed) for seed in range(1 + base + count)]
+    states[faulty][name].view(-1)[0] = float("nan")
+    ancestor, old, *new = states if base else (None, *states)
+    given = {"curvature": make_curvature(), "rescale": "global"} if method == "ihr" else {}
+    with pytest.raises(InputError) as error:
+        merge(old, new, method, base=ancestor, **given)
+    assert f"{name} of {role} holds NaN" in str(error.value)
+
+
+@pytest.mark.parametrize(("method", "side"), [("keep", 0), ("new", -1)])
+def test_keep_and_new_are_methods_like_others(method, side):
+    """Whatever a tensor holds, and of how many models."""
+    states = [make_state(seed) for seed in range(3)]
+    for state in states:
+        state["gain"] = torch.tensor(float("nan"))
+    merged = merge(states[0], states[1:], method)
+    assert bits(merged) == bits(states[side])
+    assert plan(states[0], states[1:], method).counts() == {method: len(states[0])}
+    with pytest.raises(InputError, match=rf"{method} has no option tau"):
+        merge(states[0], states[1:], method, tau=1.0)
 
 
 def test_unknown_methods_and_options_list_the_known_ones(state):

@@ -10,7 +10,7 @@ from asrcl import merge as room
 from asrcl.merge import methods
 
 VARIANTS = [
-    *((name, {}) for name in methods()),
+    *((name, {}) for name, method in methods().items() if method.takes is None),
     ("average", {"strength": 0.3}),
     *(("ihr", {"rescale": rescale}) for rescale in ("global", "none")),
     ("ihr", {"damping_kind": "absolute", "damping": 1e-3}),

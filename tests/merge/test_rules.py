@@ -81,7 +81,7 @@ def test_ranges_are_whole_parts_of_names_and_several_multiply():
         ("method: ihr\nrules:\n  - method: keep\n", "line 3: a rule needs 'match'"),
         ("method: ihr\nrules:\n  - match: a\n", "line 3: the rule for a says neither method nor knobs"),
         ("rules:\n  - match: a\n    knobs: {tau: 1}\n", "line 2: knobs need a method"),
-        ("rules:\n  - match: a\n    method: keep\n    knobs: {tau: 1}\n", "line 4: keep has no knobs"),
+        ("rules:\n  - match: a\n    method: keep\n    knobs: {tau: 1}\n", "line 4: merge method keep has no option tau"),
         ("rules:\n  - match: l.3-1.a\n    method: keep\n", "line 2: 'l.3-1.a': the range 3-1 runs backwards"),
         ("rules:\n  - match: l.0-99999999.a\n    method: keep\n", "the range 0-99999999 is too long"),
         ("rules: {match: a}\n", "line 1: rules must be a list"),

@@ -3,8 +3,9 @@
 elementwise    every weight by itself              slerp       along an arc
 task_vectors   several updates                     spectral    singular vectors of updates
 fisher         curvature on both sides             ihr         curvature of the old domains (`inverse` solves with it)
+taken          one model's tensors as they are
 """
 
-from asrcl.merge.steps import elementwise, fisher, ihr, slerp, spectral, task_vectors
+from asrcl.merge.steps import elementwise, fisher, ihr, slerp, spectral, taken, task_vectors
 
-__all__ = ["elementwise", "fisher", "ihr", "slerp", "spectral", "task_vectors"]
+__all__ = ["elementwise", "fisher", "ihr", "slerp", "spectral", "taken", "task_vectors"]

@@ -34,7 +34,7 @@ from asrcl.merge.steps import inverse
 from asrcl.merge.tensors import checked_number
 
 if TYPE_CHECKING:
-    from asrcl.merge.executor import Rows
+    from asrcl.merge.setup import Rows
 
 Rescale = Literal["layer", "global", "none"]
 RESCALES = ("layer", "global", "none")
