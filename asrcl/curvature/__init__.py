@@ -12,6 +12,7 @@ from asrcl.curvature.card import Card, card
 from asrcl.curvature.compress import stored_bytes
 from asrcl.curvature.curvature import Curvature, ReportRow
 from asrcl.curvature.estimate import correct, estimate
+from asrcl.curvature.estimation.options import EstimateOptions
 from asrcl.curvature.factors import DenseFactor, DiagonalFactor, Factor, LowRankFactor
 from asrcl.curvature.fidelity import CompressionError, compression_error, compression_table
 from asrcl.curvature.kron import DampingKind, solve_sum
@@ -20,6 +21,7 @@ from asrcl.curvature.parameters import hash_parameters
 __all__ = [  # noqa: RUF022 (grouped for the reader)
     # Estimating
     "estimate",
+    "EstimateOptions",
     "correct",
     # The result and its parts
     "Curvature",

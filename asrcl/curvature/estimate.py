@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,11 +25,12 @@ from asrcl.curvature.blocks import Block, BlockKey, KroneckerBlock
 from asrcl.curvature.curvature import RESERVED_METADATA, Curvature
 from asrcl.curvature.estimation.batching import Reader, counted, to_device
 from asrcl.curvature.estimation.capture import frozen
-from asrcl.curvature.estimation.gram import PRODUCTS, Products, blas_threads, product_precision
+from asrcl.curvature.estimation.gram import blas_threads, product_precision
 from asrcl.curvature.estimation.holding import LossCheck
 from asrcl.curvature.estimation.loop import Estimation, LossFunction, PaddingFunction, check_blocks, cudnn_gradients
 from asrcl.curvature.estimation.losses import LossWatch
 from asrcl.curvature.estimation.masks import ItemAxes
+from asrcl.curvature.estimation.options import EstimateOptions
 from asrcl.curvature.estimation.peritem import LARGEST_DENSE, Basis, FallbackSums, GradientSums, eigen_blocks
 from asrcl.curvature.estimation.progress import Partial, Watcher
 from asrcl.curvature.estimation.running import SumOptions
@@ -40,79 +41,19 @@ from asrcl.curvature.parameters import ParameterIndex, hash_parameters
 from asrcl.curvature.wrappers import check_visible, plainly_called
 from asrcl.exceptions import InputError
 
-Fisher = Literal["empirical", "mc", "exact"]
-Structure = Literal["kron", "ekfac", "diagonal", "dense"]
-STRUCTURES = ("kron", "ekfac", "diagonal", "dense")
-
-
-@dataclass(frozen=True)
-class Options:
-    """Everything that changes the numbers of an estimate; see `estimate`."""
-
-    fisher: Fisher = "empirical"
-    structure: Structure = "kron"
-    layers: Literal["all", "linear"] = "all"
-    weight_sharing: Literal["expand", "reduce"] = "expand"
-    stride: int = 1
-    samples: int = 1
-    seed: int = 0
-    parts: tuple[str, ...] | None = None
-    label_smoothing: bool = False
-    products: Products = "float32"
-    largest_factor: int = 8192
-
-    def check(self) -> None:
-        """Raise InputError for a value that does not exist."""
-        for name, known in (
-            ("structure", STRUCTURES),
-            ("layers", ("all", "linear")),
-            ("weight_sharing", ("expand", "reduce")),
-            ("products", PRODUCTS),
-        ):
-            if (value := getattr(self, name)) not in known:
-                raise InputError(f"{name}={value!r} does not exist; there are {', '.join(known)}")
-        if self.stride < 1 or self.largest_factor < 1:
-            raise InputError(f"stride={self.stride}, largest_factor={self.largest_factor}: both must be at least 1")
-        if self.weight_sharing == "reduce" and self.stride > 1:
-            raise InputError("stride picks positions and weight_sharing='reduce' has none left; leave stride at 1")
-
-    def empirical(self) -> LossWatch:
-        """What watches the loss with the labels of the data."""
-        return LossWatch("empirical", parts=self.parts, label_smoothing=self.label_smoothing)
-
-    def losses(self) -> LossWatch:
-        """What watches the loss."""
-        return LossWatch(
-            self.fisher, samples=self.samples, seed=self.seed, parts=self.parts, label_smoothing=self.label_smoothing
-        )
-
 
 def estimate(
     model: nn.Module,
     loss_fn: LossFunction,
     batches: Iterable[Any],
+    options: EstimateOptions | None = None,
     *,
-    fisher: Fisher = "empirical",
-    structure: Structure = "kron",
-    layers: Literal["all", "linear"] = "all",
     padding: PaddingFunction | None = None,
-    weight_sharing: Literal["expand", "reduce"] = "expand",
-    stride: int = 1,
-    samples: int = 1,
-    seed: int = 0,
-    parts: Sequence[str] | None = None,
-    label_smoothing: bool = False,
-    include: Sequence[str] = ("*",),
-    exclude: Sequence[str] = (),
-    max_items: int | None = None,
-    tolerance: float | None = None,
-    products: Products = "float32",
-    offload: bool = False,
-    largest_factor: int = 8192,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_seconds: float = 60.0,
     progress: Callable[[int], None] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    **changes: Any,
 ) -> Curvature:
     """Estimate the curvature of a loss at the model's present weights.
 
@@ -127,57 +68,33 @@ def estimate(
             or a tensor, tuple, list, mapping or dataclass of tensors whose first axis counts the items; lists may have an entry
             per item. The first batch is looked at before anything is added (docs/curvature.md); `metadata["checks"]` says what
             came of it.
-        fisher: "empirical", gradients at the given labels; "mc", labels drawn from the model (cross entropy, CTC, MSE, binary
-            cross entropy, as `estimation.losses` finds them in the loss); "exact", the generalised Gauss-Newton matrix (not for
-            CTC; one backward pass per class). Of an item with several labels, products across its positions vanish on average
-            only: they are in `dense`, `diagonal`, biases and EK-FAC, not in Kronecker factors of position-wise models.
-        structure: "kron", a Kronecker block for every map and table and a small exact block for the rest; "ekfac", the same with
-            eigenvalues measured in a second pass over the batches; "diagonal", squared gradients of every item; "dense", one
-            exact matrix per parameter, for small models.
-        layers: "all", or "linear" for the weights of linear maps alone.
+        options: what to estimate and how; None for the defaults.
         padding: `padding(batch)` -> boolean masks `[items, positions]`, True at real positions. A map uses the mask that fits
             its input's shape; of several, the one whose padded positions get no gradient; without any, all positions count;
             `metadata["unmasked"]` names the maps that fitted none of the masks given.
-        weight_sharing: "expand" or "reduce", see the head of this file.
-        stride: use one position in so many, with an offset that rotates over batches; G is scaled so that its mean over offsets
-            is that of all positions.
-        samples: draws per batch with "mc".
-        seed: of the draws.
-        parts: loss functions to keep, such as ("ctc_loss",); other losses then contribute nothing.
-        label_smoothing: keep label smoothing in `cross_entropy`; it is left out otherwise.
-        include: glob patterns of parameter names to cover.
-        exclude: glob patterns of parameter names to leave out.
-        max_items: stop after so many items.
-        tolerance: stop when the diagonals of all sums have changed by less than this, relatively, over the last fifth of the
-            batches.
-        products: "float32"; "tf32" (GPU) or "bfloat16" multiply faster and less exactly. Sums are in single precision at least.
-        offload: keep the sums in pinned memory of the CPU while the model is on a GPU.
-        largest_factor: of a factor larger than this only the diagonal is kept (the outputs of a large vocabulary).
         checkpoint: a file for the sums so far, written every `checkpoint_seconds`; a run that finds one goes on from it. Batches
             must come in the same order. It is deleted in the end.
         checkpoint_seconds: time between two checkpoints.
         progress: called with the number of items (of this process) done after every batch.
         metadata: JSON values to store beside what the estimate records itself (`loss`, `data_hash`, ...).
+        **changes: single options of `EstimateOptions` by name, in place of those in `options`: `estimate(..., fisher="mc")`.
 
     Raises:
         InputError: an unknown option, no data, batches that do not say how many items they hold, a loss that is not finite, is no
             mean over them or has no Fisher information of the kind asked, nothing to cover, a model that cannot be watched, or a
             checkpoint of another estimate.
     """
-    options = Options(
-        fisher, structure, layers, weight_sharing, stride, samples, seed, None if parts is None else tuple(parts),
-        label_smoothing, products, largest_factor,
-    )  # fmt: skip
+    options = (EstimateOptions() if options is None else options).changed(changes)
     options.check()
-    _check_call(model, max_items, tolerance, metadata, batches, structure)
-    index = ParameterIndex(model, include, exclude)
+    _check_call(model, metadata, batches, options.structure)
+    index = ParameterIndex(model, options.include, options.exclude)
     group = Group.current()
     partial = None
     if checkpoint is not None:
-        partial = Partial(checkpoint, checkpoint_seconds, group, _fingerprint(index, options, max_items))
-    run = _Run(model, loss_fn, index, options, padding, offload, max_items, group)
-    curvature = run.first_pass(batches, Watcher(tolerance, group), partial, progress, dict(metadata or {}))
-    if structure == "ekfac":
+        partial = Partial(checkpoint, checkpoint_seconds, group, _fingerprint(index, options))
+    run = _Run(model, loss_fn, index, options, padding, group)
+    curvature = run.first_pass(batches, Watcher(options.tolerance, group), partial, progress, dict(metadata or {}))
+    if options.structure == "ekfac":
         curvature = run.second_pass(curvature, batches, progress)
     if partial is not None:
         partial.remove()
@@ -214,7 +131,8 @@ def correct(
     if not curvature.taken_at(model):
         raise InputError("the curvature was estimated at other weights than the model has; load those, or estimate again")
     index = ParameterIndex(model, ("*",), ())
-    run = _Run(model, loss_fn, index, _options_of(curvature), None, offload, max_items, Group.current())
+    options = replace(_options_of(curvature), max_items=max_items, offload=offload)
+    run = _Run(model, loss_fn, index, options, None, Group.current())
     return run.second_pass(curvature, batches, progress, looks=True)
 
 
@@ -226,14 +144,12 @@ class _Run:
         model: nn.Module,
         loss_fn: LossFunction,
         index: ParameterIndex,
-        options: Options,
+        options: EstimateOptions,
         padding: PaddingFunction | None,
-        offload: bool,
-        max_items: int | None,
         group: Group,
     ) -> None:
         self._model, self._loss_fn, self._index, self._options = model, loss_fn, index, options
-        self._padding, self._offload, self._max_items, self._group = padding, offload, max_items, group
+        self._padding, self._max_items, self._group = padding, options.max_items, group
         self._axes = ItemAxes()
         self._reader = Reader(LossCheck(model, loss_fn, next(iter(index.parameters.values())).device))
 
@@ -249,7 +165,7 @@ class _Run:
         options, structure = self._options, self._options.structure
         sums = self._collector() if structure in ("kron", "ekfac") else self._gradients()
         dense = structure == "dense"
-        fallback = FallbackSums(self._index, dense, self._offload) if options.layers == "all" or dense else None
+        fallback = FallbackSums(self._index, dense, self._options.offload) if options.layers == "all" or dense else None
         if dense:
             self._check_small()
         losses = options.losses()
@@ -292,7 +208,7 @@ class _Run:
             return {k: bases[k] for k in keys if use.row_start <= k.row_start and k.row_stop <= use.row_stop}
 
         index = ParameterIndex(self._model, ("*",), ())
-        sums = GradientSums(index, within, False, self._offload)
+        sums = GradientSums(index, within, False, self._options.offload)
         watch, losses = self._options.empirical() if looks else None, self._options.losses()
         work = Estimation(
             self._model, self._loss_fn, index, sums, losses, lenient=True, looks=watch, axes=self._axes, reader=self._reader
@@ -309,12 +225,18 @@ class _Run:
 
     def _collector(self) -> Collector:
         o = self._options
-        options = SumOptions(o.weight_sharing, o.stride, o.products, self._offload, o.largest_factor)
-        return Collector(self._index, options, o.layers)
+        sums = SumOptions(
+            weight_sharing=o.weight_sharing,
+            stride=o.stride,
+            products=o.products,
+            offload=o.offload,
+            largest_factor=o.largest_factor,
+        )
+        return Collector(self._index, sums, o.layers)
 
     def _gradients(self) -> GradientSums:
         everything = self._options.layers == "all"
-        return GradientSums(self._index, lambda key: {key: Basis()}, everything, self._offload)
+        return GradientSums(self._index, lambda key: {key: Basis()}, everything, self._options.offload)
 
     @contextmanager
     def _settings(self) -> Iterator[None]:
@@ -405,7 +327,7 @@ class _Run:
             "fisher": options.fisher,
             "structure": "kron" if options.structure == "ekfac" else options.structure,
             **counts,
-            "options": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()},
+            "options": options.record(),
             "losses": sorted(losses.seen),
             "converged": converged,
             "model_hash": hash_parameters(index.parameters),
@@ -436,37 +358,26 @@ def eigenbases(curvature: Curvature) -> dict[BlockKey, Basis]:
     }
 
 
-def _options_of(curvature: Curvature) -> Options:
+def _options_of(curvature: Curvature) -> EstimateOptions:
     """How a curvature was estimated; of a pooled one, how its parts were (seeds may differ)."""
     known = curvature.metadata.get("options")
     records = [known] if known else [part.get("options") or {} for part in curvature.metadata.get("sources", [{}])]
     ways = [{what: record.get(what) for what in ("fisher", "samples", "parts", "label_smoothing")} for record in records]
     if not ways[0]["fisher"] or any(way != ways[0] for way in ways):
         raise InputError(f"the curvature does not say one way in which it was estimated: {ways}; use structure='ekfac'")
-    chosen = {what: value for what, value in records[0].items() if what in Options.__dataclass_fields__}
+    chosen = {what: value for what, value in records[0].items() if what in EstimateOptions.__dataclass_fields__}
     try:
         if chosen["parts"] is not None:
             chosen["parts"] = tuple(chosen["parts"])
-        options = Options(**chosen)
+        options = EstimateOptions(**chosen)
         options.check()
     except (LookupError, TypeError) as error:
         raise InputError(f"the curvature says that it was estimated with {chosen}, which cannot be; estimate it again") from error
     return options
 
 
-def _check_call(
-    model: nn.Module,
-    max_items: int | None,
-    tolerance: float | None,
-    metadata: Mapping[str, Any] | None,
-    batches: Iterable[Any],
-    structure: str,
-) -> None:
+def _check_call(model: nn.Module, metadata: Mapping[str, Any] | None, batches: Iterable[Any], structure: str) -> None:
     check_visible(model)
-    if max_items is not None and max_items < 1:
-        raise InputError(f"max_items must be at least 1, not {max_items}")
-    if tolerance is not None and not tolerance > 0:
-        raise InputError(f"tolerance must be above 0, not {tolerance}")
     clash = sorted(RESERVED_METADATA & set(metadata or {}))
     if clash:
         raise InputError(f"metadata may not set {', '.join(clash)}: the estimate records that itself")
@@ -480,11 +391,10 @@ def _check_skipped(items: int, done: int) -> None:
         raise InputError(f"{reason}; give the same batches in the same order, or delete it")
 
 
-def _fingerprint(index: ParameterIndex, options: Options, max_items: int | None) -> dict[str, Any]:
+def _fingerprint(index: ParameterIndex, options: EstimateOptions) -> dict[str, Any]:
     """What must agree for one estimate to go on from another's sums."""
-    chosen = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()}
-    selected = sorted(index.selected)
-    return {"model_hash": hash_parameters(index.parameters), "options": chosen, "selected": selected, "max_items": max_items}
+    selected, hashed = sorted(index.selected), hash_parameters(index.parameters)
+    return {"model_hash": hashed, "options": options.record(), "selected": selected, "max_items": options.max_items}
 
 
 def versions() -> dict[str, str]:

@@ -9,12 +9,14 @@ Needs torch and safetensors only.
 from asrcl.merge import steps  # noqa: F401 (registers the methods)
 from asrcl.merge.api import merge, plan
 from asrcl.merge.containers import load_state
-from asrcl.merge.files import MergeSpec, Preview, merge_files, preview_files
+from asrcl.merge.files import Preview, merge_files, preview_files
 from asrcl.merge.plans import Plan, PlanRow
 from asrcl.merge.registry import MergeMethod, StateDict, merge_method, methods
+from asrcl.merge.spec import MergeSpec
 
 __all__ = [  # noqa: RUF022 (grouped for the reader)
     # Merging
+    "MergeSpec",
     "merge",
     "plan",
     "Plan",
@@ -22,7 +24,6 @@ __all__ = [  # noqa: RUF022 (grouped for the reader)
     # Merging files
     "merge_files",
     "preview_files",
-    "MergeSpec",
     "Preview",
     # Reading checkpoints
     "load_state",

@@ -17,11 +17,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import repeat
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -29,77 +29,23 @@ from asrcl.curvature import Curvature
 from asrcl.curvature.parameters import hash_parameters
 from asrcl.curvature.wrappers import matched
 from asrcl.exceptions import InputError
-from asrcl.merge.buffers import Statistics
 from asrcl.merge.card import Budget, CurvatureFile, LayerRecord, MergeRecord, Parent, Totals, card_text
-from asrcl.merge.containers import Checkpoint, Outline, open_checkpoint
+from asrcl.merge.containers import Checkpoint, Outline, Source, open_checkpoint
 from asrcl.merge.containers.settings import compare
 from asrcl.merge.containers.staging import disk
 from asrcl.merge.executor import Effect
 from asrcl.merge.job import Merged, MergeJob
 from asrcl.merge.plans import PlanRow
 from asrcl.merge.registry import find_method
-from asrcl.merge.rules import Rules
-from asrcl.merge.setup import MergeOptions, Rest, roles_of
+from asrcl.merge.setup import roles_of
 from asrcl.merge.sources import TensorSource, as_named_in
-from asrcl.merge.vocabulary import Alignment, FittedSource, Policy, align
-from asrcl.merge.vocabulary.tokens import Tokens
+from asrcl.merge.spec import DEFAULTS, MergeSpec
+from asrcl.merge.vocabulary import Alignment, FittedSource, align
 
 _log = logging.getLogger(__name__)
 
 Path_ = str | Path
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class MergeSpec:
-    """How to merge.
-
-    Attributes:
-        method: a registered method.
-        knobs: its options.
-        curvature: files of the old domains.
-        new_curvature: files of the new models.
-        base: the common ancestor, where it is not the old model.
-        task, rest, statistics, layers: see `asrcl.merge.merge`.
-        rules: methods by tensor name.
-        budget: allowed increase of the old loss.
-        vocabulary: what to do where the models differ, see `asrcl.merge.vocabulary`.
-        tokens: the token lists of the old and the new model.
-        trailing: outputs behind those of the tokens, see `asrcl.merge.vocabulary.align`.
-        tensors: globs of the tensors that depend on the vocabulary, where sizes do not tell.
-        differences: "refuse" models whose settings say that equal weights mean something else (feature rates, attention heads,
-            scales of adapters), or "note" it.
-    """
-
-    method: str = "ihr"
-    knobs: Mapping[str, Any] = field(default_factory=dict)
-    curvature: Sequence[Path_] = ()
-    new_curvature: Sequence[Path_] = ()
-    base: Path_ | None = None
-    task: int | None = None
-    rest: Rest | None = None
-    statistics: Statistics = "pool"
-    layers: tuple[str, ...] = ("*",)
-    rules: Rules | None = None
-    budget: float | None = None
-    vocabulary: Policy = "error"
-    tokens: tuple[Tokens, Tokens] | None = None
-    trailing: int = 0
-    tensors: tuple[str, ...] = ()
-    differences: Literal["refuse", "note"] = "refuse"
-
-    @classmethod
-    def of(cls, rules: Rules | None, **given: Any) -> MergeSpec:
-        """What a file of rules says, with what was given otherwise (and is not None) on top."""
-        said: dict[str, Any] = {"rules": rules}
-        if rules is not None:
-            said |= {"method": rules.method, "knobs": rules.knobs, "rest": rules.rest, "statistics": rules.statistics}
-        said |= {name: value for name, value in given.items() if value is not None}
-        if rules is not None and (given.get("knobs") or given.get("method")):
-            # What the user typed also holds where the file has no rule of its own for a tensor.
-            said["rules"] = replace(rules, method=said["method"], knobs={**rules.knobs, **(given.get("knobs") or {})})
-            said["knobs"] = said["rules"].knobs
-        return cls(**{name: value for name, value in said.items() if value is not None})
 
 
 class Preview(NamedTuple):
@@ -118,7 +64,7 @@ def merge_files(
     old: Path_,
     new: Sequence[Path_],
     out: Path_,
-    spec: MergeSpec = MergeSpec(),
+    spec: MergeSpec = DEFAULTS,
     *,
     container: str | None = None,
     overwrite: bool = False,
@@ -133,7 +79,7 @@ def merge_files(
         old: checkpoint before the new domain.
         new: checkpoints fine-tuned from it.
         out: file or folder to write.
-        spec: how to merge.
+        spec: how to merge; its `base` is a checkpoint on disk too.
         container: "safetensors" for the tensors alone; None for the container of the old model.
         overwrite: replace a folder that exists.
         command: what the user typed, for the card.
@@ -159,7 +105,7 @@ def merge_files(
 
 
 def preview_files(
-    old: Path_, new: Sequence[Path_], spec: MergeSpec = MergeSpec(), *, measure: bool = True, progress: Progress | None = None
+    old: Path_, new: Sequence[Path_], spec: MergeSpec = DEFAULTS, *, measure: bool = True, progress: Progress | None = None
 ) -> tuple[list[Preview], float]:
     """What `merge_files` would do, and the scale that a budget asks for; nothing is written.
 
@@ -236,23 +182,21 @@ def _opened(old: Path_, new: Sequence[Path_], spec: MergeSpec) -> Iterator[_Mode
         raise InputError("there is no new model to merge")
     with ExitStack() as stack:
         first, *others = (stack.enter_context(open_checkpoint(path)) for path in (old, *new))
-        base = stack.enter_context(open_checkpoint(spec.base)) if spec.base is not None else None
+        base = stack.enter_context(open_checkpoint(_place(spec.base))) if spec.base is not None else None
         remarks = _compared(first, others, base, spec)
         alignment, sources = _aligned(first, others, spec)
-        curvatures = [Curvature.load(path) for path in spec.curvature]
-        new_curvatures = [Curvature.load(path) for path in spec.new_curvature]
-        options = MergeOptions(spec.task, _rest(spec), spec.statistics, spec.layers)
+        curvatures, new_curvatures = spec.curvatures()
+        options = spec.options(len(new))
         start: TensorSource = first
         if base is not None:
             start, sources = as_named_in(first.outlines, base), [first, *sources]
             align(start.outlines, first.outlines, "error")
-            options = replace(options, task=1 + len(new) if spec.task is None else spec.task)
         if spec.rules is not None:
             spec.rules.check_names(first.outlines)
         roles = roles_of(len(new), base is not None)
         job = MergeJob(start, sources, spec.method, spec.knobs, options, curvatures, new_curvatures, spec.rules, roles)
-        remarks += _strangers(zip(spec.curvature, curvatures, repeat(start), strict=False))
-        remarks += _strangers(zip(spec.new_curvature, new_curvatures, others, strict=False))
+        remarks += _strangers(zip(map(_name, spec.curvature), curvatures, repeat(start), strict=False))
+        remarks += _strangers(zip(map(_name, spec.new_curvature), new_curvatures, others, strict=False))
         yield _Models(first, others, base, curvatures, new_curvatures, alignment, job, tuple(remarks))
 
 
@@ -287,32 +231,36 @@ class _Read(Mapping[str, torch.Tensor]):
         return len(self._names)
 
 
-def _strangers(pairs: Iterable[tuple[Path_, Curvature, TensorSource]]) -> list[str]:
+def _place(base: Source) -> Path_:
+    if not isinstance(base, str | Path):
+        raise InputError(f"base= takes a checkpoint on disk here, not {type(base).__name__}; save it, or merge in memory")
+    return base
+
+
+def _name(curvature: Path_ | Curvature) -> str:
+    return "a curvature in memory" if isinstance(curvature, Curvature) else Path(curvature).name
+
+
+def _strangers(pairs: Iterable[tuple[str, Curvature, TensorSource]]) -> list[str]:
     """Curvatures that were estimated at other weights than those of the model that they stand for."""
     found, known = [], {}
-    for path, curvature, model in pairs:
+    for name, curvature, model in pairs:
         held = curvature.metadata.get("model_hash")
         aliases = curvature.metadata.get("aliases", {})
         there = matched([*curvature.metadata.get("parameters", {}), *aliases], model.outlines)
-        names = {aliases.get(name, name): own for name, own in reversed(there.items())}
+        names = {aliases.get(theirs, theirs): own for theirs, own in reversed(there.items())}
         key = (id(model), tuple(names))
         if held is None:
-            found.append(f"{Path(path).name}: this curvature does not say at which weights it was estimated")
+            found.append(f"{name}: this curvature does not say at which weights it was estimated")
             continue
         if key not in known:
             known[key] = hash_parameters(_Read(model, names))
         if known[key] != held:
             found.append(
-                f"{Path(path).name}: this curvature was estimated at other weights (hash {held}) than those it is used at "
+                f"{name}: this curvature was estimated at other weights (hash {held}) than those it is used at "
                 f"({known[key]}), or at the same in another type; it says little of a model that was trained on since"
             )
     return found
-
-
-def _rest(spec: MergeSpec) -> Rest:
-    if spec.rest is not None and spec.rules is None and not find_method(spec.method).partial:
-        raise InputError(f"merge method {spec.method} treats every tensor, so that rest={spec.rest!r} means nothing to it")
-    return "1/t" if spec.rest is None else spec.rest
 
 
 def _aligned(old: Checkpoint, others: list[Checkpoint], spec: MergeSpec) -> tuple[Alignment | None, list[TensorSource]]:
@@ -341,7 +289,7 @@ def _record(
         method=spec.method,
         parents=tuple(Parent.of(role, origin.path, origin.sha256, origin.kind) for role, origin in origins),
         knobs=find_method(spec.method).knobs | dict(spec.knobs),
-        rest=_rest(spec),
+        rest=spec.options(len(models.new)).rest,
         statistics=spec.statistics,
         rules=tuple(rules),
         curvature=tuple(_curvature_files(models, spec)),
@@ -360,9 +308,9 @@ def _record(
 def _curvature_files(models: _Models, spec: MergeSpec) -> Iterator[CurvatureFile]:
     sides = (("old", spec.curvature, models.curvatures), ("new", spec.new_curvature, models.new_curvatures))
     for role, paths, curvatures in sides:
-        for path, curvature in zip(paths, curvatures, strict=True):
+        for given, curvature in zip(paths, curvatures, strict=True):
             facts = curvature.metadata
-            yield CurvatureFile(Path(path).name, facts.get("model_hash"), facts.get("items"), facts.get("fisher"), role)
+            yield CurvatureFile(_name(given), facts.get("model_hash"), facts.get("items"), facts.get("fisher"), role)
 
 
 def _totals(models: _Models, previews: Sequence[Preview]) -> Totals:

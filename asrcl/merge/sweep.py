@@ -25,8 +25,9 @@ from asrcl.entries import DamagedEntry, fingerprint_file, read_record, remove_en
 from asrcl.exceptions import InputError
 from asrcl.files import atomic_path, file_lock, hash_json, parse_json, read_json
 from asrcl.merge.card import MergeRecord
-from asrcl.merge.files import MergeSpec, merge_files
+from asrcl.merge.files import merge_files
 from asrcl.merge.registry import find_method
+from asrcl.merge.spec import MergeSpec
 
 Evaluate = Callable[[Path], Mapping[str, float]]
 OPTIONS = ("rest", "statistics", "budget", "method")
@@ -262,17 +263,29 @@ def _key(
     old: str | Path, new: Sequence[str | Path], spec: MergeSpec, evaluate: Evaluate | None
 ) -> dict[str, str]:
     """A hash of everything that a row depends on besides its setting, in the parts that a message can name."""
-    curvature = [*spec.curvature, *spec.new_curvature]
-    models = [old, *new, *([spec.base] if spec.base else [])]
+    curvature = _paths([*spec.curvature, *spec.new_curvature])
+    models = [Path(old), *map(Path, new), *_paths([spec.base] if spec.base is not None else [])]
     others = {name: getattr(spec, name) for name in spec.__dataclass_fields__ if name not in OF_FILES}
     options = [others, spec.rules.as_json() if spec.rules else None, _tokens(spec)]
     parts = {
-        "models": [_content([Path(path)]) for path in models],
-        "curvature": [len(spec.curvature), *(_content([Path(path)]) for path in curvature)],
+        "models": [_content([path]) for path in models],
+        "curvature": [len(spec.curvature), *(_content([path]) for path in curvature)],
         "fixed options": options,
         "evaluation": _identity(evaluate),
     }
     return {name: hash_json(part) for name, part in parts.items()}
+
+
+def _paths(given: Sequence[Any]) -> list[Path]:
+    """Where curvatures and models lie.
+
+    Raises:
+        InputError: one is in memory, so that a later call could not tell whether it is the same.
+    """
+    for one in given:
+        if not isinstance(one, str | Path):
+            raise InputError(f"a sweep takes curvature= and base= as files, not as {type(one).__name__} in memory; save it first")
+    return [Path(one) for one in given]
 
 
 def _tokens(spec: MergeSpec) -> list[Any]:

@@ -8,7 +8,7 @@ from curvature_cases import Items, TwoLayer, batches_of, make_items, masks, seed
 from torch import nn
 
 from asrcl import curvature as room
-from asrcl.curvature import BlockKey, DiagonalBlock, KroneckerBlock
+from asrcl.curvature import BlockKey, DiagonalBlock, EstimateOptions, KroneckerBlock
 from asrcl.exceptions import InputError
 
 estimate = functools.partial(room.estimate, layers="linear")
@@ -265,3 +265,18 @@ def test_a_map_whose_output_does_not_matter_is_named():
 
     curvature = estimate(seeded(Detached), sequence_loss, [make_items(LENGTHS)], padding=masks)
     assert curvature.metadata["uncovered"]["first.weight"] == "no gradient reached its output"
+
+
+def test_options_are_given_by_name_or_as_one_object():
+    """Both ways give the same numbers; the curvature records what changes them."""
+    model, batches = nn.Linear(3, 2), [torch.randn(4, 3)]
+    loss_fn = lambda model, batch: model(batch).square().mean(-1).mean()  # noqa: E731
+    named = estimate(model, loss_fn, batches, fisher="empirical", stride=2, include=["weight"])
+    options = EstimateOptions(layers="linear", stride=4, include=("weight",))
+    given = everything(model, loss_fn, batches, options, stride=2)
+    for key, block in named.blocks.items():
+        assert torch.equal(block.A_II, given.blocks[key].A_II) and torch.equal(block.G_OO, given.blocks[key].G_OO)
+    assert named.metadata["options"] == given.metadata["options"] and given.metadata["options"]["stride"] == 2
+    assert "include" not in given.metadata["options"]
+    with pytest.raises(InputError, match=r"no option strid; did you mean stride"):
+        estimate(model, loss_fn, batches, strid=2)
