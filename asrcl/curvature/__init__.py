@@ -9,12 +9,11 @@ Needs torch and safetensors only.
 
 from asrcl.curvature.blocks import Block, BlockKey, DenseBlock, DiagonalBlock, EigenBlock, KroneckerBlock
 from asrcl.curvature.card import Card, card
-from asrcl.curvature.compress import stored_bytes
 from asrcl.curvature.curvature import Curvature, ReportRow
 from asrcl.curvature.estimate import correct, estimate
 from asrcl.curvature.estimation.options import EstimateOptions
 from asrcl.curvature.factors import DenseFactor, DiagonalFactor, Factor, LowRankFactor
-from asrcl.curvature.fidelity import CompressionError, compression_error, compression_table
+from asrcl.curvature.fidelity import CompressionError, compression_error, compression_table, stored_bytes
 from asrcl.curvature.kron import DampingKind, solve_sum
 from asrcl.curvature.parameters import hash_parameters
 

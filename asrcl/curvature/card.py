@@ -22,9 +22,9 @@ from torch import Tensor
 
 from asrcl.curvature import kron
 from asrcl.curvature.blocks import Block, BlockKey, KroneckerBlock
-from asrcl.curvature.compress import stored_bytes
 from asrcl.curvature.curvature import Curvature, ReportRow
 from asrcl.curvature.factors import DiagonalFactor, Factor
+from asrcl.curvature.fidelity import stored_bytes
 from asrcl.curvature.storage.lazy import outlines_of
 from asrcl.exceptions import InputError
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -35,9 +35,6 @@ from asrcl.curvature.storage import file_bytes
 from asrcl.curvature.storage.lazy import outlines_of
 from asrcl.curvature.storage.packing import triangle
 from asrcl.exceptions import InputError
-
-if TYPE_CHECKING:
-    from asrcl.curvature.curvature import Curvature
 
 Tail = Literal["isotropic", "diagonal"]
 Blocks = Mapping[BlockKey, Block]
@@ -183,11 +180,6 @@ def _rounded_up(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 # ---- all blocks
-
-
-def stored_bytes(curvature: Curvature) -> int:
-    """The size that the curvature has as one file, to the byte."""
-    return file_bytes(curvature.blocks, curvature.metadata)
 
 
 class Spectra:

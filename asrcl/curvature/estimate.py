@@ -24,7 +24,6 @@ from torch import nn
 from asrcl.curvature.blocks import Block, BlockKey, KroneckerBlock
 from asrcl.curvature.curvature import RESERVED_METADATA, Curvature
 from asrcl.curvature.estimation.batching import Reader, counted, to_device
-from asrcl.curvature.estimation.capture import frozen
 from asrcl.curvature.estimation.gram import blas_threads, product_precision
 from asrcl.curvature.estimation.holding import LossCheck
 from asrcl.curvature.estimation.loop import Estimation, LossFunction, PaddingFunction, check_blocks, cudnn_gradients
@@ -37,6 +36,7 @@ from asrcl.curvature.estimation.running import SumOptions
 from asrcl.curvature.estimation.sharing import Group
 from asrcl.curvature.estimation.sums import Collector, diagonal_blocks, finish_kronecker
 from asrcl.curvature.factors import Factor
+from asrcl.curvature.modes import evaluated
 from asrcl.curvature.parameters import ParameterIndex, hash_parameters
 from asrcl.curvature.wrappers import check_visible, plainly_called
 from asrcl.exceptions import InputError
@@ -241,7 +241,7 @@ class _Run:
     @contextmanager
     def _settings(self) -> Iterator[None]:
         precision = product_precision(self._options.products)
-        held = frozen(self._model), cudnn_gradients(self._model), plainly_called(self._model)
+        held = evaluated(self._model), cudnn_gradients(self._model), plainly_called(self._model)
         with held[0], held[1], held[2], torch.enable_grad(), blas_threads(), precision:
             yield
 

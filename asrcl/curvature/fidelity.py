@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from asrcl.curvature.blocks import Block
-from asrcl.curvature.compress import Choice, Spectra, compress_blocks, stored_bytes
+from asrcl.curvature.compress import Choice, Spectra, compress_blocks
 from asrcl.curvature.curvature import Curvature
 from asrcl.curvature.kron import DampingKind
+from asrcl.curvature.storage import file_bytes
 from asrcl.exceptions import InputError
 
 DEFAULT_SETTINGS: tuple[dict[str, Any], ...] = (
@@ -24,6 +25,11 @@ DEFAULT_SETTINGS: tuple[dict[str, Any], ...] = (
     *({"keep": keep, "dtype": torch.float16, "tail": "diagonal"} for keep in (0.99, 0.9)),
 )
 """What `compression_table` tries if nothing else is asked for; arguments of `Curvature.compress`."""
+
+
+def stored_bytes(curvature: Curvature) -> int:
+    """The size that the curvature has as one file, to the byte."""
+    return file_bytes(curvature.blocks, curvature.metadata)
 
 
 class ErrorRow(NamedTuple):

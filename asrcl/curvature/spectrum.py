@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from asrcl.curvature.curvature import Curvature
+from asrcl.curvature.modes import evaluated
 from asrcl.curvature.parameters import matches
 from asrcl.curvature.wrappers import plain_names, plainly_called
 from asrcl.exceptions import InputError
@@ -137,7 +138,7 @@ def hessian_operator(
 
     def product(vector: Tensors) -> Tensors:
         direction = {name: vector[name].to(parameter) for name, parameter in chosen.items()}
-        with _evaluated(model, chosen):
+        with _differentiable(model, chosen):
             if finite_difference:
                 return _difference(chosen, direction, lambda: _item_mean(data, chosen, lambda b: _gradient(loss_of(b), chosen)))
             return _item_mean(data, chosen, lambda batch: _second_order(loss_of(batch), chosen, direction))
@@ -166,22 +167,10 @@ def _checked(loss: Tensor) -> Tensor:
 
 
 @contextmanager
-def _evaluated(model: nn.Module, chosen: Mapping[str, nn.Parameter]) -> Iterator[None]:
+def _differentiable(model: nn.Module, chosen: Mapping[str, nn.Parameter]) -> Iterator[None]:
     """Eval mode, gradients for the chosen parameters alone, and attention that can be differentiated twice."""
-    modes = {module: module.training for module in model.modules()}
-    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    wanted = {id(parameter) for parameter in chosen.values()}
-    try:
-        model.eval()
-        for parameter in flags:
-            parameter.requires_grad_(id(parameter) in wanted)
-        with plainly_called(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
+    with evaluated(model, chosen.values()), plainly_called(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def _item_mean(batches: Iterable[Any], chosen: Mapping[str, Tensor], term: Callable[[Any], Sequence[Tensor | None]]) -> Tensors:

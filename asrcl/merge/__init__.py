@@ -11,8 +11,9 @@ from asrcl.merge.api import merge, plan
 from asrcl.merge.containers import load_state
 from asrcl.merge.files import Preview, merge_files, preview_files
 from asrcl.merge.plans import Plan, PlanRow
-from asrcl.merge.registry import MergeMethod, StateDict, merge_method, methods
+from asrcl.merge.registry import MergeMethod, merge_method, methods
 from asrcl.merge.spec import MergeSpec
+from asrcl.state import StateDict
 
 __all__ = [  # noqa: RUF022 (grouped for the reader)
     # Merging

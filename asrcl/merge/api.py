@@ -19,10 +19,10 @@ from asrcl.merge.containers import Source, load_state
 from asrcl.merge.job import MergeJob
 from asrcl.merge.layout import check_same_layout
 from asrcl.merge.plans import Plan
-from asrcl.merge.registry import StateDict
 from asrcl.merge.setup import roles_of
 from asrcl.merge.sources import StateSource, as_named_in
 from asrcl.merge.spec import MergeSpec
+from asrcl.state import StateDict
 
 OF_FILES = ("vocabulary", "tokens", "trailing", "tensors")
 """What only `merge_files` can do."""

@@ -35,7 +35,6 @@ from torch import Tensor
 
 from asrcl.exceptions import InputError
 
-StateDict = dict[str, Tensor]
 MergeFunction = Callable[..., Tensor]
 CONTEXT = ("old", "task", "blocks", "new_blocks", "generator", "depth", "shared")
 

@@ -8,7 +8,6 @@ an evaluation also the error on the old and the new domain; the settings that no
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import os
@@ -28,6 +27,7 @@ from asrcl.merge.card import MergeRecord
 from asrcl.merge.files import merge_files
 from asrcl.merge.registry import find_method
 from asrcl.merge.spec import MergeSpec
+from asrcl.search import grid, pareto_front
 
 Evaluate = Callable[[Path], Mapping[str, float]]
 OPTIONS = ("rest", "statistics", "budget", "method")
@@ -65,20 +65,20 @@ def sweep(
     new: Sequence[str | Path],
     folder: str | Path,
     spec: MergeSpec,
-    grid: Mapping[str, Sequence[Any]],
+    choices: Mapping[str, Sequence[Any]],
     evaluate: Evaluate | None = None,
     *,
     keep: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> list[SweepRow]:
-    """Merge with every combination of a grid; settings that `folder` has a result for are not computed again.
+    """Merge with every combination of some choices; settings that `folder` has a result for are not computed again.
 
     Args:
         old: checkpoint before the new domain.
         new: checkpoints fine-tuned from it.
         folder: where `sweep.json` goes, and merged models while they are scored.
         spec: what is not varied.
-        grid: option -> values; options of the method, or `rest`, `statistics`, `budget`, `method`.
+        choices: option -> values; options of the method, or `rest`, `statistics`, `budget`, `method`.
         evaluate: merged checkpoint -> scores, with errors "old" and "new" among them. What else they depend on is said by its
             attribute `identity`, JSON or a function that returns it; of a function without one, its code, defaults and enclosed
             values are taken.
@@ -90,7 +90,9 @@ def sweep(
             fixed options or another evaluation.
     """
     target = Path(folder)
-    chosen = settings(grid)
+    if not choices:
+        raise InputError("a sweep needs something to vary, e.g. tau=0.5,1,2")
+    chosen = grid(choices)
     with file_lock(target / ".sweep.lock"):  # two sweeps into one folder, one after the other
         key = _key(old, new, spec, evaluate)
         known = _known(target, key)
@@ -107,24 +109,10 @@ def sweep(
     return [SweepRow(**{name: value for name, value in row.items() if name != "content"}) for row in found]
 
 
-def settings(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """All combinations of a grid.
-
-    Raises:
-        InputError: there is nothing to vary.
-    """
-    if not grid:
-        raise InputError("a sweep needs something to vary, e.g. tau=0.5,1,2")
-    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-
-
 def pareto(rows: Sequence[SweepRow]) -> list[SweepRow]:
-    """The rows that no other beats on both errors, by the error on the old domain."""
+    """The rows that no other beats on both errors, by the error on the old domain; rows without both are left out."""
     scored = [row for row in rows if {"old", "new"} <= row.scores.keys()]
-    return sorted(
-        (row for row in scored if not any(_beats(other.scores, row.scores) for other in scored)),
-        key=lambda row: row.scores["old"],
-    )
+    return pareto_front(scored, lambda row: (row.scores["old"], row.scores["new"]))
 
 
 @dataclass(frozen=True)
@@ -355,11 +343,6 @@ def _scores(output: str) -> dict[str, float]:
 
 def _short(line: str) -> str:
     return repr(line if len(line) <= SHOWN else f"{line[:SHOWN]}...")
-
-
-def _beats(first: Mapping[str, float], second: Mapping[str, float]) -> bool:
-    pairs = [(first[name], second[name]) for name in ("old", "new")]
-    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
 
 def _text(setting: Mapping[str, Any]) -> str:

@@ -11,17 +11,17 @@ Parameters are frozen meanwhile: gradients flow along activations only, which sp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from asrcl.curvature.estimation.layers import ADAPTERS, Adapter
 from asrcl.curvature.estimation.masks import ItemAxes, Merges
 from asrcl.curvature.estimation.uses import ItemUse, Use
 from asrcl.curvature.parameters import ParameterIndex
+from asrcl.curvature.torch_internals import is_view
 
 NO_USE = frozenset(
     ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "zeros_like", "ones_like", "empty_like", "full_like",
@@ -40,23 +40,6 @@ class Sink(Protocol):
         ...
 
 
-@contextmanager
-def frozen(model: nn.Module, but: frozenset[str] = frozenset()) -> Iterator[None]:
-    """Hold the model in eval mode with all parameters frozen except `but`; restore everything on leaving."""
-    modes = {module: module.training for module in model.modules()}
-    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    try:
-        model.eval()
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in but)
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(flags[name])
-
-
 class _Root(torch.autograd.Function):
     """Lets a gradient reach an output though no parameter asks for one, and be seen though the output is a view.
 
@@ -67,7 +50,7 @@ class _Root(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, output: Tensor, anchor: Tensor) -> Tensor:
         """The same values."""
-        if output._is_view():
+        if is_view(output):
             return output.detach()
         ctx.mark_dirty(output)
         return output
@@ -185,7 +168,7 @@ class Capture(TorchFunctionMode):
         return output
 
     def _rooted(self, output: Tensor) -> Tensor:
-        plain = output.requires_grad and not output._is_view()
+        plain = output.requires_grad and not is_view(output)
         return output if plain else _Root.apply(output, self._anchor)
 
 

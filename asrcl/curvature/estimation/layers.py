@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +20,9 @@ from torch import Tensor
 from asrcl.curvature.blocks import BlockKey
 from asrcl.curvature.estimation import patches
 from asrcl.curvature.estimation.masks import NO_AXIS, by_item
-from asrcl.curvature.estimation.uses import GroupUse, ItemUse, Layout, MapUse, TableUse, Use
+from asrcl.curvature.estimation.uses import Capturing, GroupUse, ItemUse, Layout, MapUse, TableUse, Use
 from asrcl.curvature.parameters import View
-
-if TYPE_CHECKING:
-    from asrcl.curvature.estimation.capture import Capture
+from asrcl.curvature.torch_internals import linear_replaced
 
 Adapter = Callable[..., Any]
 LINEAR_ONLY = "layers='linear' covers the weights of linear maps alone"
@@ -36,7 +34,7 @@ def on_data(adapter: Adapter) -> Adapter:
     """An adapter for an operation on data; where its input is a parameter itself, all parameters there go item by item."""
 
     @wraps(adapter)
-    def checked(capture: Capture, func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
+    def checked(capture: Capturing, func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
         if not capture.linear_only and isinstance(input, Tensor) and capture.index.owner(input) is not None:
             return capture.plain(func, input, *args, **kwargs)
         return adapter(capture, func, input, *args, **kwargs)
@@ -46,7 +44,7 @@ def on_data(adapter: Adapter) -> Adapter:
 
 @on_data
 def linear(
-    capture: Capture, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None, *, order: Layout | None = None
+    capture: Capturing, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None, *, order: Layout | None = None
 ) -> Tensor:
     """`y = W a + b` on the last axis."""
     output = func(input, weight, bias)
@@ -55,7 +53,7 @@ def linear(
 
 
 @on_data
-def matmul(capture: Capture, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+def matmul(capture: Capturing, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
     """`a W` with a parameter on the right: a linear map whose weight lies transposed."""
     weight = args[0] if len(args) == 1 and not kwargs else None
     if not isinstance(weight, Tensor) or weight.dim() != 2 or capture.index.owner(weight) is None:
@@ -63,7 +61,7 @@ def matmul(capture: Capture, func: Any, input: Tensor, *args: Any, **kwargs: Any
     return capture.watch(func(input, weight), _map_uses(capture, input, weight.mT))
 
 
-def addmm(capture: Capture, func: Any, *args: Any, **kwargs: Any) -> Any:
+def addmm(capture: Capturing, func: Any, *args: Any, **kwargs: Any) -> Any:
     """`b + a W`, as GPT-2 writes its linear maps."""
     if kwargs or len(args) != 3 or capture.index.owner(args[2]) is None or capture.index.owner(args[1]) is not None:
         return capture.plain(func, *args, **kwargs)
@@ -72,7 +70,7 @@ def addmm(capture: Capture, func: Any, *args: Any, **kwargs: Any) -> Any:
     return capture.watch(output, [*_map_uses(capture, input, weight.mT), *_added(capture, bias, output.shape)])
 
 
-def attention(capture: Capture, func: Any, *args: Any, **kwargs: Any) -> Any:
+def attention(capture: Capturing, func: Any, *args: Any, **kwargs: Any) -> Any:
     """`nn.MultiheadAttention`, whose inner linear maps run out of the mode's sight and are led past it."""
     plain = F.linear
     order = _time_first(args[0] if args else kwargs["query"], capture.items)
@@ -83,11 +81,8 @@ def attention(capture: Capture, func: Any, *args: Any, **kwargs: Any) -> Any:
     # Every value inside comes from a watched linear map, but for the learned key and value that may be appended.
     for extra in (*args[7:9], kwargs.get("bias_k"), kwargs.get("bias_v")):
         capture.index.refuse(extra, "appended to the keys or values of an attention")
-    setattr(F, "linear", watched)  # noqa: B010 (mypy refuses a plain assignment)
-    try:
+    with linear_replaced(watched):
         return func(*args, **kwargs)
-    finally:
-        setattr(F, "linear", plain)  # noqa: B010
 
 
 def _time_first(query: Tensor, items: int) -> Layout:
@@ -104,7 +99,7 @@ def _time_first(query: Tensor, items: int) -> Layout:
 
 @on_data
 def convolution(
-    capture: Capture,
+    capture: Capturing,
     func: Any,
     input: Tensor,
     weight: Tensor,
@@ -129,7 +124,7 @@ def convolution(
     return capture.watch(output, [*uses, *_added(capture, bias, output.shape, trailing=axes)])
 
 
-def _convolution_uses(capture: Capture, input: Tensor, weight: Tensor, shape: patches.Shape, output: Tensor) -> list[Use]:
+def _convolution_uses(capture: Capturing, input: Tensor, weight: Tensor, shape: patches.Shape, output: Tensor) -> list[Use]:
     place = capture.index.matrix(weight)
     if place is None:
         return []
@@ -171,7 +166,7 @@ def _part(layout: Layout, part: slice, gradient: Tensor) -> Tensor:
 
 
 def embedding(
-    capture: Capture,
+    capture: Capturing,
     func: Any,
     input: Tensor,
     weight: Tensor,
@@ -189,7 +184,7 @@ def embedding(
     return capture.watch(output, _table_uses(capture, input, weight, padding))
 
 
-def getitem(capture: Capture, func: Any, tensor: Tensor, index: Any) -> Any:
+def getitem(capture: Capturing, func: Any, tensor: Tensor, index: Any) -> Any:
     """Rows of a parameter taken by a tensor of numbers: a table. Slices are views and no use."""
     numbers = isinstance(index, Tensor) and index.dtype in (torch.int64, torch.int32)
     if not numbers or tensor.dim() != 2 or capture.index.owner(tensor) is None:
@@ -197,7 +192,7 @@ def getitem(capture: Capture, func: Any, tensor: Tensor, index: Any) -> Any:
     return capture.watch(func(tensor, index), _table_uses(capture, index, tensor, None))
 
 
-def _table_uses(capture: Capture, ids: Tensor, weight: Tensor, padding: int | None) -> list[Use]:
+def _table_uses(capture: Capturing, ids: Tensor, weight: Tensor, padding: int | None) -> list[Use]:
     if capture.linear_only:
         capture.index.note(weight, LINEAR_ONLY)
         return []
@@ -211,14 +206,14 @@ def _table_uses(capture: Capture, ids: Tensor, weight: Tensor, padding: int | No
     return [TableUse(place.key, order(ids.detach()), order, padding, mixed)]
 
 
-def detach(capture: Capture, func: Any, tensor: Tensor, *args: Any) -> Any:
+def detach(capture: Capturing, func: Any, tensor: Tensor, *args: Any) -> Any:
     """A parameter held constant from here on, which looks like the parameter itself."""
     if torch.is_grad_enabled() and not capture.linear_only:
         capture.index.refuse(tensor, "used detached in one place")
     return func(tensor, *args)
 
 
-def reshape(capture: Capture, func: Any, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+def reshape(capture: Capturing, func: Any, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
     """No use, but it may merge the items with something else."""
     output = capture.plain(func, tensor, *args, **kwargs)
     capture.merges.note(tensor.shape, output.shape)
@@ -227,7 +222,7 @@ def reshape(capture: Capture, func: Any, tensor: Tensor, *args: Any, **kwargs: A
 
 @on_data
 def layer_norm(
-    capture: Capture,
+    capture: Capturing,
     func: Any,
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -244,7 +239,7 @@ def layer_norm(
 
 @on_data
 def rms_norm(
-    capture: Capture,
+    capture: Capturing,
     func: Any,
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -259,7 +254,7 @@ def rms_norm(
 
 @on_data
 def group_norm(
-    capture: Capture,
+    capture: Capturing,
     func: Any,
     input: Tensor,
     num_groups: int,
@@ -275,7 +270,7 @@ def group_norm(
 
 @on_data
 def instance_norm(
-    capture: Capture,
+    capture: Capturing,
     func: Any,
     input: Tensor,
     running_mean: Tensor | None = None,
@@ -295,7 +290,7 @@ def instance_norm(
 
 @on_data
 def batch_norm(
-    capture: Capture,
+    capture: Capturing,
     func: Any,
     input: Tensor,
     running_mean: Tensor | None,
@@ -317,7 +312,7 @@ def batch_norm(
     return capture.watch(output, _affine(capture, weight, bias, output.shape, output.dim() - 2, plain))
 
 
-def add(capture: Capture, func: Any, input: Any, other: Any, **kwargs: Any) -> Any:
+def add(capture: Capturing, func: Any, input: Any, other: Any, **kwargs: Any) -> Any:
     """A sum with a parameter that is spread over the items: positional biases, class tokens, hand-written shifts."""
     parameter = _parameter(capture, input, other)
     sign = kwargs.get("alpha", 1) * (-1 if func in _SUBTRACTIONS else 1) if parameter is other else 1
@@ -327,7 +322,7 @@ def add(capture: Capture, func: Any, input: Any, other: Any, **kwargs: Any) -> A
     return capture.watch(output, _added(capture, parameter, output.shape, sign=float(sign)))
 
 
-def multiply(capture: Capture, func: Any, input: Any, other: Any, **kwargs: Any) -> Any:
+def multiply(capture: Capturing, func: Any, input: Any, other: Any, **kwargs: Any) -> Any:
     """A product with a parameter that is spread over the items: layer scales, hand-written norms."""
     parameter = _parameter(capture, input, other)
     if parameter is None or kwargs:
@@ -338,7 +333,7 @@ def multiply(capture: Capture, func: Any, input: Any, other: Any, **kwargs: Any)
     return capture.watch(output, _spread(capture, parameter, output.shape, lambda g: g * times))
 
 
-def _parameter(capture: Capture, input: Any, other: Any) -> Tensor | None:
+def _parameter(capture: Capturing, input: Any, other: Any) -> Tensor | None:
     """The one operand of two that is a parameter; None for none, for both, and where only linear maps are wanted."""
     if capture.linear_only:
         return None
@@ -346,7 +341,7 @@ def _parameter(capture: Capture, input: Any, other: Any) -> Tensor | None:
     return owned[0] if len(owned) == 1 else None
 
 
-def _map_uses(capture: Capture, input: Tensor, weight: Tensor, order: Layout | None = None) -> list[Use]:
+def _map_uses(capture: Capturing, input: Tensor, weight: Tensor, order: Layout | None = None) -> list[Use]:
     if weight.dim() != 2:
         capture.index.refuse(weight, "a vector in place of a matrix")
         return []
@@ -361,7 +356,7 @@ def _map_uses(capture: Capture, input: Tensor, weight: Tensor, order: Layout | N
 
 
 def _by_items(
-    capture: Capture, name: str, lead: torch.Size, order: Layout | None = None
+    capture: Capturing, name: str, lead: torch.Size, order: Layout | None = None
 ) -> tuple[torch.Size, Layout, str]:
     """The order that brings the items first as far as need be, what it makes of leading axes, and why it is not sure, if so.
 
@@ -380,14 +375,14 @@ def _by_items(
     return lead, split, SQUARE if axis is None else SHARED if axis == NO_AXIS else ""
 
 
-def _split(capture: Capture, lead: torch.Size) -> tuple[torch.Size, Layout]:
+def _split(capture: Capturing, lead: torch.Size) -> tuple[torch.Size, Layout]:
     """How to split a first axis where it was merged, and the leading axes that makes."""
     axes = capture.merges.split(lead[0], capture.items) if lead else None
     return (lead, _same) if axes is None else (torch.Size((*axes, *lead[1:])), lambda values: values.unflatten(0, axes))
 
 
 def _added(
-    capture: Capture,
+    capture: Capturing,
     parameter: Tensor | None,
     shape: torch.Size,
     trailing: int = 0,
@@ -399,7 +394,7 @@ def _added(
 
 
 def _affine(
-    capture: Capture,
+    capture: Capturing,
     weight: Tensor | None,
     bias: Tensor | None,
     shape: torch.Size,
@@ -411,7 +406,7 @@ def _affine(
 
 
 def _spread(
-    capture: Capture,
+    capture: Capturing,
     parameter: Tensor | None,
     shape: torch.Size,
     contribution: Layout,
@@ -455,7 +450,7 @@ def _per_item(values: Tensor, items: int, axes: int) -> Tensor:
     return grouped.sum(1)
 
 
-def _tells_items(capture: Capture, lead: torch.Size) -> bool:
+def _tells_items(capture: Capturing, lead: torch.Size) -> bool:
     """Whether leading axes keep the items apart."""
     if capture.items == 1 and not lead:
         return True

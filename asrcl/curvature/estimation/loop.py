@@ -21,6 +21,7 @@ from asrcl.curvature.estimation.peritem import FallbackSums, parameter_gradients
 from asrcl.curvature.estimation.running import Saved
 from asrcl.curvature.estimation.uses import Use
 from asrcl.curvature.parameters import ParameterIndex
+from asrcl.curvature.torch_internals import run_backward
 from asrcl.exceptions import InputError
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -42,7 +43,7 @@ class Sums(Sink, Protocol):
 
 
 class Estimation:
-    """Adds up one batch after another; open `frozen(model)` around it.
+    """Adds up one batch after another; open `evaluated(model)` around it.
 
     Before the first batch is added, the capture is held against autograd on it (`missed`), and every new make of batch is held
     against its single items (`holding`).
@@ -151,7 +152,7 @@ class Estimation:
             for done, weight in enumerate(self._losses.draws(), 1):
                 self._sums.start_draw(weight)
                 # The mean over the items times their number: every g is then the gradient of its own item's loss.
-                _backward(loss * size, retain=done < passes)
+                run_backward(loss * size, retain=done < passes)
                 self._sums.end_draw()
         self._sums.end_batch()
 
@@ -282,16 +283,6 @@ def cudnn_gradients(model: nn.Module, device: str = "cuda") -> Iterator[None]:
     finally:
         for layer, (training, dropout) in zip(layers, before, strict=True):
             layer.training, layer.dropout = training, dropout
-
-
-def _backward(value: Tensor, retain: bool) -> None:
-    """A backward pass that an open function mode goes on watching, as the repeated forward passes of checkpointing need.
-
-    (`Tensor.backward` and `torch.autograd.backward` are operations themselves, inside which the mode would be off.)
-    """
-    engine = torch.autograd.Variable._execution_engine
-    one = torch.ones_like(value)
-    engine.run_backward((value,), (one,), retain, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
 def finite(loss: Any, number: int) -> Tensor:

@@ -21,6 +21,7 @@ from asrcl.curvature.estimation.losses import LossWatch
 from asrcl.curvature.estimation.running import Receiver
 from asrcl.curvature.estimation.uses import GroupUse, ItemUse, MapUse, TableUse, Use
 from asrcl.curvature.parameters import ParameterIndex
+from asrcl.curvature.torch_internals import run_backward
 
 LossFunction = Callable[[Any, Any], Tensor]
 
@@ -194,7 +195,6 @@ def _both(
 ) -> tuple[SeenGradients, dict[str, Tensor]]:
     """Seen gradients and autograd's, from the same backward pass."""
     device = next(iter(open_ones.values())).device
-    engine = torch.autograd.Variable._execution_engine
     for whole in (False, True):  # reentrant checkpointing knows no gradients of chosen tensors, but a whole pass runs their hooks
         sink = SeenGradients(index)
         capture = Capture(index, sink)
@@ -211,8 +211,7 @@ def _both(
                     return sink, {}
                 capture.start_backward()
                 wanted = () if whole else tuple(open_ones.values())
-                one = torch.ones_like(loss)
-                found = engine.run_backward((loss,), (one,), False, False, wanted, allow_unreachable=True, accumulate_grad=whole)
+                found = run_backward(loss, wanted, accumulate=whole)
             every = [parameter.grad for parameter in open_ones.values()] if whole else found
             return sink, {name: g.detach() for name, g in zip(open_ones, every, strict=True) if g is not None}
         except RuntimeError as error:

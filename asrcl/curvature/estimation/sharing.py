@@ -13,6 +13,7 @@ from torch import Tensor, distributed
 
 from asrcl.curvature.blocks import Block, BlockKey, DenseBlock, DiagonalBlock
 from asrcl.curvature.estimation.sums import RawSums
+from asrcl.curvature.torch_internals import default_store
 from asrcl.exceptions import InputError
 
 Key = TypeVar("Key")
@@ -57,7 +58,7 @@ class Group:
         if self.count == 1:
             yield lambda: False
             return
-        store, flag = distributed.distributed_c10d._get_default_store(), f"asrcl-curvature-{next(_rounds)}"
+        store, flag = default_store(), f"asrcl-curvature-{next(_rounds)}"
         mine: Exception | None = None
         try:
             yield lambda: store.check([flag])

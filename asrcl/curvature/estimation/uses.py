@@ -5,14 +5,16 @@ Shapes: N items, lead any leading axes (items, positions), I inputs, O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from asrcl.curvature.blocks import BlockKey
-from asrcl.curvature.parameters import View
+from asrcl.curvature.estimation.masks import ItemAxes, Merges
+from asrcl.curvature.parameters import ParameterIndex, View
 
 Layout = Callable[[Tensor], Tensor]
 
@@ -88,3 +90,19 @@ class GroupUse:
 
 
 Use = MapUse | TableUse | ItemUse | GroupUse
+
+
+class Capturing(Protocol):
+    """What an adapter needs of the capture that it runs in, see `asrcl.curvature.estimation.capture.Capture`."""
+
+    index: ParameterIndex
+    items: int
+    merges: Merges
+    linear_only: bool
+    axes: ItemAxes
+
+    def plain(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run an operation without adapter, and note the parameters it takes."""
+
+    def watch(self, output: Tensor, uses: Sequence[Use]) -> Tensor:
+        """Have the gradient of an output taken by everyone who wants it for one of the uses."""
