@@ -1,4 +1,4 @@
-"""Where errors meet the user: whatever is not a fault of ours ends in one line on standard error and exit code 2."""
+"""The boundary between errors and the user: every error that is not a bug ends in one line on standard error and exit code 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of stored work whose files carry hashes, so that nothing that changed on disk is used unnoticed.
+"""Folders of stored work with the hashes of their files, so that a file that changed on disk is never used unnoticed.
 
     seal(folder, "meta.json", {"settings": ...})       # last: the data is on the disk before the record that vouches for it
     facts = unseal(folder, "meta.json")                # DamagedEntry says which file is not what was written

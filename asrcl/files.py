@@ -1,4 +1,4 @@
-"""Atomic writes and content hashes: the two habits that make re-running free and a killed run harmless.
+"""Atomic writes, locks and content hashes: with them a run that was killed does no harm, and a second run computes nothing again.
 
 Needs the standard library and `filelock` only, so that every room can use it; runs on POSIX systems and on Windows.
 """
@@ -142,7 +142,7 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
-# ---- what killed processes leave
+# ---- what killed processes left behind
 
 _HOST: Final = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 _STARTED: Final = time.time()
@@ -161,9 +161,9 @@ def owned_prefix(name: str) -> str:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what processes that are no more have left half-written in a folder; each process looks once.
+    """Remove the half-written files of processes that have ended from a folder; each process does so once per folder.
 
-    What a folder `.old` holds is put back where its place is empty: its process was killed between two renames.
+    The content of a folder `.old` is moved back where its place is empty: its process was killed between two renames.
     """
     if (place := folder.absolute()) in _swept:
         return

@@ -1,4 +1,4 @@
-r"""Names and texts of others, shown as what they are: nothing in them moves a cursor, colours, hides or reorders what is near.
+r"""Showing names and texts from files safely: nothing in them moves the cursor, colours, hides or reorders what is near.
 
 Control characters (C0, DEL, C1), line and paragraph separators, bidirectional embeddings, overrides and isolates, and halves of
 surrogate pairs are written out, as in Python: \x1b, \n, \u202e. Everything else, joiners and marks of direction that scripts need

@@ -1,4 +1,4 @@
-"""What a loss is sensitive to: estimate it, keep it in a file, ask it.
+"""The curvature of a loss: estimate it, store it in a file, and compute with it after the data are gone.
 
     from asrcl.curvature import estimate
     curvature = estimate(model, loss_fn, batches)

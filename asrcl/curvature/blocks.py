@@ -1,4 +1,4 @@
-"""The blocks a curvature is made of: raw sums with their counts, immutable.
+"""The blocks of a curvature: immutable sums over the data, each with its count.
 
 A block covers a range of rows of one parameter, seen as a matrix `[R, C]` (trailing axes flattened). See docs/curvature_format.md
 for what is averaged over what.
@@ -48,7 +48,7 @@ class Block:
 
     @property
     def rows(self) -> int:
-        """Rows of the parameter covered."""
+        """The number of rows of the parameter that the block covers."""
         raise NotImplementedError
 
     @property
@@ -58,7 +58,7 @@ class Block:
 
     @property
     def stored(self) -> int:
-        """Numbers stored in a file."""
+        """How many numbers a file stores for it."""
         return sum(tensor.numel() for tensor in self.tensors().values())
 
     @property
@@ -67,7 +67,7 @@ class Block:
         raise NotImplementedError
 
     def trace(self) -> float:
-        """Sum of all eigenvalues."""
+        """The sum of all eigenvalues."""
         return float(self.diagonal.double().sum())
 
     def eigenvalues(self) -> Tensor:
@@ -95,7 +95,7 @@ class Block:
         raise NotImplementedError
 
     def scale(self, factor: float) -> Self:
-        """The curvature times `factor`."""
+        """Return the curvature multiplied by `factor`."""
         raise NotImplementedError
 
     def map(self, move: Move) -> Self:
@@ -103,7 +103,7 @@ class Block:
         raise NotImplementedError
 
     def tensors(self) -> dict[str, Tensor]:
-        """The stored tensors by role."""
+        """Return the tensors that a file stores, by role."""
         raise NotImplementedError
 
 
@@ -144,7 +144,7 @@ class KroneckerBlock(Block):
 
     @property
     def A_II(self) -> Tensor:  # noqa: N802 (the field's own name)
-        """Mean over positions of a aᵀ."""
+        """The input factor: the mean over positions of a aᵀ, `[I, I]`."""
         return self.A.dense()
 
     @property
@@ -169,12 +169,12 @@ class KroneckerBlock(Block):
 
     @property
     def rows(self) -> int:
-        """Rows of the parameter covered."""
+        """The number of rows of the parameter that the block covers."""
         return self.row_factor.size
 
     @property
     def weights(self) -> int:
-        """Weights covered."""
+        """The number of weights that the block covers."""
         return self.input.size * self.output.size
 
     @property
@@ -183,7 +183,7 @@ class KroneckerBlock(Block):
         return self.input.stored + self.output.stored
 
     def trace(self) -> float:
-        """Sum of all eigenvalues."""
+        """The sum of all eigenvalues."""
         return self.A.trace() * self.G.trace()
 
     def eigenvalues(self) -> Tensor:
@@ -197,12 +197,12 @@ class KroneckerBlock(Block):
         return rows.dim() >= 2 and tuple(rows.flatten(1).shape) == matrix
 
     def multiply(self, rows: Tensor) -> Tensor:
-        """`G delta A`."""
+        """Return the product `G delta A`, in the shape of `delta`."""
         left = self.row_factor.multiply(rows.flatten(1))
         return self.column_factor.multiply(left.mT).mT.reshape(rows.shape)
 
     def quadratic(self, rows: Tensor) -> Tensor:
-        """`½ <delta, G delta A>`."""
+        """Return the quadratic form `½ <delta, G delta A>`."""
         delta_RC = rows.flatten(1)
         left, right = self.row_factor.multiply(delta_RC), self.column_factor.multiply(delta_RC.mT).mT
         return 0.5 * (left * right).sum()
@@ -230,7 +230,7 @@ class KroneckerBlock(Block):
         return kron.rotate_back(V_RR, scaled_RC, V_CC)
 
     def scale(self, factor: float) -> Self:
-        """The curvature times `factor`."""
+        """Return the curvature multiplied by `factor`."""
         return replace(self, output=self.output.scale(factor))
 
     def map(self, move: Move) -> Self:
@@ -238,7 +238,7 @@ class KroneckerBlock(Block):
         return replace(self, input=self.input.map(move), output=self.output.map(move))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The stored tensors by role."""
+        """Return the tensors that a file stores, by role."""
         sides = {"input": self.input, "output": self.output}
         return {f"{side}.{role}": t for side, factor in sides.items() for role, t in factor.tensors().items()}
 
@@ -274,16 +274,16 @@ class EigenBlock(Block):
 
     @property
     def rows(self) -> int:
-        """Rows of the parameter covered."""
+        """The number of rows of the parameter that the block covers."""
         return self.square_sum.shape[0]
 
     @property
     def weights(self) -> int:
-        """Weights covered."""
+        """The number of weights that the block covers."""
         return self.square_sum.numel()
 
     def trace(self) -> float:
-        """Sum of all eigenvalues."""
+        """The sum of all eigenvalues."""
         return float(self.spectrum.double().sum())
 
     def eigenvalues(self) -> Tensor:
@@ -295,11 +295,11 @@ class EigenBlock(Block):
         return rows.dim() >= 2 and rows.flatten(1).shape == self.square_sum.shape
 
     def multiply(self, rows: Tensor) -> Tensor:
-        """`F delta`."""
+        """Return the product `F delta`, in the shape of `delta`."""
         return self._act(rows, self.spectrum.to(rows))
 
     def quadratic(self, rows: Tensor) -> Tensor:
-        """`½ deltaᵀ F delta`."""
+        """Return the quadratic form `½ deltaᵀ F delta`."""
         V_RR, V_CC = _like(rows, self.row_vectors, self.column_vectors)
         return 0.5 * (self.spectrum.to(rows) * kron.rotate(V_RR, rows.flatten(1), V_CC).square()).sum()
 
@@ -315,7 +315,7 @@ class EigenBlock(Block):
         return kron.rotate_back(V_RR, scaled_RC, V_CC).reshape(rows.shape)
 
     def scale(self, factor: float) -> Self:
-        """The curvature times `factor`."""
+        """Return the curvature multiplied by `factor`."""
         return replace(self, square_sum=self.square_sum * factor)
 
     def map(self, move: Move) -> Self:
@@ -324,7 +324,7 @@ class EigenBlock(Block):
         return replace(self, row_vectors=rows, column_vectors=columns, square_sum=move(self.square_sum))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The stored tensors by role."""
+        """Return the tensors that a file stores, by role."""
         roles = ("row_vectors", "column_vectors", "square_sum")
         return {role: getattr(self, role) for role in roles if getattr(self, role) is not None}
 
@@ -360,12 +360,12 @@ class DenseBlock(Block):
 
     @property
     def weights(self) -> int:
-        """Weights covered."""
+        """The number of weights that the block covers."""
         return self.matrix_sum.shape[0] * self.matrix_sum.shape[1]
 
     @property
     def stored(self) -> int:
-        """Numbers of the triangles."""
+        """How many numbers a file stores for it: the triangles."""
         groups, size, _ = self.matrix_sum.shape
         return groups * size * (size + 1) // 2
 
@@ -378,7 +378,7 @@ class DenseBlock(Block):
         return rows.numel() == self.weights and (rows.shape[0] if rows.dim() else 1) == self.rows
 
     def multiply(self, rows: Tensor) -> Tensor:
-        """`F delta`."""
+        """Return the product `F delta`, in the shape of `delta`."""
         matrix_BKK = self.matrix.to(rows)
         return (matrix_BKK @ rows.reshape(*matrix_BKK.shape[:2], 1)).reshape(rows.shape)
 
@@ -391,7 +391,7 @@ class DenseBlock(Block):
         return (V_BKK @ scaled_BK1).reshape(rows.shape)
 
     def scale(self, factor: float) -> Self:
-        """The curvature times `factor`."""
+        """Return the curvature multiplied by `factor`."""
         return replace(self, matrix_sum=self.matrix_sum * factor)
 
     def map(self, move: Move) -> Self:
@@ -399,7 +399,7 @@ class DenseBlock(Block):
         return replace(self, matrix_sum=move(self.matrix_sum))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The stored tensors by role."""
+        """Return the tensors that a file stores, by role."""
         return {"matrix_sum": self.matrix_sum}
 
 
@@ -424,12 +424,12 @@ class DiagonalBlock(Block):
 
     @property
     def rows(self) -> int:
-        """Rows of the parameter covered."""
+        """The number of rows of the parameter that the block covers."""
         return self.square_sum.shape[0]
 
     @property
     def weights(self) -> int:
-        """Weights covered."""
+        """The number of weights that the block covers."""
         return self.square_sum.numel()
 
     def eigenvalues(self) -> Tensor:
@@ -441,7 +441,7 @@ class DiagonalBlock(Block):
         return rows.shape == self.square_sum.shape
 
     def multiply(self, rows: Tensor) -> Tensor:
-        """`F delta`."""
+        """Return the product `F delta`, in the shape of `delta`."""
         return self.diagonal.to(rows) * rows
 
     def solve(self, rows: Tensor, damping: float, damping_kind: DampingKind, power: float = 1.0) -> Tensor:
@@ -451,7 +451,7 @@ class DiagonalBlock(Block):
         return rows.double() * kron.positive(damped) ** -power
 
     def scale(self, factor: float) -> Self:
-        """The curvature times `factor`."""
+        """Return the curvature multiplied by `factor`."""
         return replace(self, square_sum=self.square_sum * factor)
 
     def map(self, move: Move) -> Self:
@@ -459,7 +459,7 @@ class DiagonalBlock(Block):
         return replace(self, square_sum=move(self.square_sum))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The stored tensors by role."""
+        """Return the tensors that a file stores, by role."""
         return {"square_sum": self.square_sum}
 
 

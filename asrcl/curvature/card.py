@@ -1,4 +1,4 @@
-"""The card of a curvature: what a person should know before using it. Numbers only; `card_view` prints them.
+"""The card of a curvature: what a user should know before using it. `card_view` prints what is collected here.
 
 Eigenvalues are computed block by block, so that memory stays small. Definitions, λ the N eigenvalues of a block:
 
@@ -124,7 +124,7 @@ class Card:
 
     @property
     def ratio(self) -> float | None:
-        """File over model."""
+        """The size of the file divided by the size of the model."""
         return self.file_bytes / self.model_bytes if self.model_bytes else None
 
     def as_json(self) -> dict[str, Any]:

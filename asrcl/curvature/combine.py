@@ -1,4 +1,4 @@
-"""Curvatures block by block: moved, added, cut where they overlap, shared where they are equal."""
+"""Operations on blocks of several curvatures: adding, moving to a device, splitting rows that overlap, sharing equal tensors."""
 
 from __future__ import annotations
 

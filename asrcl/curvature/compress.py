@@ -1,4 +1,4 @@
-"""Fewer bytes for a curvature: kept eigen-directions with a tail, and half precision.
+"""Compression of a curvature: leading eigenvectors with a tail for the rest, and half precision.
 
 Shapes: D size of a factor, K kept directions.
 
@@ -74,7 +74,7 @@ class Choice:
         return any(limit is not None for limit in (self.keep, self.rank, self.budget, self.gain))
 
     def record(self) -> dict[str, Any]:
-        """For the metadata."""
+        """Return the choice as JSON for the metadata."""
         dtype = str(self.dtype).removeprefix("torch.") if self.dtype else None
         limits = {"keep": self.keep, "rank": self.rank, "budget": self.budget}
         values = limits | {"dtype": dtype, "tail": self.tail if self.truncates else None}
@@ -211,7 +211,7 @@ class Compressor:
         self._tensors: dict[int, Tensor] = {}
 
     def all(self, blocks: Blocks) -> dict[BlockKey, Block]:
-        """Every block."""
+        """Compress every block."""
         outlines = outlines_of(blocks)
         return {key: self._block(outlines[key], blocks[key]) for key in blocks}
 

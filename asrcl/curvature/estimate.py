@@ -398,7 +398,7 @@ def _fingerprint(index: ParameterIndex, options: EstimateOptions) -> dict[str, A
 
 
 def versions() -> dict[str, str]:
-    """Of asrcl and torch."""
+    """Return the versions of asrcl and torch."""
     try:
         own = importlib.metadata.version("asrcl")
     except importlib.metadata.PackageNotFoundError:

@@ -32,7 +32,7 @@ class Factor:
     roles: ClassVar[tuple[str, ...]]
 
     def tensors(self) -> dict[str, Tensor]:
-        """The stored tensors by role."""
+        """Return the tensors that a file stores, by role."""
         return {role: getattr(self, role) for role in self.roles}
 
     def map(self, move: Move) -> Self:
@@ -50,7 +50,7 @@ class Factor:
 
     @property
     def size(self) -> int:
-        """D."""
+        """The size D of the matrix."""
         return next(iter(self.tensors().values())).shape[0]
 
     @property
@@ -59,11 +59,11 @@ class Factor:
         return sum(tensor.numel() for tensor in self.tensors().values())
 
     def dense(self) -> Tensor:
-        """The matrix `[D, D]`."""
+        """Return the whole matrix `[D, D]`."""
         raise NotImplementedError
 
     def diagonal(self) -> Tensor:
-        """Its diagonal `[D]`."""
+        """Return the diagonal `[D]`."""
         raise NotImplementedError
 
     def smallest(self) -> Tensor:
@@ -89,11 +89,11 @@ class Factor:
         return torch.cholesky_solve(X_DN.double(), kron.cholesky(shifted_DD))
 
     def trace(self) -> float:
-        """Sum of the eigenvalues."""
+        """The sum of the eigenvalues."""
         return float(self.diagonal().double().sum())
 
     def mean(self) -> float:
-        """Mean eigenvalue."""
+        """The mean of the eigenvalues."""
         return self.trace() / self.size
 
 
@@ -109,7 +109,7 @@ class DenseFactor(Factor):
 
     @property
     def stored(self) -> int:
-        """Numbers of one triangle."""
+        """How many numbers a file stores for it: one triangle."""
         return self.size * (self.size + 1) // 2
 
     def dense(self) -> Tensor:
@@ -117,11 +117,11 @@ class DenseFactor(Factor):
         return _single(self.matrix) * self.unit
 
     def diagonal(self) -> Tensor:
-        """Its diagonal `[D]`."""
+        """Return the diagonal `[D]`."""
         return _single(self.matrix.diagonal()) * self.unit
 
     def multiply(self, X_DN: Tensor) -> Tensor:
-        """The matrix times `X`."""
+        """Return the product of the matrix with `X`."""
         return (self.matrix.to(X_DN) @ X_DN) * self.unit
 
 
@@ -136,11 +136,11 @@ class DiagonalFactor(Factor):
     roles = ("values",)
 
     def dense(self) -> Tensor:
-        """The matrix `[D, D]`."""
+        """Return the whole matrix `[D, D]`."""
         return torch.diag(self.diagonal())
 
     def smallest(self) -> Tensor:
-        """The diagonal `[D]`."""
+        """Return the diagonal `[D]`."""
         return self.diagonal()
 
     def diagonal(self) -> Tensor:
@@ -148,7 +148,7 @@ class DiagonalFactor(Factor):
         return _single(self.values) * self.unit
 
     def multiply(self, X_DN: Tensor) -> Tensor:
-        """The matrix times `X`."""
+        """Return the product of the matrix with `X`."""
         return self.values.to(X_DN)[:, None] * X_DN * self.unit
 
     def eigen(self) -> tuple[Tensor, Tensor | None]:
@@ -156,7 +156,7 @@ class DiagonalFactor(Factor):
         return self.diagonal().double(), None
 
     def solve(self, X_DN: Tensor, shift: float) -> Tensor:
-        """`X / (values + shift)` in float64."""
+        """Return `X / (values + shift)` in float64."""
         return X_DN.double() / kron.positive(self.diagonal().double().to(X_DN.device) + shift)[:, None]
 
 
@@ -180,7 +180,7 @@ class LowRankFactor(Factor):
         return matrix_DD * self.unit
 
     def diagonal(self) -> Tensor:
-        """Its diagonal `[D]`."""
+        """Return the diagonal `[D]`."""
         V_DK = _single(self.vectors)
         return (V_DK.square() @ self.values.to(V_DK) + self.tail.to(V_DK)) * self.unit
 

@@ -1,4 +1,4 @@
-"""What compression costs: quadratic forms and solves with a compressed curvature beside those with the original."""
+"""The error of compression: quadratic forms and solves of a compressed curvature, compared with those of the original."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class _Tally:
         return cls(dict(zip(cls().sums, map(float, values), strict=True)))
 
     def add(self, other: _Tally) -> None:
-        """Put another block's sums on top."""
+        """Add the sums of another block."""
         for name, value in other.sums.items():
             self.sums[name] += value
 

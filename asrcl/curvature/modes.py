@@ -1,4 +1,4 @@
-"""Models as they must be while curvature is measured, and as they were before once it is."""
+"""The eval mode in which curvature is measured; afterwards the model is as it was before."""
 
 from __future__ import annotations
 

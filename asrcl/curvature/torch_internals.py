@@ -1,7 +1,7 @@
-"""What of PyTorch is used that PyTorch does not promise to keep, in one place.
+"""The private parts of PyTorch that asrcl uses, in one place; a new version of PyTorch may change them.
 
-Every function says what to look at when a new version breaks it. Nothing else in asrcl may reach
-below the public interface; before adding to this list, look for a public way.
+Every function says what to look at when a new version breaks it. Nothing else in curvature, merge and methods may reach below the
+public interface; before adding to this list, look for a public way.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Parts of names that wrappers put in: the one place that knows them.
+"""The prefixes that wrappers (DataParallel, torch.compile, ...) add to parameter names, known in this one place.
 
     module.encoder.0.weight              DataParallel, DistributedDataParallel, AveragedModel
     encoder._orig_mod.0.weight           torch.compile, at the top or inside

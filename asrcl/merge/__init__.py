@@ -3,7 +3,7 @@
     from asrcl.merge import merge
     merged = merge(old, new, method="ihr", curvature=curvature)
 
-Needs torch and safetensors only.
+Needs torch, safetensors and filelock only; nothing that it imports is for POSIX systems alone.
 """
 
 from asrcl.merge import steps  # noqa: F401 (registers the methods)

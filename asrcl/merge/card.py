@@ -101,7 +101,7 @@ class LayerRecord:
 
     @classmethod
     def of(cls, name: str, rule: str, effect: Effect | None) -> LayerRecord:
-        """From what was measured."""
+        """Make a record of what was measured."""
         if effect is None:
             return cls(name, rule)
         return cls(name, rule, effect.step / effect.update if effect.update > 0 else None, effect.predicted)

@@ -1,4 +1,4 @@
-"""Which rows of which tensors curvature covers, for one or several old domains and the new ones."""
+"""Which rows of which tensors have curvature, for one or several old domains and the new ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Merging one tensor after another, however the models are stored.
+"""Merging models tensor by tensor, in whatever container they are stored.
 
     executor = Executor(old, [new], "ihr", {"tau": 1.0}, MergeOptions(), coverage)
     merged, effect = executor.merge("encoder.layers.0.weight")
@@ -131,7 +131,7 @@ class Executor:
         return merged, self._effect(name, start, models, merged) if measure else None
 
     def plan(self, name: str) -> PlanRow:
-        """What will happen to a tensor, and why."""
+        """Say what will happen to a tensor, and why."""
         treatment = treatment_of(self.setup, name)
         rule, why = treatment.plan()
         return PlanRow(name, rule, treatment.shape, why)

@@ -150,7 +150,7 @@ class _Models:
 
     @property
     def outlines(self) -> dict[str, Outline]:
-        """Of the merged model."""
+        """Shapes and types of the merged model's tensors."""
         shapes = self.alignment.shapes if self.alignment is not None else {}
         return {name: Outline(tuple(shapes.get(name, o.shape)), o.dtype) for name, o in self.old.outlines.items()}
 
@@ -162,7 +162,7 @@ class _Models:
 
     def grown(self, merged: Merged) -> torch.Tensor:
         """A merged tensor with the rows of the new model's own tokens."""
-        if not self.grows or self.alignment is None or self.alignment.fates[merged.name].action != "rows":
+        if not self.grows or self.alignment is None or self.alignment.plans[merged.name].action != "rows":
             return merged.tensor
         return self.alignment.extended(merged.name, merged.tensor, as_named_in(self.old.outlines, self.new[0]).read(merged.name))
 
@@ -172,7 +172,7 @@ class _Models:
         why = self.alignment.why(name) if self.alignment is not None else ""
         if not why:
             return row
-        kept = self.alignment is not None and self.alignment.fates[name].action == "keep"
+        kept = self.alignment is not None and self.alignment.plans[name].action == "keep"
         return row._replace(rule="keep" if kept else row.rule, why=why if kept else f"{row.why}; {why}")
 
 

@@ -118,11 +118,11 @@ class MergeJob:
         self._leaders = {name: tie.leader(self.coverage, options.layers) for tie in self._ties for name in tie.names}
 
     def plan(self) -> Plan:
-        """What will happen to every tensor; nothing is computed."""
+        """Say what will happen to every tensor; nothing is computed."""
         return Plan(self.method, tuple(self.row(name) for name in self.start.outlines))
 
     def row(self, name: str) -> PlanRow:
-        """What will happen to one tensor."""
+        """Say what will happen to one tensor."""
         leader = self._leaders.get(name, name)
         row = self._executors[name].plan(leader)
         return row if leader == name else row._replace(name=name, why=f"tied to {leader}: {row.why}")

@@ -1,9 +1,9 @@
-"""What the numbers of a tensor mean, and in which type they are computed with: a type alone does not tell.
+"""Which tensors can be averaged and in which type; the type alone does not tell, for counters and quantised codes share theirs.
 
     floating                merged as they are; 8-bit floats in single precision
     complex                 merged as pairs of real numbers
     counters, masks         whole numbers of normalisation layers and the like: copied, there is nothing between two counts
-    quantised codes         mean something only with their scales: refused where the two models differ
+    quantised codes         valid only with the scales of their own model: refused where the models differ
 
 The last two share their types. Told apart are they by what lies beside them: codes are narrow or matrices, or come with scales.
 """
@@ -98,7 +98,7 @@ def not_finite(name: str, role: str) -> InputError:
 
 
 def check_codes(start: TensorSource, models: Sequence[TensorSource], names: Sequence[str]) -> None:
-    """Refuse quantised codes that differ between models: those of one mean nothing with a mean of two scales.
+    """Refuse quantised codes that differ between models: a code is valid only with the scale of its own model.
 
     Args:
         start: the old model.

@@ -34,7 +34,7 @@ class Plan(NamedTuple):
     rows: tuple[PlanRow, ...]
 
     def counts(self) -> dict[str, int]:
-        """Number of tensors by rule."""
+        """Return the number of tensors by rule."""
         return dict(Counter(row.rule for row in self.rows))
 
     def table(self) -> str:

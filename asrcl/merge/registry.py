@@ -148,7 +148,7 @@ def wrapper(name: str) -> Callable[[Callable[[MergeMethod], MergeMethod]], Calla
 
 
 def methods() -> dict[str, MergeMethod]:
-    """All registered methods by name."""
+    """Return all registered methods by name."""
     return dict(_METHODS)
 
 

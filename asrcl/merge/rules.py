@@ -12,7 +12,7 @@
       - match: ["*.embed*", "ctc.*"]
         method: keep                         # the old model; `new` is the new one
       - match: "decoder.*"
-        knobs: {tau: 0.5}                    # the method above, with other knobs
+        knobs: {tau: 0.5}                    # the method above, with other options
 
 The first rule that matches wins. Every entry may be left out.
 """
@@ -72,7 +72,7 @@ class NameRule:
     knobs: Mapping[str, Any] = field(default_factory=dict)
 
     def matches(self, name: str) -> bool:
-        """Whether it is for a tensor."""
+        """Whether the rule applies to a tensor."""
         return any(fnmatchcase(name, glob) for glob in self._globs)
 
     @cached_property
@@ -102,7 +102,7 @@ class Rules:
         """The rule of a tensor: that of the first match, or else the method of all; None where the file names none.
 
         Raises:
-            InputError: its rule has knobs only, and there is no method of all.
+            InputError: its rule has options only, and there is no method for all names.
         """
         found = next((rule for rule in self.rules if rule.matches(name)), None)
         if found is not None and found.method is not None:
@@ -128,7 +128,7 @@ class Rules:
                     raise InputError(f"no tensor of the old model fits the rule {glob!r}{hint}")
 
     def as_json(self) -> dict[str, Any]:
-        """What a file with these rules says."""
+        """Return what a file with these rules would say."""
         rules = [_said({"match": list(r.match), "method": r.method, "knobs": dict(r.knobs)}) for r in self.rules]
         top = {"method": self.method, "knobs": dict(self.knobs), "rest": self.rest, "statistics": self.statistics, "rules": rules}
         return _said(top)

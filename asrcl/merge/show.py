@@ -1,4 +1,4 @@
-"""Merges on the terminal: what happens to every tensor, and which setting of a sweep to take."""
+"""Tables for the terminal: what a merge does to every tensor, and the results of a sweep."""
 
 from __future__ import annotations
 

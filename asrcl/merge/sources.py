@@ -57,11 +57,11 @@ class Renamed:
 
     @property
     def outlines(self) -> Mapping[str, Sized]:
-        """Under the other's names."""
+        """The tensors under the other model's names."""
         return {name: self._source.outlines[own] for name, own in self._names.items()}
 
     def read(self, name: str) -> Tensor:
-        """One tensor, by the other's name."""
+        """Read one tensor by the other model's name."""
         return self._source.read(self._names[name])
 
 

@@ -1,4 +1,4 @@
-"""What is asked of a merge, in one object that every way of merging takes."""
+"""The specification of a merge, one object that `merge`, `plan`, `merge_files` and `sweep` all take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Merging with many settings, each scored: which one to take.
+"""Merging with many settings and scoring each, to choose one.
 
     rows = sweep("old.pt", ["new.pt"], "sweep", MergeSpec("ihr", curvature=["c.safetensors"]), {"tau": [0.5, 1, 2]}, evaluate)
 

@@ -1,4 +1,4 @@
-"""Small pieces that merging shares: steps that keep bits, checked numbers, weights by task count."""
+"""Helpers of merging: adding steps without changing bits where a step is zero, checked numbers, weights by task count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameters that one model knows by several names, such as an embedding that is the output layer too, stay one under every rule.
+"""Tied parameters, such as an embedding that is the output layer too: they stay one parameter under every rule.
 
 A file does not tell what is tied: safetensors and copies of state dicts hold the numbers twice. What is equal to the bit in the
 old model and in every new one, and was changed between them, is taken for tied; what did not change stays equal by itself.

@@ -53,7 +53,7 @@ class Treatment(ABC):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the tensor."""
+        """The shape of the tensor."""
         return tuple(self.setup.start.outlines[self.name].shape)
 
 
@@ -61,7 +61,7 @@ class Taken(Treatment):
     """The tensor of one model as it is, whatever it holds: the methods `keep` and `new`."""
 
     def plan(self) -> tuple[str, str]:
-        """The name of the method."""
+        """Return the name of the method."""
         return self.setup.method.name, "by rule"
 
     def apply(self, start: Tensor, models: list[Tensor], scale: float) -> Tensor:
@@ -73,13 +73,13 @@ class Copied(Treatment):
     """Counters and masks, of the last model unless nothing of it is to be taken: there is nothing between two counts."""
 
     def plan(self) -> tuple[str, str]:
-        """Which model they are from."""
+        """Return the model that they come from."""
         kind = str(self.setup.start.outlines[self.name].dtype).removeprefix("torch.")
         rule, side = ("new", "new") if self.setup.weight else ("keep", "old")
         return rule, f"{kind} is copied from the {side} model"
 
     def apply(self, start: Tensor, models: list[Tensor], scale: float) -> Tensor:
-        """A copy."""
+        """Return a copy."""
         return start.clone() if self.setup.weight * scale == 0 else copied(start, models[-1])
 
 
@@ -108,7 +108,7 @@ class Statistic(Computed):
     """Running means and variances of normalisation layers, by the option `statistics`."""
 
     def plan(self) -> tuple[str, str]:
-        """The option."""
+        """Return the option that decides."""
         return f"{self.setup.options.statistics} statistics", "running statistics are no weights"
 
     def merged(self, start: Tensor, models: list[Tensor], scale: float) -> Tensor:
@@ -128,7 +128,7 @@ class Average(Computed):
     """What the method cannot treat, by the option `rest`."""
 
     def plan(self) -> tuple[str, str]:
-        """The weight, and why the method does not treat the tensor."""
+        """Return the weight, and why the method does not treat the tensor."""
         setup, name = self.setup, self.name
         if setup.diagonals(name):
             return "fisher average", "diagonal curvature"
@@ -139,7 +139,7 @@ class Average(Computed):
         return f"average {setup.rest:.4g}", why
 
     def merged(self, start: Tensor, models: list[Tensor], scale: float) -> Tensor:
-        """An average; with `rest="fisher"`, entries that matter to the old domains move less."""
+        """Average; with `rest="fisher"`, entries to which the old loss is sensitive move less."""
         merged = self.setup.averaged(start, models, scale)
         for cover in self.setup.diagonals(self.name):
             rows = cover.rows.rows_of(start)
@@ -156,11 +156,11 @@ class Entries(Computed):
     """A method that treats every entry by itself."""
 
     def plan(self) -> tuple[str, str]:
-        """The method."""
+        """Return the method."""
         return self.setup.method.name, "every entry by itself"
 
     def merged(self, start: Tensor, models: list[Tensor], scale: float) -> Tensor:
-        """The method, on a part of the entries at a time."""
+        """Apply the method to a part of the entries at a time."""
         return by_entry(self.setup.run(self.name), start, models, scale)
 
 
@@ -168,11 +168,11 @@ class Whole(Computed):
     """A method that needs the whole tensor."""
 
     def plan(self) -> tuple[str, str]:
-        """The method."""
+        """Return the method."""
         return self.setup.method.name, "as a whole"
 
     def merged(self, start: Tensor, models: list[Tensor], scale: float) -> Tensor:
-        """The method; it gets a matrix `[O, I]` where it is for matrices alone."""
+        """Apply the method; one for matrices alone gets `[O, I]`."""
         deltas, flat = updates(start, models), (len(start), -1) if self.setup.method.matrices else start.shape
         step = self.setup.run(self.name)([delta.reshape(flat) for delta in deltas], start.to(deltas[0].dtype).reshape(flat))
         return add_step(start, step.reshape(start.shape), scale)
@@ -182,7 +182,7 @@ class Curved(Computed):
     """A method with curvature, on the rows that have it; other rows follow the option `rest`."""
 
     def plan(self) -> tuple[str, str]:
-        """The method with the rows it treats."""
+        """Return the method with the rows that it treats."""
         covers, shape = self.setup.covers(self.name), self.shape
         left = (shape[0] if shape else 1) - sum(cover.rows.row_stop - cover.rows.row_start for cover in covers)
         ranges = ", ".join(f"{c.rows.row_start}:{c.rows.row_stop}" for c in covers)
@@ -191,7 +191,7 @@ class Curved(Computed):
         return rule, f"{covers[0].kind} curvature{count}, rows {ranges}"
 
     def merged(self, start: Tensor, models: list[Tensor], scale: float) -> Tensor:
-        """The method, block by block."""
+        """Apply the method block by block."""
         setup, covers = self.setup, self.setup.covers(self.name)
         whole = sum(cover.rows.row_stop - cover.rows.row_start for cover in covers) == max(len(start) if start.dim() else 1, 1)
         merged = torch.empty_like(start, memory_format=torch.contiguous_format) if whole else setup.averaged(start, models, scale)

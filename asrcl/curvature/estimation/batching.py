@@ -1,4 +1,4 @@
-"""Batches of any make: how many items they hold, the items one by one, another device.
+"""Batches of any type: counting their items, splitting them into single items, moving them to a device.
 
 A batch is an object with `len()` and, where single items are needed, `.items()`; or a tensor, a tuple, a list, a mapping or a
 dataclass of tensors whose first axis counts the items (what PyTorch's loaders and `transformers` give). Beside or instead of them

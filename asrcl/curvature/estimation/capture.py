@@ -3,7 +3,7 @@
 A `Capture` is a torch function mode: every operation of the model passes through it, however it was written, so raw parameters
 used through `F.linear`, packed attention weights and their chunks, tied weights and plain `nn.Linear` are all seen alike. What an
 operation does with a parameter is described by its adapter (`layers`); operations without one are noted, so that a parameter with
-a use nobody understands is never given a block that misses it.
+a use that no adapter describes is never given a block that misses it.
 
 Parameters are frozen meanwhile: gradients flow along activations only, which spares the weight gradients.
 """
@@ -36,7 +36,7 @@ class Sink(Protocol):
     """What a capture hands its uses to."""
 
     def begin(self, use: Use, late: bool) -> Callable[[Tensor], None] | None:
-        """What takes the output gradient of a use, or None where nobody wants it."""
+        """Return the function that takes the output gradient of a use, or None where it is not needed."""
         ...
 
 
@@ -49,7 +49,7 @@ class _Root(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, anchor: Tensor) -> Tensor:
-        """The same values."""
+        """Return the same values with a gradient path."""
         if is_view(output):
             return output.detach()
         ctx.mark_dirty(output)
@@ -61,6 +61,8 @@ class _Root(torch.autograd.Function):
         return gradients[0] if ctx.needs_input_grad[0] else None, None
 
 
+# A function mode and not hooks on modules: hooks see module classes, and miss parameters that are used through `F.linear`, packed,
+# chunked or tied, which is how attention layers of speech toolkits use theirs.
 class Capture(TorchFunctionMode):
     """The mode; open it around the forward and the backward pass.
 
@@ -86,7 +88,7 @@ class Capture(TorchFunctionMode):
         self._late = False
         self._without_gradient: set[str] = set()
         self._recorded: set[str] = set()
-        self._open = False
+        self._open = False  # hooks may outlive the capture, in graphs that somebody keeps; they must not add anything then
         self._anchor = torch.zeros((), requires_grad=True)
 
     def __enter__(self) -> Capture:
@@ -103,7 +105,7 @@ class Capture(TorchFunctionMode):
         super().__exit__(*error)
 
     def start_batch(self, items: int) -> None:
-        """Announce a batch of `items` items."""
+        """Announce that a batch of `items` items begins."""
         self.items, self.merges, self._late = items, Merges(), False
         self._without_gradient, self._recorded = set(), set()
 
@@ -147,6 +149,8 @@ class Capture(TorchFunctionMode):
             # As in the first pass, or checkpointing would miss what later operations saved.
             return self._rooted(output) if names & self._recorded else output
         self.reentrant |= self._late and bool(names)
+        # Reentrant checkpointing runs the forward pass first without gradients. What was seen there with and without gradients would
+        # be counted once only, so that such parameters go item by item.
         if self._late and names & self._recorded:
             for name in names & self._recorded:
                 self.index.foreign.setdefault(name, "used both inside and outside of reentrant gradient checkpointing")

@@ -1,4 +1,4 @@
-"""Holding the loss of a batch against its items by themselves, before anything is summed.
+"""Comparing the loss of a batch with the losses of its items one by one, before anything is summed.
 
 The gradients of items are taken to be those of the batch's loss times the number of items, which is so for a mean over items and
 for nothing else. A mean that weighs the items (over tokens or frames of all items) is let pass and named.

@@ -219,7 +219,7 @@ class Estimation:
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        """Those of the model."""
+        """The parameters of the model, by name."""
         return self._index.parameters
 
     def saved(self) -> Saved:
@@ -241,7 +241,7 @@ class Estimation:
         return sums | items, facts | item_facts | own
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Go on from what `saved` gave."""
+        """Continue from the state that `saved` returned."""
         self._sums.restore(tensors, facts)
         if self._fallback:
             self._fallback.restore(tensors, facts)
@@ -259,7 +259,7 @@ class Estimation:
         return {"uses": "not checked", **self._checks, "loss": "; ".join(held) or "not checked: no batch of several items"}
 
     def diagonals(self) -> dict[str, Tensor]:
-        """Of all sums, normalised, by name."""
+        """Return the diagonals of all sums, normalised, by name."""
         found = self._sums.diagonals(max(self.items, 1))
         return found | self._fallback.diagonals() if self._fallback else found
 
@@ -268,7 +268,7 @@ class _Silent:
     """A sink that wants nothing."""
 
     def begin(self, use: Use, late: bool) -> None:
-        """Nobody waits for a gradient."""
+        """Ask for no gradient."""
 
 
 @contextmanager
@@ -289,7 +289,7 @@ def finite(loss: Any, number: int) -> Tensor:
     """A loss as a scalar.
 
     Raises:
-        InputError: it is no number, or not finite.
+        InputError: it is not a number, or not finite.
     """
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise InputError("loss_fn must return one number, the mean loss of the batch's items")

@@ -1,4 +1,4 @@
-"""What an estimate is asked for."""
+"""The options of an estimate."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Gradients of whole weight matrices, item by item.
 
-Squared as they are they make a diagonal, squared in an eigenbasis EK-FAC. Where a parameter is used in ways nobody understands,
-they come from autograd, one item at a time.
+Their squares are a diagonal, and in an eigenbasis the eigenvalues of EK-FAC. Where a parameter is used in ways that no adapter
+describes, the gradients come from autograd, one item at a time.
 
 Shapes: N items, Q positions of an item, I inputs, O outputs, R rows and C columns of a parameter.
 """
@@ -69,7 +69,7 @@ class GradientSums:
         self._waiting: dict[BlockKey, Tensor] = {}
 
     def start_batch(self, number: int, items: int, masks: PaddingMasks) -> None:
-        """Announce a batch."""
+        """Announce that a batch begins."""
         self._items, self._uses, self._ways, self._waiting = items, {}, {}, {}
         self.small.start_batch()
 
@@ -116,18 +116,18 @@ class GradientSums:
         """Gradients of straight and transposed uses could be added, but not of tables: all go item by item."""
 
     def names(self) -> set[str]:
-        """Parameters that there are sums of."""
+        """Return the names of the parameters that have sums."""
         return {key.name for key in self.sums} | set(self.small.squares)
 
     def saved(self) -> Saved:
-        """What `restore` goes on from."""
+        """Return the state that `restore` continues from: tensors, and facts as JSON."""
         tensors, facts = self.small.saved()
         forms = {name: form.__name__ for name, form in self._forms.items()}
         tensors |= {f"rows{n}": total for n, total in enumerate(self.sums.values())}
         return tensors, facts | {"rows": list(self.sums), "forms": forms}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Go on from what `saved` gave."""
+        """Continue from the state that `saved` returned."""
         self.small.restore(tensors, facts)
         self._forms = {name: FORMS[form] for name, form in facts["forms"].items()}
         for n, key in enumerate(facts["rows"]):
@@ -184,11 +184,11 @@ class GradientSums:
         table = use.key.row_stop - use.key.row_start
         if use.padding is not None:
             gradients_NQO = gradients_NQO.masked_fill((ids_NQ == use.padding)[..., None], 0)
-        turned = gradients_NQO if basis.columns is None else gradients_NQO @ basis.columns.to(gradients_NQO)
+        rotated = gradients_NQO if basis.columns is None else gradients_NQO @ basis.columns.to(gradients_NQO)
         places = ids_NQ + table * torch.arange(self._items, device=ids_NQ.device)[:, None]
         unique, inverse = places.reshape(-1).unique(return_inverse=True)
-        per_row = turned.new_zeros(len(unique), turned.shape[-1]).index_add_(0, inverse, turned.flatten(0, 1))
-        return turned.new_zeros(table, turned.shape[-1]).index_add_(0, unique % table, per_row.square())
+        per_row = rotated.new_zeros(len(unique), rotated.shape[-1]).index_add_(0, inverse, rotated.flatten(0, 1))
+        return rotated.new_zeros(table, rotated.shape[-1]).index_add_(0, unique % table, per_row.square())
 
     def _collect(self, key: BlockKey, gradients: Tensor, squared: bool = False) -> None:
         """Take gradients `[N, R, C]`; or, of a table, squares `[R, C]`."""
@@ -285,12 +285,12 @@ class FallbackSums:
             self.items[name] = self.items.get(name, 0) + items
 
     def saved(self) -> Saved:
-        """What `restore` goes on from."""
+        """Return the state that `restore` continues from: tensors, and facts as JSON."""
         tensors = {f"fallback{n}": total for n, total in enumerate(self.squares.values())}
         return tensors, {"fallback": list(self.squares), "fallback_items": self.items}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Go on from what `saved` gave."""
+        """Continue from the state that `saved` returned."""
         self.items = dict(facts["fallback_items"])
         for n, name in enumerate(facts["fallback"]):
             self.squares[name] = moved_sum(tensors[f"fallback{n}"], self._offload)

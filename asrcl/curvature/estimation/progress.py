@@ -1,4 +1,4 @@
-"""An estimate on its way: sums kept on disk so that a killed run goes on, and the signs that it has seen enough."""
+"""Checkpoints of an estimate, from which a killed run continues, and the test of whether its sums have converged."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ class Watcher:
         return self.stopped
 
     def saved(self) -> Saved:
-        """What `restore` goes on from."""
+        """Return the state that `restore` continues from: tensors, and facts as JSON."""
         tensors = {f"before{n}": value for n, value in enumerate(self._before.values())}
         return tensors, {"watched": list(self._before), "next": self._next, "stopped": self.stopped}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Go on from what `saved` gave."""
+        """Continue from the state that `saved` returned."""
         self._before = {name: tensors[f"before{n}"] for n, name in enumerate(facts["watched"])}
         self._next, self.stopped = facts["next"], facts["stopped"]
 

@@ -41,7 +41,7 @@ class FactorSum:
 
     @classmethod
     def of(cls, total: Tensor, options: SumOptions) -> FactorSum:
-        """Go on from what `finished` gave."""
+        """Continue from the sum that `finished` returned."""
         side = cls(0, total, options, total.dim() == 1)
         side.total = moved_sum(total, options.offload)
         return side

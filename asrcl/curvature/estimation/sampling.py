@@ -113,7 +113,7 @@ class Categorical:
     normalised: bool = False
 
     def columns(self, z: Tensor) -> int:
-        """One per class."""
+        """Return one column per class."""
         return z.shape[self.axis]
 
     def sample(self, z: Tensor, v: Tensor, generator: torch.Generator) -> Tensor:
@@ -159,7 +159,7 @@ class _Elementwise:
         return column
 
     def check(self, z: Tensor, v: Tensor) -> None:
-        """Any output will do."""
+        """Accept any output."""
 
     def _information(self, z: Tensor) -> Tensor:
         raise NotImplementedError
@@ -205,7 +205,7 @@ class Alignments:
     blank: int
 
     def columns(self, z: Tensor) -> int:
-        """Refused."""
+        """Refuse: this loss has no such columns."""
         raise InputError("fisher='exact' of ctc_loss would enumerate all label sequences; use fisher='mc'")
 
     def sample(self, z: Tensor, v: Tensor, generator: torch.Generator) -> Tensor:
@@ -218,7 +218,7 @@ class Alignments:
         return _scaled(g_TNC, v.sqrt()[:, None])
 
     def column(self, z: Tensor, v: Tensor, index: int, generator: torch.Generator) -> Tensor:
-        """Refused."""
+        """Refuse: this loss has no such columns."""
         raise InputError("fisher='exact' of ctc_loss would enumerate all label sequences; use fisher='mc'")
 
     def check(self, z: Tensor, v: Tensor) -> None:

@@ -84,7 +84,7 @@ class Group:
                 mine.update({name: why for other in reversed(every) for name, why in other.items()})
 
     def add_raw(self, raw: RawSums) -> RawSums:
-        """The sums of all processes."""
+        """Return the sums over all processes."""
         return RawSums(self.add(raw.inputs), self.add(raw.outputs), self.add_counts(raw.positions))
 
     def add_blocks(self, blocks: Mapping[BlockKey, Block], items: Mapping[str, float] | float) -> dict[BlockKey, Block]:

@@ -104,7 +104,7 @@ class KroneckerSums:
         self._batches += 1
 
     def end_batch(self) -> None:
-        """Let go of the batch."""
+        """Release what the batch kept."""
         self._last = None
 
     def begin(self, use: MapUse | TableUse, weight: Callable[[], float], again: bool = False) -> Receiver:
@@ -220,13 +220,13 @@ class KroneckerSums:
         return self.sums[place]
 
     def raw(self) -> RawSums:
-        """What was summed."""
+        """Return the sums as they are."""
         sums = self.sums.items()
         outputs = {place: s.output.finished() for place, s in sums if s.output.total.numel()}
         return RawSums({place: s.input.finished() for place, s in sums}, outputs, {place: s.positions for place, s in sums})
 
     def saved(self) -> Saved:
-        """What `restore` goes on from."""
+        """Return the state that `restore` continues from: tensors, and facts as JSON."""
         inputs, outputs, positions = self.raw()
         sides = (("input", inputs), ("output", outputs))
         tensors = {f"{side}{n}": t[place] for side, t in sides for n, place in enumerate(positions) if place in t}
@@ -235,7 +235,7 @@ class KroneckerSums:
         return tensors, {"maps": maps, "shared": shared, "unmasked": unmasked, "batches": self._batches}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Go on from what `saved` gave."""
+        """Continue from the state that `saved` returned."""
         self._batches, self.unmasked = facts["batches"], set(facts["unmasked"])
         self._shared = {BlockKey(*key) for key in facts["shared"]}
         for n, (name, start, stop, transposed, positions) in enumerate(facts["maps"]):
@@ -371,14 +371,14 @@ class ItemSums:
         return found | diagonal_blocks(self.squares, dict.fromkeys(self.squares, items))
 
     def saved(self) -> Saved:
-        """What `restore` goes on from."""
+        """Return the state that `restore` continues from: tensors, and facts as JSON."""
         tensors = {f"square{n}": total for n, total in enumerate(self.squares.values())}
         tensors |= {f"group{n}": total for n, total in enumerate(self.groups.values())}
         views = [[v.name, v.shape, v.stride, v.offset] for views in self._views.values() for v in views]
         return tensors, {"squares": list(self.squares), "groups": list(self.groups), "views": views}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Go on from what `saved` gave."""
+        """Continue from the state that `saved` returned."""
         for n, name in enumerate(facts["squares"]):
             self.squares[name] = moved_sum(tensors[f"square{n}"], self._offload)
         for n, key in enumerate(facts["groups"]):
@@ -423,7 +423,7 @@ class Collector:
         self._tied, self._gradients, self._items = set[str](), TiedGradients(), 0
 
     def start_batch(self, number: int, items: int, masks: PaddingMasks) -> None:
-        """Announce a batch."""
+        """Announce that a batch begins."""
         self.maps.start_batch(number, items, masks)
         self.items.start_batch()
         self._draws, self._items = 0, items
@@ -438,7 +438,7 @@ class Collector:
         self._draws += 1
 
     def end_draw(self) -> None:
-        """After a backward pass."""
+        """Note that a backward pass is complete."""
         self.items.end_draw()
         for name in self._gradients.names():
             self._gradients.add_squares(name, self.items.squares_of(name), self._items, self.items.weight)
@@ -449,7 +449,7 @@ class Collector:
         self.maps.end_batch()
 
     def begin(self, use: Use, late: bool) -> Receiver | None:
-        """What takes the output gradient of a use, or None where nobody wants it."""
+        """Return the function that takes the output gradient of a use, or None where it is not needed."""
         if self.everything:
             note_form(self._forms, use, self._index)
         if isinstance(use, MapUse | TableUse):
@@ -468,17 +468,17 @@ class Collector:
         return self._gradients.begin(use)
 
     def names(self) -> set[str]:
-        """Parameters that there are sums of."""
+        """Return the names of the parameters that have sums."""
         return {key.name for key, _ in self.maps.sums} | {key.name for key in self.items.groups} | set(self.items.squares)
 
     def saved(self) -> Saved:
-        """What `restore` goes on from."""
+        """Return the state that `restore` continues from: tensors, and facts as JSON."""
         (maps, map_facts), (items, item_facts) = self.maps.saved(), self.items.saved()
         forms = {name: form.__name__ for name, form in self._forms.items()}
         return maps | items, map_facts | item_facts | {"forms": forms, "tied": sorted(self._tied)}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Go on from what `saved` gave."""
+        """Continue from the state that `saved` returned."""
         self._forms = {name: FORMS[form] for name, form in facts["forms"].items()}
         self._tied = set(facts["tied"])
         self.maps.restore(tensors, facts)

@@ -40,11 +40,11 @@ class TiedGradients:
             total.addcmul_(here, here, value=weight)
 
     def names(self) -> list[str]:
-        """Parameters with gradients."""
+        """Return the names of the parameters that got a gradient."""
         return list(self._waiting)
 
     def clear(self) -> None:
-        """Let go of the backward pass."""
+        """Release what the backward pass kept."""
         self._waiting = {}
 
 

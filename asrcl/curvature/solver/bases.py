@@ -35,7 +35,7 @@ class EigenBasis:
     vectors: Tensor | None
 
     def turn(self, X_DN: Tensor) -> Tensor:
-        """`Vᵀ X` in float64."""
+        """Return `Vᵀ X` in float64."""
         return X_DN.double() if self.vectors is None else self.vectors.double().mT @ X_DN.double()
 
     def turn_back(self, X_DN: Tensor) -> Tensor:
@@ -60,14 +60,14 @@ class TridiagonalBasis:
         ]
 
     def turn(self, X_DN: Tensor) -> Tensor:
-        """`Qᵀ X` in float64."""
+        """Return `Qᵀ X` in float64."""
         X_DN = X_DN.to(torch.float64, copy=True)
         for start, V_EK, T_KK in self._blocks:
             X_DN[start:].addmm_(V_EK, T_KK.mT @ (V_EK.mT @ X_DN[start:]), alpha=-1)
         return X_DN
 
     def turn_back(self, X_DN: Tensor) -> Tensor:
-        """`Q X` in the precision of X."""
+        """Return `Q X` in the precision of X."""
         X_DN = X_DN.clone()
         for start, V_EK, T_KK in reversed(self._blocks):
             V_EK, T_KK = V_EK.to(X_DN), T_KK.to(X_DN)
@@ -75,7 +75,7 @@ class TridiagonalBasis:
         return X_DN
 
     def times(self, X_DN: Tensor) -> Tensor:
-        """`T X`."""
+        """Return the product `T X`."""
         image_DN, beside = self.diagonal[:, None] * X_DN, self.beside[:, None]
         image_DN[1:] += beside * X_DN[:-1]
         image_DN[:-1] += beside * X_DN[1:]

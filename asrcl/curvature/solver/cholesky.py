@@ -61,7 +61,7 @@ class BlockCholesky:
         return ((start, min(start + width, size)) for start in range(0, size, width))
 
     def solve(self, B_DN: Tensor) -> Tensor:
-        """`M⁻¹ B` in the precision of `M`."""
+        """Return `M⁻¹ B` in the precision of `M`."""
         L_DD, X_DN = self._L_DD, B_DN.to(self._L_DD, copy=True)
         ordered = list(zip(self._blocks(), self._inverses, strict=True))
         for (start, stop), inverse in ordered:
@@ -179,12 +179,12 @@ class DampedSpectrum:
         self.size, self.least = len(values_D), float(self._values_D1.min())
 
     def fast(self, B_DN: Tensor) -> Tensor:
-        """`M⁻¹ B`."""
+        """Return `M⁻¹ B`."""
         V_DD = self._vectors_DD
         return kron.rotate_back(V_DD, kron.rotate(V_DD, B_DN.double(), None) / self._values_D1, None)
 
     def times(self, X_DN: Tensor) -> Tensor:
-        """`M X`."""
+        """Return the product `M X`."""
         V_DD = self._vectors_DD
         return kron.rotate_back(V_DD, kron.rotate(V_DD, X_DN.double(), None) * self._values_D1, None)
 
@@ -210,8 +210,8 @@ def solve_two(left: Damped, right: Damped, delta_RC: Tensor, tolerance: float) -
         InputError: a factor is singular.
     """
     if left.size < right.size:
-        turned, refined = solve_two(right, left, delta_RC.mT, tolerance)
-        return turned.mT, refined
+        rotated, refined = solve_two(right, left, delta_RC.mT, tolerance)
+        return rotated.mT, refined
     half_RC, good = left.fast(delta_RC), TRUSTED * tolerance
     if not right.doubled:
         right.probe(tolerance / 10)  # a factor that loses too much on random vectors needs no trial

@@ -3,7 +3,7 @@
     solver = Solver(damping=10)
     solver.expect(curvature.blocks)                       # what comes: what is shared is kept until its last use
     for key, block, rows in curvature.pairs(delta):
-        turned = solver.solve(block, rows, key)           # in the type of rows; relative error <= 1e-6, estimated by probes
+        rotated = solver.solve(block, rows, key)           # in the type of rows; relative error <= 1e-6, estimated by probes
 
 Which way a block goes:
 
@@ -175,7 +175,7 @@ class _Kept:
         self._outline_of: dict[int, int] = {}
 
     def expect(self, blocks: Mapping[BlockKey, Block]) -> None:
-        """Count the uses of every factor."""
+        """Count how often every factor will be used."""
         self._outlines = dict(outlines_of(blocks))
         self._left = Counter(id(tensor) for block in self._outlines.values() for tensor in _held(block))
 

@@ -1,4 +1,4 @@
-"""One update under many dampings: it is turned into a basis of its curvature block once, and all else happens there.
+"""One update under many dampings: it is rotated into a basis of its curvature block once, and all else happens there.
 
 Shapes: R rows, C columns of a block seen as a matrix.
 
@@ -81,11 +81,11 @@ class Sweep:
         return self._last[1]
 
     def norm(self, damping: float, kind: DampingKind = "relative", power: float = 1.0) -> float:
-        """The Frobenius norm of `solution`; nothing is turned back."""
+        """The Frobenius norm of `solution`; nothing is rotated back."""
         return self._core_for(power).norm(damping, kind, power)
 
     def predicted(self, damping: float, kind: DampingKind = "relative", power: float = 1.0) -> float:
-        """`½ UᵀFU` of the `solution` U: the predicted increase of the old loss for a step U; nothing is turned back."""
+        """`½ UᵀFU` of the `solution` U: the predicted increase of the old loss for a step U; nothing is rotated back."""
         return self._core_for(power).predicted(damping, kind, power)
 
     def _core_for(self, power: float) -> _Core:
@@ -102,23 +102,23 @@ class _Core:
     """What a sweep knows of one update, in its basis."""
 
     def scaled(self, damping: float, kind: DampingKind, power: float) -> Tensor:
-        """The solution in the basis, float64."""
+        """Return the solution in the basis, in float64."""
         raise NotImplementedError
 
-    def back(self, turned: Tensor) -> Tensor:
-        """Out of the basis."""
+    def back(self, rotated: Tensor) -> Tensor:
+        """Rotate a tensor out of the basis."""
         raise NotImplementedError
 
-    def curved(self, turned: Tensor) -> Tensor:
-        """`F U` in the basis."""
+    def curved(self, rotated: Tensor) -> Tensor:
+        """Return the product `F U` in the basis."""
         raise NotImplementedError
 
     def norm(self, damping: float, kind: DampingKind, power: float) -> float:
-        """Of the solution."""
+        """Return the Frobenius norm of the solution."""
         return float(self.scaled(damping, kind, power).norm())
 
     def predicted(self, damping: float, kind: DampingKind, power: float) -> float:
-        """`½ UᵀFU` of the solution."""
+        """Return `½ UᵀFU` of the solution U."""
         found = self.scaled(damping, kind, power)
         return 0.5 * float((found * self.curved(found)).sum())
 
@@ -132,19 +132,19 @@ class _Spectral(_Core):
         self._turned = kron.rotate(bases[0], delta.double(), bases[1])
 
     def scaled(self, damping: float, kind: DampingKind, power: float) -> Tensor:
-        """`turned / (spectrum + damping)^power`."""
+        """`rotated / (spectrum + damping)^power`."""
         plain: DampingKind = "absolute" if kind == "pi" else kind
         term = kron.damping_term(float(self._spectrum.mean()), damping, plain)
         return self._turned * kron.positive(self._spectrum + term) ** -power
 
-    def back(self, turned: Tensor) -> Tensor:
-        """Out of the basis."""
-        rows, columns = (None if V is None else V.to(turned) for V in (self._rows, self._columns))
-        return kron.rotate_back(rows, turned, columns)
+    def back(self, rotated: Tensor) -> Tensor:
+        """Rotate a tensor out of the basis."""
+        rows, columns = (None if V is None else V.to(rotated) for V in (self._rows, self._columns))
+        return kron.rotate_back(rows, rotated, columns)
 
-    def curved(self, turned: Tensor) -> Tensor:
-        """`F U`."""
-        return turned * self._spectrum
+    def curved(self, rotated: Tensor) -> Tensor:
+        """Return the product `F U` in the basis."""
+        return rotated * self._spectrum
 
 
 class _Kronecker(_Core):
@@ -164,7 +164,7 @@ class _Kronecker(_Core):
         return row_R, column_C
 
     def scaled(self, damping: float, kind: DampingKind, power: float) -> Tensor:
-        """The solution in the basis."""
+        """Return the solution in the basis."""
         if kind in PRODUCTS:
             spectrum_RC = torch.outer(self._rows.values, self._columns.values)
             spectrum_RC += kron.damping_term(float(spectrum_RC.mean()), damping, kind)
@@ -187,13 +187,13 @@ class _Kronecker(_Core):
         left_R, right_C = row_R.square() * self._rows.values, column_C.square() * self._columns.values
         return 0.5 * float(left_R @ self._squares_RC @ right_C)
 
-    def back(self, turned: Tensor) -> Tensor:
-        """Out of the bases."""
-        return self._columns.turn_back(self._rows.turn_back(turned).mT).mT
+    def back(self, rotated: Tensor) -> Tensor:
+        """Rotate a tensor out of the bases."""
+        return self._columns.turn_back(self._rows.turn_back(rotated).mT).mT
 
-    def curved(self, turned: Tensor) -> Tensor:
-        """`F U`."""
-        return turned * self._rows.values[:, None] * self._columns.values
+    def curved(self, rotated: Tensor) -> Tensor:
+        """Return the product `F U` in the basis."""
+        return rotated * self._rows.values[:, None] * self._columns.values
 
 
 class _Tridiagonal(_Core):
@@ -201,29 +201,29 @@ class _Tridiagonal(_Core):
 
     def __init__(self, delta_RC: Tensor, large: TridiagonalBasis, small: EigenBasis, rows_large: bool) -> None:
         self._large, self._small, self._rows_large = large, small, rows_large
-        turned = delta_RC if self._rows_large else delta_RC.mT
-        self._turned_LS = small.turn(large.turn(turned.cpu()).mT.to(delta_RC.device)).mT.cpu()
+        rotated = delta_RC if self._rows_large else delta_RC.mT
+        self._rotated_LS = small.turn(large.turn(rotated.cpu()).mT.to(delta_RC.device)).mT.cpu()
         self._means = float(large.diagonal.mean()), float(small.values.mean())
 
     def scaled(self, damping: float, kind: DampingKind, power: float) -> Tensor:
         """The solution in the bases, `[larger, smaller]`; of the powers 0 and 1."""
         if power == 0:
-            return self._turned_LS
+            return self._rotated_LS
         values_S = self._small.values.cpu()
         if kind in PRODUCTS:
             term = kron.damping_term(self._means[0] * self._means[1], damping, kind)
-            return self._large.solve_columns(self._turned_LS, values_S, term)
+            return self._large.solve_columns(self._rotated_LS, values_S, term)
         large, small = kron.split_damping(*self._means, damping, kind)
-        return self._large.solve(self._turned_LS / kron.positive(values_S + small), large)
+        return self._large.solve(self._rotated_LS / kron.positive(values_S + small), large)
 
-    def back(self, turned: Tensor) -> Tensor:
-        """Out of the bases."""
-        found = self._large.turn_back(self._small.turn_back(turned.mT.to(self._small.values.device)).mT.cpu())
+    def back(self, rotated: Tensor) -> Tensor:
+        """Rotate a tensor out of the bases."""
+        found = self._large.turn_back(self._small.turn_back(rotated.mT.to(self._small.values.device)).mT.cpu())
         return (found if self._rows_large else found.mT).to(self._small.values.device)
 
-    def curved(self, turned: Tensor) -> Tensor:
-        """`F U`."""
-        return self._large.times(turned) * self._small.values.cpu()
+    def curved(self, rotated: Tensor) -> Tensor:
+        """Return the product `F U` in the basis."""
+        return self._large.times(rotated) * self._small.values.cpu()
 
 
 class _Anew(_Core):
@@ -233,16 +233,16 @@ class _Anew(_Core):
         self._block, self._delta = block, delta
 
     def scaled(self, damping: float, kind: DampingKind, power: float) -> Tensor:
-        """The solution itself."""
+        """Return the solution itself; there is no other basis."""
         return self._block.solve(self._delta, damping, kind, power)
 
-    def back(self, turned: Tensor) -> Tensor:
-        """Nothing was turned."""
-        return turned
+    def back(self, rotated: Tensor) -> Tensor:
+        """Return the tensor as it is; there is no other basis."""
+        return rotated
 
-    def curved(self, turned: Tensor) -> Tensor:
-        """`F U`."""
-        return self._block.multiply(turned)
+    def curved(self, rotated: Tensor) -> Tensor:
+        """Return the product `F U` in the basis."""
+        return self._block.multiply(rotated)
 
 
 def _core(block: Block, delta: Tensor, basis: BasisKind, find: FindBasis) -> _Core:

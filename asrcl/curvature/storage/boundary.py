@@ -1,4 +1,4 @@
-"""Where files are read: whatever their parsers raise ends here, and what they say is checked before anyone relies on it."""
+"""The boundary where files are read: errors of parsers become `InputError`, and what a file says is checked before it is used."""
 
 from __future__ import annotations
 

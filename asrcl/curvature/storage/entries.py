@@ -40,7 +40,7 @@ class Slot:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in the file."""
+        """How many bytes it takes in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def content(self, block: Block) -> Tensor:
@@ -65,7 +65,7 @@ class Wanted:
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """Its shape in the file."""
+        """The shape of the tensor in the file."""
         return stored_shape(self.role, self.shape)
 
 

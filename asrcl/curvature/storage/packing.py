@@ -54,5 +54,5 @@ def raw(tensor: Tensor) -> memoryview:
 
 
 def checksum(content: memoryview | bytes) -> str:
-    """CRC-32 as 8 hex digits."""
+    """Return the CRC-32 as 8 hexadecimal digits."""
     return f"{zlib.crc32(content):08x}"

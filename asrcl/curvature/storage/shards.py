@@ -174,7 +174,7 @@ class TensorFiles:
         self._owner = {name: stream for stream in self._open.values() for name in stream.keys()}  # noqa: SIM118 (not a dict)
 
     def metadata(self) -> Header:
-        """String metadata of the single file."""
+        """The string metadata of the single file."""
         return self._open[self.path].metadata() or {}
 
     def stored(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
@@ -191,7 +191,7 @@ class TensorFiles:
         return tuple(part.get_shape()), DTYPES[part.get_dtype()]
 
     def read(self, name: str) -> Tensor:
-        """A tensor as stored."""
+        """Return a tensor as it is stored."""
         return self._owner[name].get_tensor(name)
 
 

@@ -1,11 +1,11 @@
-"""Checkpoints of every house, read and written tensor by tensor without importing any toolkit.
+"""Checkpoints of every toolkit, read and written tensor by tensor without importing one.
 
     from asrcl.merge.containers import open_checkpoint
     with open_checkpoint("exp/valid.acc.ave.pth") as checkpoint, checkpoint.writer("exp/half.pth") as writer:
         for name in checkpoint.outlines:
             writer.write(name, checkpoint.read(name) / 2)
 
-| House | What is opened | What is put back on writing |
+| Toolkit | What is opened | What is put back on writing |
 |---|---|---|
 | any | `.safetensors` | string metadata |
 | Hugging Face | folder of `save_pretrained`, also in shards or `pytorch_model.bin` | config, tokenizer, other files; the shards |

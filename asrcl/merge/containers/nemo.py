@@ -58,7 +58,7 @@ class NemoArchive(Checkpoint):
             raise
 
     def close(self) -> None:
-        """Remove the unpacked weights."""
+        """Remove the unpacked weights from the disk."""
         self._unpacked.cleanup()
 
     def surroundings(self) -> Surroundings:

@@ -1,4 +1,4 @@
-"""From whatever the user has to a checkpoint or a state dict."""
+"""Opening what the user gives, a path, a module or a state dict, as a checkpoint or a state dict."""
 
 from __future__ import annotations
 

@@ -31,12 +31,12 @@ class Outline:
 
     @property
     def numel(self) -> int:
-        """Number of entries."""
+        """The number of entries."""
         return torch.Size(self.shape).numel()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its data."""
+        """The number of bytes of the data."""
         return self.numel * self.dtype.itemsize
 
     def __str__(self) -> str:

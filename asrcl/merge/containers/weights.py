@@ -119,7 +119,7 @@ class Weights(ABC):
 
     @abstractmethod
     def read(self, name: str) -> Tensor:
-        """One tensor on the CPU."""
+        """Return one tensor on the CPU."""
 
     @abstractmethod
     def sample(self, name: str, count: int) -> Tensor:

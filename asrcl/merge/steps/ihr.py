@@ -1,4 +1,4 @@
-"""Inverse-Hessian regularisation (IHR): turn the update away from where the old domains are sensitive.
+"""Inverse-Hessian regularisation (IHR): shrink the update in directions to which the old domains' loss is sensitive.
 
 Source: Vander Eeckt & Van hamme 2026, "Inverse-Hessian Regularization for Continual Learning in ASR" (arXiv 2601.14751). With
 `Δ = new − old` and the Kronecker factors A, G of the old loss at the old weights, for each linear map
@@ -75,7 +75,7 @@ def _prepared(
         (delta,), blocks, _new = part.read()
         if found := inverse.live(blocks):
             before += float(delta.double().square().sum())
-            after += float(_turned(delta, found, damping, damping_kind, power, shared).double().square().sum())
+            after += float(_solved(delta, found, damping, damping_kind, power, shared).double().square().sum())
     return replace(shared, ratio=_ratio(before**0.5, after**0.5))
 
 
@@ -119,22 +119,22 @@ def ihr(
     found = inverse.live(blocks)
     if not found or not delta.any():
         return tau * delta
-    turned = _turned(delta, found, damping, damping_kind, power, shared)
+    solved = _solved(delta, found, damping, damping_kind, power, shared)
     if rescale == "none":
-        return tau * turned
+        return tau * solved
     ratio = shared.ratio if shared is not None else None
-    return tau * (_ratio(float(delta.norm()), float(turned.norm())) if ratio is None else ratio) * turned
+    return tau * (_ratio(float(delta.norm()), float(solved.norm())) if ratio is None else ratio) * solved
 
 
-def _turned(
+def _solved(
     delta: Tensor, blocks: Sequence[Block], damping: float, kind: DampingKind, power: float, shared: _Shared | None
 ) -> Tensor:
     return inverse.solve(blocks, delta, damping, kind, power, shared.solver if shared else None) if power else delta
 
 
-def _ratio(length: float, turned_length: float) -> float:
+def _ratio(length: float, solved_length: float) -> float:
     """‖Δ‖ / ‖U‖, and 0 where nothing moved."""
-    return length / turned_length if turned_length > 0 else 0.0
+    return length / solved_length if solved_length > 0 else 0.0
 
 
 def _mean_eigenvalue(rows: RowsOf, *, damping_kind: str = "relative", **_: float) -> float | None:

@@ -59,7 +59,7 @@ class Layouts:
         return [*self.old, *(name for name in self.new if name not in self.old)]
 
     def both(self, name: str) -> bool:
-        """Whether both models have it."""
+        """Whether both models have the tensor."""
         return name in self.old and name in self.new
 
     @cached_property

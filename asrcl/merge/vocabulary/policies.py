@@ -40,8 +40,8 @@ Action = Literal["merge", "keep", "drop", "rows"]
 LISTED = 8
 
 
-class Fate(NamedTuple):
-    """What becomes of a tensor.
+class TensorPlan(NamedTuple):
+    """What happens to one tensor where the models have different vocabularies.
 
     Attributes:
         action: "merge" as it is, "keep" the old one, "drop" what only the new model has, or merge by "rows" of tokens.
@@ -131,24 +131,24 @@ class Alignment:
 
     Attributes:
         policy: asked for.
-        fates: by name, in the order of the old model; what only the new model has comes last.
+        plans: by name, in the order of the old model; what only the new model has comes last.
         tokens: those of the two models, None where they are not known.
         notes: what the user should know, a sentence each.
     """
 
     policy: Policy
-    fates: Mapping[str, Fate]
+    plans: Mapping[str, TensorPlan]
     tokens: TokenUnion | None
     notes: tuple[str, ...]
 
     @property
     def shapes(self) -> dict[str, Shape]:
         """Names and shapes of the merged model, in the order of the old one."""
-        return {name: fate.shape for name, fate in self.fates.items() if fate.shape is not None}
+        return {name: plan.shape for name, plan in self.plans.items() if plan.shape is not None}
 
     def why(self, name: str) -> str:
         """Why a tensor is not merged as it is; empty where it is."""
-        return self.fates[name].why
+        return self.plans[name].why
 
     def pair(self, name: str, old: Tensor | None, new: Tensor | None) -> tuple[Tensor, Tensor]:
         """Both tensors in the shape of the merged model; equal wherever one model alone has a say.
@@ -167,21 +167,21 @@ class Alignment:
 
     def fitted(self, name: str, old: Tensor | None, new: Tensor | None) -> Tensor:
         """The new tensor in the shape of the old one, equal to it wherever the new model has no say; arguments as in `pair`."""
-        fate = self.fates[name]
-        if fate.action == "drop" or old is None:
+        plan = self.plans[name]
+        if plan.action == "drop" or old is None:
             raise InputError(f"{name} is only in the new model and has no place in the merged one ({self.policy})")
-        if fate.action == "keep":
+        if plan.action == "keep":
             return old
         new = _needed(name, new)
-        if fate.action == "merge":
+        if plan.action == "merge":
             return new
         assert self.tokens is not None
         places, sources, _ = self.tokens.indices
-        axis, size, other = fate.axis, len(self.tokens.old), len(self.tokens.new)
+        axis, size, other = plan.axis, len(self.tokens.old), len(self.tokens.new)
         kind = torch.promote_types(old.dtype, new.dtype)
         result, new = old.to(kind, copy=True), new.to(device=old.device, dtype=kind)
         result.index_copy_(axis, places.to(old.device), new.index_select(axis, sources.to(old.device)))
-        result.narrow(axis, size, fate.trailing).copy_(new.narrow(axis, other, fate.trailing))
+        result.narrow(axis, size, plan.trailing).copy_(new.narrow(axis, other, plan.trailing))
         return result
 
     def extended(self, name: str, merged: Tensor, new: Tensor | None, through: torch.dtype | None = None) -> Tensor:
@@ -196,18 +196,18 @@ class Alignment:
         Raises:
             InputError: the new rows are not finite, or the new tensor is missing.
         """
-        fate = self.fates[name]
-        if fate.action != "rows" or self.tokens is None or not self.tokens.only_new:
+        plan = self.plans[name]
+        if plan.action != "rows" or self.tokens is None or not self.tokens.only_new:
             return merged
         new, index = _needed(name, new), self.tokens.indices[2]
-        rows = new.index_select(fate.axis, index.to(new.device))
+        rows = new.index_select(plan.axis, index.to(new.device))
         if not torch.isfinite(readable(rows)).all():
             raise InputError(f"{name} of the new model holds NaN or infinity; it cannot be merged")
         rows = rows.to(through or merged.dtype).to(device=merged.device, dtype=merged.dtype)
         if not torch.isfinite(readable(rows)).all():
             raise InputError(f"{name} of the new model goes beyond what {merged.dtype} holds; save the old model in float32")
-        known, behind = merged.split([len(self.tokens.old), fate.trailing], fate.axis)
-        return torch.cat([known, rows, behind], fate.axis)
+        known, behind = merged.split([len(self.tokens.old), plan.trailing], plan.axis)
+        return torch.cat([known, rows, behind], plan.axis)
 
     def write_tokens(self, path: str | os.PathLike[str]) -> list[Path]:
         """Write the tokens of the merged model in the form of the old model's file.
@@ -240,12 +240,12 @@ class FittedSource:
 
     @property
     def outlines(self) -> Mapping[str, Sized]:
-        """Those of the old model."""
+        """Shapes and types of the old model's tensors."""
         return self._old.outlines
 
     def read(self, name: str) -> Tensor:
         """One tensor; what the new model has no say in is not read from it."""
-        action = self._alignment.fates[name].action
+        action = self._alignment.plans[name].action
         new = None if action == "keep" else self._new.read(name).detach()
         return new if action == "merge" and new is not None else self._alignment.fitted(name, self._old.read(name).detach(), new)
 
@@ -285,8 +285,8 @@ def align(
     axes = vocabulary_axes(layouts, union.old if union else None, union.new if union else None, extra, patterns)
     special = {} if union is not None and union.same else axes
     _check(policy, layouts, special, union)
-    fates = {name: _fate(name, policy, layouts, special, union) for name in layouts.names}
-    return Alignment(policy, MappingProxyType(fates), union, tuple(_notes(policy, fates, union)))
+    plans = {name: _plan_of(name, policy, layouts, special, union) for name in layouts.names}
+    return Alignment(policy, MappingProxyType(plans), union, tuple(_notes(policy, plans, union)))
 
 
 def _check(policy: Policy, layouts: Layouts, axes: Mapping[str, tuple[int, int]], union: TokenUnion | None) -> None:
@@ -313,26 +313,29 @@ def _first_difference(union: TokenUnion) -> str:
     return f"number {found[0]} is {found[1]!r} and {found[2]!r}" if found else f"{len(union.old)} and {len(union.new)} tokens"
 
 
-def _fate(name: str, policy: Policy, layouts: Layouts, axes: Mapping[str, tuple[int, int]], union: TokenUnion | None) -> Fate:
+def _plan_of(
+    name: str, policy: Policy, layouts: Layouts, axes: Mapping[str, tuple[int, int]], union: TokenUnion | None
+) -> TensorPlan:
     shape = layouts.old.get(name)
     if shape is None:
-        return Fate("drop", None, "only in the new model")
+        return TensorPlan("drop", None, "only in the new model")
     if name not in layouts.differing and (name not in axes or union is None):
-        return Fate("merge", shape)
+        return TensorPlan("merge", shape)
     if policy == "union" and union is not None:
         axis, trailing = axes[name]
         wide = (*shape[:axis], shape[axis] + len(union.only_new), *shape[axis + 1 :])
         why = f"{len(union.old_index)} tokens of both, {len(union.only_old)} only old, {len(union.only_new)} only new"
-        return Fate("rows", wide, why, axis, trailing)
+        return TensorPlan("rows", wide, why, axis, trailing)
     if name not in layouts.new:
-        return Fate("keep", shape, "only in the old model")
-    return Fate("keep", shape, f"{layouts.text(name, 'new')} in the new model" if name in layouts.differing else "other tokens")
+        return TensorPlan("keep", shape, "only in the old model")
+    why = f"{layouts.text(name, 'new')} in the new model" if name in layouts.differing else "other tokens"
+    return TensorPlan("keep", shape, why)
 
 
-def _notes(policy: Policy, fates: Mapping[str, Fate], union: TokenUnion | None) -> list[str]:
+def _notes(policy: Policy, plans: Mapping[str, TensorPlan], union: TokenUnion | None) -> list[str]:
     notes = []
     for action, text in (("keep", "kept from the old model"), ("drop", "dropped, for only the new model has them")):
-        names = [name for name, fate in fates.items() if fate.action == action]
+        names = [name for name, plan in plans.items() if plan.action == action]
         if names:
             notes.append(f"{text}: {_listed(names)}")
     if union is None or policy != "union" or union.same:

@@ -75,7 +75,7 @@ class TokenList:
 
     @property
     def where(self) -> str:
-        """What messages call it."""
+        """What messages call the source of the tokens."""
         return str(self.path) if self.path else "the given list of tokens"
 
 

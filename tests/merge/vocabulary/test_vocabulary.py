@@ -62,7 +62,7 @@ def test_union_takes_every_row_from_the_right_model(lists, trailing):
     old, new = make_model(old_tokens, 1, trailing, width=30), make_model(new_tokens, 2, trailing, width=30)
     alignment = align(outlines(old), outlines(new), "union", lists, trailing=trailing, tensors=VOCABULARY)
     if old_tokens == new_tokens:
-        assert {fate.action for fate in alignment.fates.values()} == {"merge"}
+        assert {plan.action for plan in alignment.plans.values()} == {"merge"}
         return
     merged_tokens = alignment.tokens.tokens
     assert merged_tokens[: len(old_tokens)] == old_tokens and set(merged_tokens) == {*old_tokens, *new_tokens}
@@ -89,7 +89,7 @@ def test_union_says_what_it_does():
     assert alignment.notes[0] == "9 tokens: 5 in both models, 1 only in the old, 3 only new (x, y, z)"
     assert any("must say 9 outputs" in note for note in alignment.notes)
     with pytest.raises(TypeError):
-        alignment.fates["ctc.bias"] = None
+        alignment.plans["ctc.bias"] = None
     with pytest.raises(AttributeError):
         alignment.policy = "error"
 
@@ -162,7 +162,7 @@ def test_other_kinds_of_numbers_differ_too():
     old, new = {"w": torch.zeros(3)}, {"w": torch.zeros(3, dtype=torch.int8)}
     with pytest.raises(InputError, match=r"w +\[3\] float32 +\[3\] int8"):
         align(old, new)
-    assert align(old, new, "keep-old").fates["w"].action == "keep"
+    assert align(old, new, "keep-old").plans["w"].action == "keep"
 
 
 def test_keep_old_leaves_alone_what_differs():
@@ -170,7 +170,7 @@ def test_keep_old_leaves_alone_what_differs():
     new = {"a": torch.zeros(2), "b": torch.zeros(4), "only_new": torch.zeros(1)}
     alignment = align(old, new, "keep-old")
     actions = {"a": "merge", "b": "keep", "only_old": "keep", "only_new": "drop"}
-    assert {n: f.action for n, f in alignment.fates.items()} == actions
+    assert {n: f.action for n, f in alignment.plans.items()} == actions
     assert list(alignment.shapes) == ["a", "b", "only_old"]
     for name, other in (("b", new["b"]), ("only_old", None)):
         assert all(view is old[name] for view in alignment.pair(name, old[name], other))
@@ -185,8 +185,8 @@ def test_backbone_only_keeps_the_vocabulary_and_nothing_else():
     old, new = make_model(OLD_TOKENS, 1), make_model(NEW_TOKENS, 2)
     for tokens in (None, (OLD_TOKENS, NEW_TOKENS)):
         alignment = align(outlines(old), outlines(new), "backbone-only", tokens)
-        assert {n for n, f in alignment.fates.items() if f.action == "keep"} == set(VOCABULARY)
-        assert alignment.fates["encoder.layer.weight"].action == "merge"
+        assert {n for n, f in alignment.plans.items() if f.action == "keep"} == set(VOCABULARY)
+        assert alignment.plans["encoder.layer.weight"].action == "merge"
     wider = outlines(new) | {"encoder.layer.weight": (7, WIDTH)}
     with pytest.raises(InputError, match="1 tensor") as error:
         align(outlines(old), wider, "backbone-only", (OLD_TOKENS, NEW_TOKENS))
@@ -211,7 +211,7 @@ def test_backbone_only_does_not_take_a_wider_layer_for_a_vocabulary():
 def test_backbone_only_allows_an_output_that_one_model_ties():
     old = {"embed_tokens.weight": (6, 4), "w": (4, 4)}
     new = {"embed_tokens.weight": (8, 4), "w": (4, 4), "lm_head.weight": (8, 4)}
-    assert align(old, new, "backbone-only").fates["lm_head.weight"].action == "drop"
+    assert align(old, new, "backbone-only").plans["lm_head.weight"].action == "drop"
     with pytest.raises(InputError, match="q"):
         align(old, {**new, "q": (8, 4)}, "backbone-only")
     with pytest.raises(InputError, match="lm_head"):
@@ -226,7 +226,7 @@ def test_vocabularies_of_one_size_are_told_apart_by_their_tokens():
     with pytest.raises(InputError, match=r"both vocabularies have 6 tokens, and turned.weight have an axis"):
         align(outlines(old), outlines(new), "union", (OLD_TOKENS, other))
     alignment = align(outlines(old), outlines(new), "backbone-only", (OLD_TOKENS, other), tensors=VOCABULARY)
-    assert alignment.fates["ctc.bias"].action == "keep" and alignment.why("ctc.bias") == "other tokens"
+    assert alignment.plans["ctc.bias"].action == "keep" and alignment.why("ctc.bias") == "other tokens"
     with pytest.raises(InputError, match=r"several axes of \[6, 6\]"):
         align({"embed": (6, 6)}, {"embed": (6, 6)}, "union", (OLD_TOKENS, other))
 
@@ -236,7 +236,7 @@ def test_outputs_behind_the_tokens_are_told():
     with pytest.raises(InputError, match=r"6 tokens, but no axis of the old model is as long \(seen: 1, 3, 4, 7\).*trailing=1"):
         align(old, new, "union", (OLD_TOKENS, NEW_TOKENS))
     mixed = {"embed": (6, 3), "joint": (11, 3)}, {"embed": (8, 3), "joint": (13, 3)}
-    fates = align(*mixed, "union", (OLD_TOKENS, NEW_TOKENS), trailing=(0, 5)).fates
+    fates = align(*mixed, "union", (OLD_TOKENS, NEW_TOKENS), trailing=(0, 5)).plans
     assert (fates["embed"].trailing, fates["joint"].trailing, fates["joint"].shape) == (0, 5, (14, 3))
 
 
