@@ -80,7 +80,7 @@ def test_a_missing_json_file_is_named(tmp_path):
 @pytest.mark.parametrize("content", [b"{half", b"", b"\xff\xfe\x00"])
 def test_a_file_that_is_not_json_is_named(content, tmp_path):
     (tmp_path / "odd.json").write_bytes(content)
-    with pytest.raises(InputError, match=r"odd\.json: not a JSON file") as refusal:
+    with pytest.raises(InputError, match=r"odd\.json: .*JSON") as refusal:
         read_json(tmp_path / "odd.json")
     assert "\n" not in str(refusal.value)
 

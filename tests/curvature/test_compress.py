@@ -244,7 +244,7 @@ def test_a_budget_spares_the_narrow_factor():
 
 
 def test_an_impossible_budget_names_the_least():
-    with pytest.raises(InputError, match=r"budget of 100 bytes is too small: .* takes \d+; allow more"):
+    with pytest.raises(InputError, match=r"budget of 100 bytes .* takes \d+"):
         layered().compress(budget=100)
 
 

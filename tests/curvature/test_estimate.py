@@ -278,5 +278,5 @@ def test_options_are_given_by_name_or_as_one_object():
         assert torch.equal(block.A_II, given.blocks[key].A_II) and torch.equal(block.G_OO, given.blocks[key].G_OO)
     assert named.metadata["options"] == given.metadata["options"] and given.metadata["options"]["stride"] == 2
     assert "include" not in given.metadata["options"]
-    with pytest.raises(InputError, match=r"no option strid; did you mean stride"):
+    with pytest.raises(InputError, match=r"strid; did you mean stride"):
         estimate(model, loss_fn, batches, strid=2)

@@ -151,7 +151,7 @@ def test_the_model_is_left_as_it_was(items, finite_difference, fails):
 
     operator = hessian_operator(model, loss, batches_of(items, 2), parameters=("*weight",), finite_difference=finite_difference)
     if fails:
-        with pytest.raises(InputError, match="loss of a batch is nan"):
+        with pytest.raises(InputError, match=r"loss .*is nan"):
             operator @ np.ones(operator.shape[0])
     else:
         operator @ np.ones(operator.shape[0])
@@ -224,9 +224,9 @@ def test_curvature_operator_equals_the_dense_blocks(curvature):
 
 
 def test_curvature_operator_refuses_what_it_cannot_lay_out(curvature):
-    with pytest.raises(InputError, match=r"no parameter with a curvature block fits parameters=\['other'\]"):
+    with pytest.raises(InputError, match=r"parameters=\['other'\]"):
         curvature_operator(curvature, ["other"])
-    with pytest.raises(InputError, match="w: its shape is not in the curvature's metadata"):
+    with pytest.raises(InputError, match=r"w: its shape .*metadata"):
         curvature_operator(Curvature(curvature.blocks))
 
 
@@ -236,9 +236,9 @@ def test_layout_goes_both_ways_and_names_misfits():
     assert np.array_equal(layout.flatten(layout.unflatten(vector) | {"c": torch.ones(2)}), vector)
     with pytest.raises(InputError, match="b is missing"):
         layout.flatten({"a": torch.ones(2, 3)})
-    with pytest.raises(InputError, match=r"a is of shape \[3, 2\]; a tensor of shape \[2, 3\] belongs there"):
+    with pytest.raises(InputError, match=r"a is .*\[3, 2\].*\[2, 3\]"):
         layout.flatten({"a": torch.ones(3, 2), "b": torch.ones(())})
-    with pytest.raises(InputError, match="a vector of 3 numbers does not fit parameters of 7 numbers"):
+    with pytest.raises(InputError, match=r"3 numbers .*parameters of 7"):
         layout.unflatten(np.ones(3))
 
 
@@ -272,13 +272,13 @@ def test_top_eigenvalues_say_when_they_do_not_converge(monkeypatch):
         raise linalg.ArpackNoConvergence("no", np.ones(2), np.ones((50, 2)))
 
     monkeypatch.setattr(linalg, "eigsh", stop)
-    with pytest.raises(InputError, match=r"only 2 of 3 eigenvalues converged; use a larger k or a tolerance above 0\.0001"):
+    with pytest.raises(InputError, match=r"2 of 3 eigenvalues .*tolerance above 0\.0001"):
         top_eigenvalues(np.eye(50), 3)
 
 
 def test_top_eigenvalues_refusals():
     for k in (0, 4):
-        with pytest.raises(InputError, match=f"k={k} eigenvalues were asked of an operator of size 3"):
+        with pytest.raises(InputError, match=rf"k={k} .*operator of size 3"):
             top_eigenvalues(np.eye(3), k)
     with pytest.raises(InputError, match="square and not empty"):
         top_eigenvalues(np.ones((2, 3)), 1)
@@ -365,14 +365,14 @@ def test_knobs_that_cannot_resolve_a_density(knobs, message):
 def test_a_product_that_is_not_finite_is_refused(curvlinops, steps):
     broken = LinearOperator((100, 100), matvec=lambda v: np.full(100, np.nan), dtype=np.float64)
     for tool in (lambda: spectral_density(broken, steps=steps), lambda: top_eigenvalues(broken, steps % 100)):
-        with pytest.raises(InputError, match="a product with the operator is not finite"):
+        with pytest.raises(InputError, match=r"product .*not finite"):
             tool()
 
 
 def test_a_missing_curvlinops_is_named_with_the_command(monkeypatch):
     for name in ("curvlinops", "curvlinops.papyan2020traces"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(InputError, match="curvlinops, which is not installed; pip install 'curvlinops-for-pytorch"):
+    with pytest.raises(InputError, match="pip install 'curvlinops-for-pytorch"):
         spectral_density(np.eye(3))
 
 
@@ -399,7 +399,7 @@ def test_ranks_of_known_spectra():
 @pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")]])
 @pytest.mark.parametrize("rank", [effective_rank, stable_rank])
 def test_ranks_refuse_empty_and_non_finite_spectra(rank, values):
-    with pytest.raises(InputError, match="at least one value, and finite ones"):
+    with pytest.raises(InputError, match=r"one value, .*finite"):
         rank(values)
 
 

@@ -137,7 +137,7 @@ def test_other_targets_and_a_missing_configuration_are_refused(tmp_path):
 def test_factors_in_memory_are_refused_where_both_changed(tmp_path):
     adapter(tmp_path / "old", 1)
     old = {"l.lora_A": torch.randn(2, 5), "l.lora_B": torch.randn(5, 2), "l.weight": torch.randn(5, 5)}
-    with pytest.raises(InputError, match=r"l\.lora_A and l\.lora_B are the factors of an adapter"):
+    with pytest.raises(InputError, match=r"l\.lora_A and l\.lora_B .*adapter"):
         merge(old, {name: tensor + 1 for name, tensor in old.items()}, "interpolate")
     half = old | {"l.lora_B": old["l.lora_B"] + 1}
     torch.testing.assert_close(merge(old, half, "interpolate", strength=0.5)["l.lora_B"], old["l.lora_B"] + 0.5)

@@ -153,11 +153,11 @@ def test_a_folder_with_other_things_in_it_is_never_replaced(tmp_path):
     source = save(wav2vec2(), tmp_path / "source")
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="holds no checkpoint of this kind, and is not overwritten"):
+    with pytest.raises(InputError, match=r"holds no checkpoint .*overwritten"):
         rewrite(source, tmp_path / "home", overwrite=True)
     out = rewrite(source, tmp_path / "out")
     (out / "checkpoint-500").mkdir()
-    with pytest.raises(InputError, match="checkpoint-500, which would be lost"):
+    with pytest.raises(InputError, match=r"checkpoint-500, .*lost"):
         rewrite(source, out, overwrite=True)
     assert (tmp_path / "home" / "thesis.tex").exists()
 
@@ -228,7 +228,7 @@ def test_speechbrain_checkpoints_say_what_they_leave_alone(tmp_path):
     assert origin.kind == "speechbrain" and any("wav2vec2.ckpt" in note for note in origin.notes)
     assert load_state(source / "wav2vec2.ckpt").keys() == {"weight", "bias"}
     (source / "model.ckpt").rename(source / "whisper.ckpt")
-    with pytest.raises(InputError, match=r"without model\.ckpt but with wav2vec2\.ckpt, whisper\.ckpt"):
+    with pytest.raises(InputError, match=r"model\.ckpt .*wav2vec2\.ckpt, whisper\.ckpt"):
         open_checkpoint(source)
     (source / "wav2vec2.ckpt").unlink()
     assert load_state(source).keys() == network().state_dict().keys()
@@ -236,7 +236,7 @@ def test_speechbrain_checkpoints_say_what_they_leave_alone(tmp_path):
 
 def test_a_folder_of_several_checkpoints_lists_them(tmp_path):
     speechbrain_folder(tmp_path / "save", network())
-    with pytest.raises(InputError, match=r"save: a folder with several things in it \(CKPT\+epoch3\); give the path"):
+    with pytest.raises(InputError, match=r"save: .*\(CKPT\+epoch3\)"):
         open_checkpoint(tmp_path / "save")
 
 

@@ -81,7 +81,7 @@ def test_another_file_under_the_name_is_noticed(tmp_path, monkeypatch):
         checkpoint.read("a")
         path.unlink()
         torch.save({"a": torch.ones(30), "b": torch.ones(4)}, path)
-        with pytest.raises(InputError, match=r"m\.pt: changed since it was opened"):
+        with pytest.raises(InputError, match=r"m\.pt: changed"):
             checkpoint.read("b")
 
 
@@ -108,7 +108,7 @@ def test_a_pointer_of_git_lfs_is_called_one(tmp_path):
     for suffix in (".pt", ".safetensors"):
         path = tmp_path / f"m{suffix}"
         path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 12345\n")
-        with pytest.raises(InputError, match=r"pointer of Git LFS.*git lfs pull"):
+        with pytest.raises(InputError, match=r"git lfs pull"):
             open_checkpoint(path)
 
 

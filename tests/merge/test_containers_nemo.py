@@ -115,7 +115,7 @@ def test_archives_without_a_readable_model_are_refused(tmp_path, inside, message
 
 
 def test_a_nemo_is_not_written_under_another_name(tmp_path):
-    with pytest.raises(InputError, match=r"out\.pt: a nemo checkpoint is written to \.nemo, or to \.safetensors"):
+    with pytest.raises(InputError, match=r"out\.pt: .*\.nemo, .*\.safetensors"):
         rewrite(nemo(tmp_path), tmp_path / "out.pt")
 
 

@@ -98,7 +98,7 @@ def test_rules(folder):
     found, _ = merged_by_files(folder, spec(folder, rules=rules))
     old = make_state(1)
     assert torch.equal(found["encoder.weight"], old["encoder.weight"]) and torch.equal(found["packed"][:2], old["packed"][:2])
-    with pytest.raises(InputError, match=r"no tensor of the old model fits the rule 'encodr\*'"):
+    with pytest.raises(InputError, match=r"no tensor .*rule 'encodr\*'"):
         merged_by_files(folder, spec(folder, rules=parse_rules({"rules": [{"match": "encodr*", "method": "keep"}]})))
 
 

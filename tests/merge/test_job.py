@@ -38,7 +38,7 @@ def test_rules_by_name(models):
     assert torch.equal(merged["conv.weight"], plain["conv.weight"])
     planned = {row.name: row.rule for row in plan(old, new, curvature=make_curvature(), rules=rules).rows}
     assert (planned["encoder.weight"], planned["packed"]) == ("keep", "interpolate")
-    with pytest.raises(InputError, match="interpolate has no option speed"):
+    with pytest.raises(InputError, match=r"interpolate .*option speed"):
         merge(old, new, "average", rules=Rules(gain=("interpolate", {"speed": 1})))
 
 
@@ -56,7 +56,7 @@ def test_the_predicted_increase_stays_within_the_budget(models):
         found, _ = increase(budget=budget)
         assert found == pytest.approx(budget, rel=1e-9)
     assert torch.equal(increase(budget=2 * full)[1]["packed"], free["packed"])
-    with pytest.raises(InputError, match="a budget needs curvature"):
+    with pytest.raises(InputError, match=r"budget .*curvature="):
         merge(old, new, "average", budget=1.0)
     assert merge(old, new, "average", curvature=curvature, budget=1e-9)["packed"] is not None
 

@@ -244,10 +244,10 @@ def test_bad_options_are_refused(models, knobs, message):
 
 def test_curvatures_that_do_not_go_together_are_refused(models):
     rows = Curvature({BlockKey("packed", 0, 6): kron(6, 3)})
-    with pytest.raises(InputError, match="packed: the curvatures cover different rows"):
+    with pytest.raises(InputError, match=r"packed: .*different rows"):
         merge(*models, curvature=[make_curvature(), rows])
     diagonal = Curvature({BlockKey("encoder.weight", 0, 4): DiagonalBlock(torch.ones(4, 3), 1)})
-    with pytest.raises(InputError, match=r"encoder\.weight: the curvatures have blocks of different kinds"):
+    with pytest.raises(InputError, match=r"encoder\.weight: .*different kinds"):
         merge(*models, curvature=[make_curvature(), diagonal])
 
 

@@ -63,7 +63,7 @@ def test_8_bit_floats_are_merged_to_the_nearest(dtype):
 
 
 def test_complex_and_real_models_differ():
-    with pytest.raises(InputError, match=r"w is complex64 in the old and float32 in the new model"):
+    with pytest.raises(InputError, match=r"w is complex64 .*float32"):
         merge({"w": numbers(1, torch.complex64)}, {"w": numbers(1, torch.float32)}, "interpolate")
 
 
@@ -81,7 +81,7 @@ def test_complex_and_real_models_differ():
 )
 def test_a_result_that_its_type_cannot_hold_is_refused(dtype, old, new, strength):
     wide = dtype if dtype.is_complex else torch.float32
-    with pytest.raises(InputError, match=r"w: the merged tensor has numbers beyond what .* holds .*smaller step"):
+    with pytest.raises(InputError, match=r"w: the merged tensor .*smaller step"):
         merge({"w": torch.tensor(old).to(dtype)}, {"w": torch.tensor(new, dtype=wide)}, "interpolate", strength=strength)
 
 
@@ -103,7 +103,7 @@ def test_rules_take_tensors_that_are_not_finite(rule, side):
     from asrcl.merge.rules import parse_rules
 
     states = [{"w": torch.full((2,), float(n)), "mask": torch.tensor([float("-inf"), float(n)])} for n in range(2)]
-    with pytest.raises(InputError, match=r"mask of the old model holds NaN or infinity.*rule keep or new"):
+    with pytest.raises(InputError, match=r"mask of the old model .*NaN.*rules="):
         merge(*states, "interpolate")
     rules = parse_rules({"method": "interpolate", "rules": [{"match": "mask", "method": rule}]})
     merged = merge(*states, "interpolate", rules=rules, strength=0.5)
@@ -120,7 +120,7 @@ def test_counters_follow_the_new_model_unless_nothing_does(strength, expected):
 
 
 def test_a_counter_that_does_not_fit_is_refused():
-    with pytest.raises(InputError, match="count: the new model's int64 numbers do not fit into the old model's int8"):
+    with pytest.raises(InputError, match=r"count: .*int64.*int8"):
         merge({"count": torch.tensor(5, dtype=torch.int8)}, {"count": torch.tensor(900)}, "interpolate")
 
 
@@ -156,7 +156,7 @@ LAYOUTS = {
 def test_quantised_codes_that_differ_are_refused_before_anything_is_merged(layout):
     old, new = (LAYOUTS[layout](seed) | {"other": torch.full((3,), float(seed))} for seed in (0, 1))
     for call in (merge, plan):
-        with pytest.raises(InputError, match=r"^l\..* holds quantised codes \(.*\), which cannot be merged; .*dequantise both"):
+        with pytest.raises(InputError, match=r"^l\..* quantised codes \(.*\).*dequantise both"):
             call(old, new, "interpolate", strength=0.5)
 
 

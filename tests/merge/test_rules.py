@@ -105,12 +105,12 @@ def test_faults_are_named_with_their_line(write, text, message):
 
 def test_methods_are_checked_by_whom_the_caller_names(write):
     load_rules(write(FILE), find_method)
-    with pytest.raises(InputError, match=r"line 7: there is no merge method 'averag'"):
+    with pytest.raises(InputError, match=r"line 7: .*'averag'"):
         load_rules(write(FILE.replace("method: average", "method: averag")), find_method)
 
 
 def test_json_faults(write):
-    with pytest.raises(InputError, match=r"m.json line 2: not readable as JSON"):
+    with pytest.raises(InputError, match=r"m\.json line 2: .*JSON"):
         load_rules(write('{"method":\n}', "m.json"))
     with pytest.raises(InputError, match="'method' comes twice"):
         load_rules(write('{"method": "a", "method": "b"}', "m.json"))

@@ -52,7 +52,7 @@ HARMLESS = [
 def test_settings_that_change_what_weights_mean_are_refused_or_noted(tmp_path, change, message):
     old, new = hugging_face(tmp_path / "old", 0.0), hugging_face(tmp_path / "new", 1.0, **change)
     for call in (lambda: merge_files(old, [new], tmp_path / "m", SPEC), lambda: preview_files(old, [new], SPEC)):
-        with pytest.raises(InputError, match=f"settings of the old and the new model differ: {message}.*differences"):
+        with pytest.raises(InputError, match=rf"settings .*: {message}.*differences"):
             call()
     noted = MergeSpec("interpolate", {"strength": 0.5}, differences="note")
     record = merge_files(old, [new], tmp_path / "m", noted)
@@ -101,7 +101,7 @@ def test_archives_of_nemo(tmp_path):
         merge_files(old, [archive("heads.nemo", heads=8)], tmp_path / "m.nemo", SPEC)
     with pytest.raises(InputError, match=r"preprocessor\.sample_rate is 16000 and 8000"):
         merge_files(old, [archive("rate.nemo", rate=8000)], tmp_path / "m.nemo", SPEC)
-    with pytest.raises(InputError, match="different tokens: the files of their tokenizers differ"):
+    with pytest.raises(InputError, match=r"different tokens: .*tokenizers"):
         merge_files(old, [archive("tokens.nemo", tokenizer=b"abd")], tmp_path / "m.nemo", SPEC)
     assert merge_files(old, [archive("same.nemo", prefix="ffff")], tmp_path / "m.nemo", SPEC).notes == ()
 
@@ -146,7 +146,7 @@ def test_settings_inside_files_of_torch(tmp_path):
 
 def test_a_word_that_does_not_exist(tmp_path):
     old = hugging_face(tmp_path / "old", 0.0)
-    with pytest.raises(InputError, match="there are refuse and note"):
+    with pytest.raises(InputError, match=r"differences=.*refuse and note"):
         merge_files(old, [old], tmp_path / "m", MergeSpec("interpolate", differences="ignore"))
 
 

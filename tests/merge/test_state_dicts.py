@@ -156,12 +156,12 @@ def test_placeholders_of_partitioned_models_are_refused(tmp_path, state, where):
         torch.save({"module": state, "zero_stage": 3}, path)
     elif where == "safetensors":
         save_file(state, path)
-    with pytest.raises(InputError, match=r"is an empty placeholder, as ZeRO-3 leaves.*zero_to_fp32"):
+    with pytest.raises(InputError, match=r"placeholder.*ZeRO-3.*zero_to_fp32"):
         load_state(state if where == "memory" else path)
 
 
 def test_flattened_shards_are_refused():
-    with pytest.raises(InputError, match=r"_flat_param is a flattened shard of FSDP.*FULL_STATE_DICT"):
+    with pytest.raises(InputError, match=r"_flat_param .*FSDP.*FULL_STATE_DICT"):
         load_state({"_fsdp_wrapped_module._flat_param": torch.ones(100)})
 
 

@@ -61,8 +61,8 @@ class _Root(torch.autograd.Function):
         return gradients[0] if ctx.needs_input_grad[0] else None, None
 
 
-# A function mode and not hooks on modules: hooks see module classes, and miss parameters that are used through `F.linear`, packed,
-# chunked or tied, which is how attention layers of speech toolkits use theirs.
+# A function mode and not hooks on modules: hooks see module classes, and miss parameters that are used through `F.linear`,
+# packed, chunked or tied, which is how attention layers of speech toolkits use theirs.
 class Capture(TorchFunctionMode):
     """The mode; open it around the forward and the backward pass.
 
@@ -149,8 +149,8 @@ class Capture(TorchFunctionMode):
             # As in the first pass, or checkpointing would miss what later operations saved.
             return self._rooted(output) if names & self._recorded else output
         self.reentrant |= self._late and bool(names)
-        # Reentrant checkpointing runs the forward pass first without gradients. What was seen there with and without gradients would
-        # be counted once only, so that such parameters go item by item.
+        # Reentrant checkpointing runs the forward pass first without gradients. A parameter that was seen both with and without
+        # them would be counted once only, so that it goes item by item.
         if self._late and names & self._recorded:
             for name in names & self._recorded:
                 self.index.foreign.setdefault(name, "used both inside and outside of reentrant gradient checkpointing")

@@ -141,7 +141,7 @@ def test_what_cannot_be_counted_is_refused(batch, words):
 
 
 def test_what_cannot_be_split_is_refused_with_the_reason():
-    with pytest.raises(InputError, match=r"Plain has no items\(\): single items are needed here \(max_items"):
+    with pytest.raises(InputError, match=r"Plain .*items\(\).*max_items"):
         list(split_items(Plain()))
 
 
@@ -171,7 +171,7 @@ def test_empty_batches_are_skipped_and_no_data_refused():
     empty = (X[:0], Y[:0])
     assert [size for size, _ in counted([empty, (X, Y), empty], None)] == [3]
     for nothing in ([], [empty], [empty, empty]):
-        with pytest.raises(InputError, match="batches gave no item"):
+        with pytest.raises(InputError, match="no item"):
             list(counted(nothing, 4))
 
 

@@ -154,14 +154,14 @@ REFUSED = {
 @pytest.mark.parametrize("structure", ["kron", "diagonal"])
 @pytest.mark.parametrize("name", REFUSED)
 def test_tensors_that_disagree_are_refused(name, structure):
-    with pytest.raises(InputError, match=r"does not say how many items it has .* first axis of .* put the items on") as caught:
+    with pytest.raises(InputError, match=r"how many items .*first axis.*put the items") as caught:
         estimate(model(), lambda n, b: pytest.fail("the loss was asked"), [REFUSED[name]], structure=structure)
     assert "\n" not in str(caught.value)
 
 
 def test_two_ways_that_both_fit_are_refused():
     """A list of tensors of one length, under a loss that is a mean over items and over their frames."""
-    with pytest.raises(InputError, match=r"may hold 7 \(along \[0\], \[1\], \[2\]\) or 3 \(one per entry of the batch\) items"):
+    with pytest.raises(InputError, match=r"7 \(along \[0\], \[1\], \[2\]\) or 3 \(.*batch\) items"):
         estimate(model(), lambda n, b: torch.stack([n(x).square().mean() for x in b]).mean(), [list(X)])
 
 
@@ -171,14 +171,14 @@ def test_batches_of_two_makes_are_refused():
             return of_waves(net, [w for w, _ in batch], torch.stack([y for _, y in batch]))
         return of_tensor(net, *batch)
 
-    with pytest.raises(InputError, match="some batches are lists of items, others hold tensors of them"):
+    with pytest.raises(InputError, match=r"lists of items.*tensors"):
         estimate(model(), loss_fn, [(X, Y), list(zip(WAVES, Y, strict=True))])
 
 
 def test_a_later_batch_of_another_make_is_looked_at_too():
     good, flat = (X, Y, torch.ones(N)), (X, Y, torch.ones(6))
     estimate(model(), lambda n, b: of_tensor(n, b[0], b[1]), [good, good])
-    with pytest.raises(InputError, match="6 along the first axis of"):
+    with pytest.raises(InputError, match=r"6 along .*axis"):
         estimate(model(), lambda n, b: of_tensor(n, b[0], b[1]), [good, flat])
 
 
@@ -202,7 +202,7 @@ SUMS = {
 @pytest.mark.parametrize("name", SUMS)
 def test_a_loss_that_sums_is_refused(name, count):
     batch = (normal(count, T, WIDTH), torch.arange(count) % CLASSES)
-    with pytest.raises(InputError, match=r"the loss of .* items is .* of the items by themselves") as caught:
+    with pytest.raises(InputError, match=r"loss of .* items is .*by themselves") as caught:
         estimate(model(), SUMS[name], [batch])
     summed = name in ("sum", "cross entropy", "sum over a fixed number")
     assert ("a sum over the items where their mean is needed" in str(caught.value)) == summed
@@ -211,7 +211,7 @@ def test_a_loss_that_sums_is_refused(name, count):
 def test_a_sum_over_objects_is_refused_too():
     items = make_items((4, 2, 3), WIDTH)
     summed = lambda n, b: (n(b.x).square().sum(-1) * b.mask).sum()  # noqa: E731
-    with pytest.raises(InputError, match="a sum over the items where their mean is needed"):
+    with pytest.raises(InputError, match=r"a sum .*mean"):
         estimate(model(), summed, [items])
     found = estimate(model(), lambda n, b: summed(n, b) / len(b), [items], padding=masks)
     assert found.metadata["checks"]["loss"] == "the mean over items (held against 3 single items)"
@@ -255,10 +255,10 @@ class Normed(nn.Module):
 
 def test_what_mixes_items_is_refused():
     by_batch = seeded(lambda: Normed(track_running_stats=False))
-    with pytest.raises(InputError, match="do not work alone: item 0 by itself fails with ValueError: Expected more than 1 value"):
+    with pytest.raises(InputError, match=r"item 0 .*ValueError: Expected more than 1 value"):
         estimate(by_batch, lambda n, b: F.cross_entropy(n(b[0]), b[1]), [(X, Y)])
     contrast = lambda n, b: F.cross_entropy(n(b[0]).mean(1) @ n(b[0]).mean(1).T, torch.arange(len(b[0])))  # noqa: E731
-    with pytest.raises(InputError, match="no mean over the items; look for"):
+    with pytest.raises(InputError, match=r"no mean .*items"):
         estimate(model(), contrast, [(X, Y)])
     running = seeded(Normed).train()
     found = estimate(running, lambda n, b: F.cross_entropy(n(b[0]), b[1]), [(X, Y)])

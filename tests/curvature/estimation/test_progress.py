@@ -116,7 +116,7 @@ def test_the_checkpoint_of_other_options_is_refused(tmp_path, change):
     path = tmp_path / "sums"
     break_off("kron", path, 2)
     before = path.read_bytes()
-    with pytest.raises(InputError, match="sums: the checkpoint of another estimate") as caught:
+    with pytest.raises(InputError, match=r"sums: .*another estimate") as caught:
         work.run_resumed("kron", str(path), work.TroubledLoss(), **change)
     assert "\n" not in str(caught.value) and "delete it" in str(caught.value)
     assert path.read_bytes() == before
@@ -157,7 +157,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, damage):
 def test_other_batches_than_those_of_the_checkpoint_are_refused(tmp_path, batches):
     path = tmp_path / "sums"
     break_off("kron", path, 2)
-    with pytest.raises(InputError, match="batches differ from those of the checkpoint: its part of them held 6 items"):
+    with pytest.raises(InputError, match=r"batches differ .*checkpoint.*6 items"):
         estimate(work.zoo(), work.zoo_loss, batches, padding=work.zoo_masks, checkpoint=path)
 
 

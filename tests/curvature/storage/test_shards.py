@@ -77,10 +77,10 @@ def test_a_crash_before_the_index_leaves_the_old_curvature(tmp_path, monkeypatch
 def test_a_missing_or_foreign_shard_is_named(tmp_path):
     index = everything().save(tmp_path / "c.safetensors", max_shard_bytes=700)
     shard = sorted(set(json.loads(index.read_text())["weight_map"].values()))[1]
-    with pytest.raises(InputError, match="one shard of a curvature"):
+    with pytest.raises(InputError, match="one shard"):
         Curvature.load(tmp_path / shard)
     (tmp_path / shard).write_bytes((tmp_path / shard).read_bytes()[:-9])
-    with pytest.raises(InputError, match=r"index\.json: not a readable curvature file \(a shard is damaged"):
+    with pytest.raises(InputError, match=r"index\.json: .*\(a shard is damaged"):
         Curvature.load(index)
     (tmp_path / shard).unlink()
     with pytest.raises(InputError, match=f"its shard {shard} is missing"):
@@ -105,7 +105,7 @@ def test_folders(tmp_path):
     (tmp_path / "curvature.safetensors").rename(tmp_path / "a.safetensors")
     assert_same(Curvature.load(tmp_path), everything())
     (tmp_path / "b.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match="2 files that could be one; name the file"):
+    with pytest.raises(InputError, match=r"2 files .*name the file"):
         Curvature.load(tmp_path)
 
 

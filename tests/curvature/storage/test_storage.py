@@ -200,7 +200,7 @@ def test_a_lazy_curvature_may_replace_its_own_file(limit, tmp_path):
 def test_truncated_files_are_refused(saved, keep):
     content = saved.read_bytes()
     saved.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
-    with pytest.raises(InputError, match=r"curvature\.safetensors: not a readable curvature file") as caught:
+    with pytest.raises(InputError, match=r"curvature\.safetensors: not .*curvature file") as caught:
         Curvature.load(saved)
     assert "\n" not in str(caught.value)
 

@@ -116,7 +116,7 @@ def test_long_diagonals_are_solved_a_part_at_a_time(monkeypatch):
 def test_a_solve_that_does_not_converge_is_refused(monkeypatch):
     (delta,), blocks, fresh = updates((4, 3)), krons(2), krons(1, seed=500)
     monkeypatch.setattr("asrcl.merge.steps.fisher.solve_sum", lambda pairs, pull, damping: (pull / 2, 0.0))
-    with pytest.raises(InputError, match=r"the sum of 3 curvatures was solved to .* only; use more damping"):
+    with pytest.raises(InputError, match=r"sum of 3 curvatures .*more damping"):
         mats([delta], blocks=blocks, new_blocks=fresh)
 
 
@@ -243,7 +243,7 @@ def test_regmean_of_embeddings_weighs_tokens_by_their_counts():
     step = regmean([delta], blocks=[old], new_blocks=[new], damping=1e-12)
     expected = torch.tensor([0.25, 0.5, 1.0, 0.5], dtype=DOUBLE)[:, None] * delta
     torch.testing.assert_close(step, expected)
-    with pytest.raises(InputError, match="use a damping above 0"):
+    with pytest.raises(InputError, match="damping above 0"):
         regmean([delta], blocks=[old], new_blocks=[new], damping=0.0)
 
 
@@ -323,21 +323,21 @@ def test_layers_that_a_domain_does_not_use(method):
 def test_what_does_not_go_together_is_refused():
     (delta,), (block,) = updates((4, 3)), krons(1)
     eigen = EigenBlock(None, None, torch.ones(4, 3), 1)
-    with pytest.raises(InputError, match="kind eigen do not add up; estimate structure='kron'"):
+    with pytest.raises(InputError, match=r"kind eigen .*structure='kron'"):
         mats([delta], blocks=[eigen], new_blocks=[eigen])
-    with pytest.raises(InputError, match="kind eigen and kronecker do not add up"):
+    with pytest.raises(InputError, match="kind eigen and kronecker"):
         mats([delta], blocks=[eigen], new_blocks=[block])
-    with pytest.raises(InputError, match="regmean needs input factors"):
+    with pytest.raises(InputError, match=r"regmean .*input factors"):
         regmean([delta], blocks=[eigen], new_blocks=[eigen])
     flipped = KroneckerBlock.of(torch.eye(4), torch.eye(3), 1, 1, transposed=True)
     for method in (mats, regmean):
-        with pytest.raises(InputError, match="used transposed in some of the curvatures only"):
+        with pytest.raises(InputError, match=r"transposed .*some"):
             method([delta], blocks=[block], new_blocks=[flipped])
     singular = KroneckerBlock.of(torch.diag(torch.tensor([1.0, 0.0, 0.0])), torch.eye(4), 1, 1)
-    with pytest.raises(InputError, match="use a damping above 0"):
+    with pytest.raises(InputError, match="damping above 0"):
         mats([delta], blocks=[singular], new_blocks=[singular], damping=0.0)
     groups = DenseBlock(torch.zeros(4, 3, 3).index_fill(2, torch.tensor([0]), 1.0), 1, rows=4)
-    with pytest.raises(InputError, match="singular; use a damping above 0"):
+    with pytest.raises(InputError, match=r"singular.*damping above 0"):
         mats([delta], blocks=[groups], new_blocks=[groups], damping=0.0)
 
 
@@ -360,9 +360,9 @@ def test_bad_options_are_refused(knobs, message):
 
 def test_options_and_counts_of_single_methods():
     deltas, blocks = updates((4, 3)), krons(1)
-    with pytest.raises(InputError, match="offdiagonal must lie between 0 and 1"):
+    with pytest.raises(InputError, match=r"offdiagonal .*0 and 1"):
         regmean(deltas, blocks=blocks, new_blocks=blocks, offdiagonal=2.0)
-    with pytest.raises(InputError, match="1 new models need as many curvatures of their own, not 2"):
+    with pytest.raises(InputError, match=r"1 new models .*not 2"):
         fisher(deltas, blocks=blocks, new_blocks=blocks * 2)
     assert [find_method(n).several for n in ("fisher", "mats", "regmean", "cofima")] == [True, True, True, False]
     assert all(find_method(n).curved for n in ("fisher", "mats", "regmean", "cofima"))

@@ -83,5 +83,5 @@ def test_shape_type_and_inputs_are_kept(kind, shape):
 
 def test_strength_must_be_a_number():
     old, delta = pair()
-    with pytest.raises(InputError, match="strength must be a finite number"):
+    with pytest.raises(InputError, match=r"strength .*finite"):
         slerp(delta, old=old, strength=math.inf)

@@ -145,7 +145,7 @@ def test_lines_hands_the_first_pass_its_own_options_alone():
     method = MergeMethod("mine", lambda d: d, "a test", {"tau": 1.0}, frozenset({"shared"}), prepare=prepare)
     assert lines_of(method).prepare("rows", first=0.1, tau=2.0) == "rows"
     assert seen == {"tau": 2.0}
-    with pytest.raises(InputError, match="mine, which has an option first of its own"):
+    with pytest.raises(InputError, match=r"mine, .*option first"):
         lines_of(MergeMethod("mine", lambda d: d, "a test", {"first": 1}, frozenset()))
 
 

@@ -79,7 +79,7 @@ def test_the_rest_of_a_configuration_stays(write, tmp_path):
 
 def test_folders_are_searched_and_given_lists_become_a_table(write, tmp_path):
     write("README.md", "no tokens")
-    with pytest.raises(InputError, match="no file with tokens in it"):
+    with pytest.raises(InputError, match="no file with tokens"):
         read_tokens(tmp_path)
     write("tokens.txt", "a 0\n")
     write("vocab.json", {"b": 0})
@@ -101,7 +101,7 @@ def test_the_files_of_the_old_model_are_never_written_to(write, tmp_path):
     before = path.read_text(), config.read_text()
     assert write_tokens(read_tokens(path), ["c"], tmp_path) == [tmp_path / "merged_tokens" / "vocab.json"]
     assert write_tokens(read_tokens(path), ["c"], tmp_path / "other.json") == [tmp_path / "other.json"]
-    with pytest.raises(InputError, match="the tokens of the old model, which stay"):
+    with pytest.raises(InputError, match="tokens of the old model"):
         write_tokens(read_tokens(path), ["c"], path)
     assert (path.read_text(), config.read_text()) == before
 
@@ -157,7 +157,7 @@ def test_damaged_files_are_named(write, name, content, message):
 
 def test_files_that_are_no_text_or_gone(tmp_path):
     (tmp_path / "tokens.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="no text file in UTF-8"):
+    with pytest.raises(InputError, match=r"text .*UTF-8"):
         read_tokens(tmp_path / "tokens.txt")
     with pytest.raises(InputError, match="no such file"):
         read_tokens(tmp_path / "other.txt")

@@ -147,7 +147,7 @@ def test_error_lists_what_differs_in_a_table():
     assert len(lines) == 2 + 12 + 1 and lines[-1].strip() == "and 5 more"
     with pytest.raises(InputError, match=r"more +missing +\[1, 2\]"):
         align({"same": (3,)}, {"same": (3,), "more": (1, 2)})
-    with pytest.raises(InputError, match="they depend on the vocabulary: choose backbone-only or union"):
+    with pytest.raises(InputError, match=r"vocabulary: .*backbone-only or union"):
         align(outlines(make_model(OLD_TOKENS, 1)), outlines(make_model(NEW_TOKENS, 1)))
 
 
@@ -176,7 +176,7 @@ def test_keep_old_leaves_alone_what_differs():
         assert all(view is old[name] for view in alignment.pair(name, old[name], other))
     assert alignment.pair("a", old["a"], new["a"]) == (old["a"], new["a"])
     assert alignment.notes == ("kept from the old model: b, only_old", "dropped, for only the new model has them: only_new")
-    with pytest.raises(InputError, match="no place in the merged one"):
+    with pytest.raises(InputError, match="no place"):
         alignment.pair("only_new", None, new["only_new"])
     assert torch.equal(FittedSource(alignment, StateSource(old), StateSource(new)).read("only_old"), old["only_old"])
 
@@ -221,9 +221,9 @@ def test_backbone_only_allows_an_output_that_one_model_ties():
 def test_vocabularies_of_one_size_are_told_apart_by_their_tokens():
     other = ("<blank>", "<unk>", "c", "a", "d", "<sos/eos>")
     old, new = make_model(OLD_TOKENS, 1), make_model(other, 2)
-    with pytest.raises(InputError, match=r"one shape but different tokens: number 2 is 'a' and 'c'"):
+    with pytest.raises(InputError, match=r"different tokens: number 2 is 'a' and 'c'"):
         align(outlines(old), outlines(new), "error", (OLD_TOKENS, other), tensors=VOCABULARY)
-    with pytest.raises(InputError, match=r"both vocabularies have 6 tokens, and turned.weight have an axis"):
+    with pytest.raises(InputError, match=r"6 tokens, .*turned\.weight"):
         align(outlines(old), outlines(new), "union", (OLD_TOKENS, other))
     alignment = align(outlines(old), outlines(new), "backbone-only", (OLD_TOKENS, other), tensors=VOCABULARY)
     assert alignment.plans["ctc.bias"].action == "keep" and alignment.why("ctc.bias") == "other tokens"
@@ -233,7 +233,7 @@ def test_vocabularies_of_one_size_are_told_apart_by_their_tokens():
 
 def test_outputs_behind_the_tokens_are_told():
     old, new = outlines(make_model(OLD_TOKENS, 1, 1)), outlines(make_model(NEW_TOKENS, 2, 1))
-    with pytest.raises(InputError, match=r"6 tokens, but no axis of the old model is as long \(seen: 1, 3, 4, 7\).*trailing=1"):
+    with pytest.raises(InputError, match=r"6 tokens, .*old model .*\(seen: 1, 3, 4, 7\).*trailing=1"):
         align(old, new, "union", (OLD_TOKENS, NEW_TOKENS))
     mixed = {"embed": (6, 3), "joint": (11, 3)}, {"embed": (8, 3), "joint": (13, 3)}
     fates = align(*mixed, "union", (OLD_TOKENS, NEW_TOKENS), trailing=(0, 5)).plans
@@ -260,7 +260,7 @@ def test_token_lists_that_do_not_fit_are_refused(tokens, message):
 def test_token_lists_of_other_models_are_refused():
     with pytest.raises(InputError, match=r"no tensor goes from 6 outputs .* to 8"):
         align({"embed": (6, 3), "w": (8, 6)}, {"embed": (6, 3), "w": (8, 6)}, "union", (OLD_TOKENS, NEW_TOKENS))
-    with pytest.raises(InputError, match="there is no policy 'unite'"):
+    with pytest.raises(InputError, match="policy 'unite'"):
         align({}, {}, "unite")
 
 
@@ -268,9 +268,9 @@ def test_new_rows_must_be_finite_and_present():
     old, new = make_model(OLD_TOKENS, 1), make_model(NEW_TOKENS, 2)
     alignment = align(outlines(old), outlines(new), "union", (OLD_TOKENS, NEW_TOKENS))
     new["ctc.bias"][3] = float("nan")
-    with pytest.raises(InputError, match=r"ctc.bias of the new model holds NaN"):
+    with pytest.raises(InputError, match=r"ctc\.bias of the new model .*NaN"):
         alignment.pair("ctc.bias", old["ctc.bias"], new["ctc.bias"])
-    with pytest.raises(InputError, match=r"ctc.bias of the new model is needed"):
+    with pytest.raises(InputError, match=r"ctc\.bias of the new model .*needed"):
         alignment.pair("ctc.bias", old["ctc.bias"], None)
 
 
@@ -288,5 +288,5 @@ def test_merged_tokens_are_written_in_the_old_form(tmp_path):
     assert any("no longer the last" in note and "special_tokens" in note for note in alignment.notes)
     align(*shapes, "backbone-only", paths).write_tokens(tmp_path / "out")
     assert written.read_text() == paths[0].read_text()
-    with pytest.raises(InputError, match="tokens of the two models are not known"):
+    with pytest.raises(InputError, match=r"tokens .*not known"):
         align(*shapes, "keep-old").write_tokens(tmp_path)
