@@ -171,7 +171,7 @@ def test_an_iterator_of_batches_serves_every_product(model, items):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"parameters": ("decoder.*",)}, r"no floating parameter of the model fits parameters=\['decoder.\*'\]"),
+        ({"parameters": ("decoder.*",)}, r"no floating parameter .*parameters=\['decoder.\*'\]"),
         ({"batches": []}, "batches gave no item"),
     ],
 )
@@ -184,7 +184,7 @@ def test_what_a_hessian_cannot_be_made_of(model, items, change, message):
     "loss, message",
     [
         (lambda model, batch: model(batch.x), "must return one number"),
-        (lambda model, batch: batch.x.sum(), "depends on none of the chosen parameters"),
+        (lambda model, batch: batch.x.sum(), "none of the chosen parameters"),
     ],
 )
 def test_losses_that_are_refused(model, items, loss, message):
@@ -353,7 +353,7 @@ def test_density_scales_with_the_operator(curvlinops, scale):
         ({"repeats": 0}, "repeats=0"),
         ({"kappa": 1.0}, "kappa=1.0"),
         ({"steps": 4}, "steps=4 with kappa=3 blurs the whole spectrum; raise steps or kappa"),
-        ({"points": 50}, "points=50 is too coarse for the bumps of steps=64; use at least 95"),
+        ({"points": 50}, r"points=50 .*steps=64.*95"),
     ],
 )
 def test_knobs_that_cannot_resolve_a_density(knobs, message):

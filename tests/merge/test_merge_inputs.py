@@ -105,8 +105,8 @@ def without(state, name):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda s: without(s, "gain"), "gain is only in the old model"),
-        (lambda s: s | {"more": torch.ones(1)}, "more is only in the new model"),
+        (lambda s: without(s, "gain"), r"gain .*only in the old"),
+        (lambda s: s | {"more": torch.ones(1)}, r"more .*only in the new"),
         (
             lambda s: s | {"packed": torch.ones(6, 4)},
             r"packed is \[6, 3\] in the old and \[6, 4\] in the new",

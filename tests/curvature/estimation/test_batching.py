@@ -132,7 +132,7 @@ def test_objects_count_split_and_move_themselves():
         (7, "int has no len"),
         ({"rate": 3}, "dict holds no tensor"),
         ([], "list holds no tensor"),
-        (torch.tensor(1.0), "Tensor holds no tensor with an axis"),
+        (torch.tensor(1.0), r"Tensor .*axis"),
     ],
 )
 def test_what_cannot_be_counted_is_refused(batch, words):

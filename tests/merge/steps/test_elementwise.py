@@ -65,11 +65,11 @@ def test_nothing_new_and_no_strength_are_no_step(deltas):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda d: average(d, task=0), "task must be a whole number"),
+        (lambda d: average(d, task=0), r"task .*whole number"),
         (lambda d: average(d, task=2), "task=2 domains cannot come from 3 models"),
         (lambda d: average(d, task=True), "task must be"),
-        (lambda d: average(d, strength=float("nan")), "strength must be a finite number"),
-        (lambda d: interpolate(d[0], strength="half"), "strength must be a finite number, not 'half'"),
+        (lambda d: average(d, strength=float("nan")), r"strength .*finite"),
+        (lambda d: interpolate(d[0], strength="half"), r"strength .*finite.*'half'"),
     ],
 )
 def test_bad_options_are_refused(deltas, call, message):

@@ -346,9 +346,9 @@ def test_what_does_not_go_together_is_refused():
     [
         ({"strength": 1.1}, "strength must lie between 0 and 1"),
         ({"strength": -0.1}, "strength must lie between 0 and 1"),
-        ({"strength": "half"}, "strength must be a finite number"),
+        ({"strength": "half"}, r"strength .*finite"),
         ({"damping": -1.0}, "damping must be at least 0"),
-        ({"damping": float("nan")}, "damping must be a finite number"),
+        ({"damping": float("nan")}, r"damping .*finite"),
     ],
 )
 def test_bad_options_are_refused(knobs, message):

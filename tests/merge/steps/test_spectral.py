@@ -173,8 +173,8 @@ def test_all_are_for_matrices_and_for_several_models():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda d: tsv_m(d, strength=None), "strength must be a finite number"),
-        (lambda d: iso_c(d, strength=float("inf")), "strength must be a finite number"),
+        (lambda d: tsv_m(d, strength=None), r"strength .*finite"),
+        (lambda d: iso_c(d, strength=float("inf")), r"strength .*finite"),
         (lambda d: opcm(d, threshold=1.5), "threshold must lie between 0 and 1"),
         (lambda d: opcm(d, threshold=-0.1), "threshold must lie between 0 and 1"),
         (lambda d: opcm(d[:1]), "opcm needs base="),

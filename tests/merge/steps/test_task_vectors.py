@@ -171,10 +171,10 @@ def test_shapes_types_and_inputs_are_kept(kind, shape):
         (lambda d: ties(d, density=1.1), "density must lie above 0"),
         (lambda d: dare(d, generator=generator(), drop=1.0), "drop must be at least 0 and below 1"),
         (lambda d: dare(d, generator=generator(), drop=-0.1), "drop must be"),
-        (lambda d: dare(d, generator=generator(), seed=1.5), "seed must be a whole number"),
-        (lambda d: magmax(d, strength=None), "strength must be a finite number"),
-        (lambda d: task_arithmetic(d, strength="1"), "strength must be a finite number"),
-        (lambda d: lines(d[0], depth=0.0, first="a"), "first must be a finite number"),
+        (lambda d: dare(d, generator=generator(), seed=1.5), r"seed .*whole number"),
+        (lambda d: magmax(d, strength=None), r"strength .*finite"),
+        (lambda d: task_arithmetic(d, strength="1"), r"strength .*finite"),
+        (lambda d: lines(d[0], depth=0.0, first="a"), r"first .*finite"),
     ],
 )
 def test_bad_options_are_refused(deltas, call, message):

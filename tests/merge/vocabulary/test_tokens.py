@@ -144,8 +144,8 @@ def test_the_tokenizers_library_finds_the_new_tokens(write, tmp_path):
         ("config.yaml", "a: 1\n", "no entry token_list"),
         ("config.yaml", "token_list: data/tokens.txt\n", "token_list names the file data/tokens.txt; give that file"),
         ("config.yaml", "a: [\n", "not readable as YAML"),
-        ("bpe.model", "not a model", "not readable as a SentencePiece model"),
-        ("bpe.model", "", "there are no pieces in it"),
+        ("bpe.model", "not a model", "SentencePiece model"),
+        ("bpe.model", "", "no pieces"),
     ],
 )
 def test_damaged_files_are_named(write, name, content, message):
