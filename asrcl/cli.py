@@ -45,7 +45,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _config(overrides: list[str] | None) -> Any:
-    from asrcl.speech.config import load_config
+    from asrcl.experiment.config import load_config
 
     return load_config(overrides or [])
 
@@ -75,7 +75,7 @@ def prepare(
 @app.command()
 def train(overrides: Overrides = None, seeds: Seeds = "1") -> None:
     """Train the initial model, or take the trained one that came with the recipe."""
-    from asrcl.speech.experiment import train_all
+    from asrcl.experiment.run import train_all
 
     train_all(_config(overrides), _numbers(seeds))
 
@@ -87,7 +87,7 @@ def adapt(
     seeds: Seeds = "1",
 ) -> None:
     """Adapt domain by domain with several methods; `asrcl decode` then measures them."""
-    from asrcl.speech.experiment import adapt_all
+    from asrcl.experiment.run import adapt_all
 
     adapt_all(_config(overrides), _words(methods), _numbers(seeds), _command())
 
@@ -102,7 +102,7 @@ def tune(
     seeds: Seeds = "1",
 ) -> None:
     """Search options of methods and of the run (those with a dot) on validation sets; every method gets as many settings."""
-    from asrcl.speech.tuning import search_all, searches
+    from asrcl.experiment.tuning import search_all, searches
 
     config = _config(["tuned=none", *(overrides or [])])
     found = searches(config, _words(methods), _grid(grid) if grid else None, settings)
@@ -162,7 +162,7 @@ def decode(
     ] = None,
 ) -> None:
     """Decode all stages of adapted methods, or one domain with one checkpoint."""
-    from asrcl.speech.experiment import adapt_all, decode_checkpoint
+    from asrcl.experiment.run import adapt_all, decode_checkpoint
 
     config = _config(overrides)
     if checkpoint is None:
@@ -406,7 +406,7 @@ def sweep(
         raise InputError("give --evaluate or --domains, not both")
     scores: Any = CommandEvaluation(evaluate) if evaluate else None
     if domains:
-        from asrcl.speech.experiment import validation_errors
+        from asrcl.experiment.run import validation_errors
 
         scores = validation_errors(_config(override), dict(zip(("old", "new"), domains, strict=True)))
     spec = _merge_spec(config, knob, method=method, curvature=curvature, new_curvature=new_curvature, rest=rest)
@@ -447,7 +447,7 @@ def curvature(
     """
     from asrcl.curvature.card import card
     from asrcl.curvature.card_view import card_text
-    from asrcl.speech.experiment import curvature_of_checkpoint
+    from asrcl.experiment.run import curvature_of_checkpoint
 
     partial = out.with_name(f"{out.stem}.partial.safetensors")
     options = {"checkpoint": partial, "progress": lambda items: logging.info("%d items", items)}

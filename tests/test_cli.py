@@ -55,8 +55,8 @@ def refuses(asrcl):
 @pytest.fixture(scope="module")
 def trained(tones, tmp_path_factory):
     """A scenario with data, tokens and initial model, and the overrides to use it; read only."""
-    from asrcl.speech.config import load_config
-    from asrcl.speech.experiment import train
+    from asrcl.experiment.config import load_config
+    from asrcl.experiment.run import train
     from asrcl.speech.prepare import prepare_data, prepare_tokens
 
     torch.set_num_threads(1)

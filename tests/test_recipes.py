@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from asrcl.experiment.config import load_config
 from asrcl.files import read_json
-from asrcl.speech.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("ASRCL_DATA", ROOT / ".." / "shared" / "data"))

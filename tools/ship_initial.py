@@ -14,9 +14,10 @@ from typing import Any
 
 from asrcl.adapt import load_state, save_state
 from asrcl.exceptions import InputError
+from asrcl.experiment.config import Config, config_folder, load_config
+from asrcl.experiment.initial import initial_path
 from asrcl.files import copy_file, hash_file, read_json, write_json
-from asrcl.speech.config import Config, config_folder, load_config
-from asrcl.speech.initial import initial_path, tokenizer_path, training_settings, what_it_depends_on
+from asrcl.speech.initial import tokenizer_path, training_settings, what_it_depends_on
 from asrcl.speech.prepare import data_folder
 
 

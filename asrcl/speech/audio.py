@@ -20,8 +20,8 @@ import torchaudio.functional
 from torch import Tensor
 
 from asrcl.exceptions import InputError
+from asrcl.experiment.reading import reading
 from asrcl.speech.headers import whole_file
-from asrcl.speech.reading import reading
 
 Channel = int | Literal["mean"] | None
 

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from asrcl.entries import DamagedEntry, seal, unseal
 from asrcl.exceptions import InputError
+from asrcl.experiment.reading import reading
 from asrcl.files import hash_json, read_json, write_json
 from asrcl.speech.audio import Channel, read_audio, read_cepstra
-from asrcl.speech.reading import reading
 from asrcl.speech.stored import empty, intact, writing
 
 META, SOURCES = "meta.json", "sources.json"

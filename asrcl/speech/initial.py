@@ -16,18 +16,13 @@ import torch
 
 from asrcl.adapt import load_state
 from asrcl.exceptions import InputError
+from asrcl.experiment.config import Config, config_folder
 from asrcl.files import hash_file, read_json
-from asrcl.speech.config import Config, config_folder
 
 logger = logging.getLogger(__name__)
 
 OF_TRAINING = ("train.initial", "scenario.initial.corpus", "scenario.initial.train")
 TRAIN_AGAIN = "train the first model yourself: run.sh --train-initial (scenario.initial.models=null)"
-
-
-def initial_path(config: Config, seed: int) -> Path:
-    """Where the initial model of a seed lies."""
-    return config.home / "initial" / str(seed) / "model.safetensors"
 
 
 def tokenizer_path(config: Config) -> Path:

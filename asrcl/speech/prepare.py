@@ -14,16 +14,16 @@ from tqdm import tqdm
 
 from asrcl.entries import DamagedEntry, unseal
 from asrcl.exceptions import InputError
+from asrcl.experiment.config import Config
+from asrcl.experiment.launch import in_jobs, step
+from asrcl.experiment.names import FIRST
+from asrcl.experiment.reading import reading
 from asrcl.files import copy_file, file_lock, hash_file, hash_json
-from asrcl.speech import jobs
-from asrcl.speech.config import Config
 from asrcl.speech.corpora import columns, load_corpus, to_dataset, validate, write_broken
 from asrcl.speech.corpora.utterance import Utterance
 from asrcl.speech.domain import SpeechDomain
 from asrcl.speech.features import FeatureConfig, FeatureStore, build_features
 from asrcl.speech.initial import shipped_models, tokenizer_path
-from asrcl.speech.names import FIRST
-from asrcl.speech.reading import reading
 from asrcl.speech.scenario import corpus_parts
 from asrcl.speech.stored import RECORD, made_once, sweep, writing
 from asrcl.speech.synthetic import check_settings, synthesise
@@ -84,14 +84,14 @@ def prepare_data(config: Config, only: Iterable[str] | None = None) -> None:
     first = initial_corpus(config)
     for entry in [*wanted, *([first] if "corpus" in first else [])]:
         _check_synthetic(config, entry)
-    jobs.in_jobs(config, _prepare_entry, [(config, entry) for entry in wanted], "corpora")
+    in_jobs(config, _prepare_entry, [(config, entry) for entry in wanted], "corpora")
 
 
 def _prepare_entry(config: Config, entry: Mapping[str, Any]) -> None:
     store = _prepare_domain(config, entry, data_folder(config, entry["name"]))
     sizes = {split: len(store.rows(split)) for split in ("train", "dev", "test")}
     listed = ", ".join(f"{size} {split}" for split, size in sizes.items() if size)
-    logger.info("%s: %s utterances, %.2f h; %s", entry["name"], listed, store.meta["frames"] / 360000, jobs.step())
+    logger.info("%s: %s utterances, %.2f h; %s", entry["name"], listed, store.meta["frames"] / 360000, step())
 
 
 def prepare_initial(config: Config) -> FeatureStore:

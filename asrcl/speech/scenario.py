@@ -1,4 +1,4 @@
-"""What a scenario of the configuration must be: its domains, probes, corpora and the first model's data, and their names."""
+"""What a scenario of the speech benchmark must be: the corpora of its domains and probes, and the initial model's data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from asrcl.exceptions import InputError
-from asrcl.speech.names import check_distinct, check_name
 
 
 def corpus_parts(domain: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -15,34 +14,27 @@ def corpus_parts(domain: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(part) for part in (corpus if isinstance(corpus, list) else [corpus])]
 
 
-def check_scenario(scenario: Any) -> None:
-    """Refuse a scenario of another form than the configuration's module describes, and names that cannot be folders.
+def check_scenario(scenario: Mapping[str, Any]) -> None:
+    """Refuse a scenario whose domains, probes or initial model are not of the form that the speech benchmark needs.
+
+    A domain or probe has a `corpus`: its `kind` and the options of that loader, or a list of these. A scenario may set
+    `features`, `text` and `tokens`, and `initial`: where the initial model comes from (see `asrcl.speech.initial`).
+
+    Args:
+        scenario: its name and the names of its domains and probes are checked already.
 
     Raises:
         InputError: names the entry and what is wrong with it.
     """
-    if not isinstance(scenario, dict) or scenario.get("name") is None or not scenario.get("domains"):
-        raise InputError("scenario: lacks a name or its domains; see conf/scenario for examples")
-    for group in ("domains", "probes"):
-        if not isinstance(scenario.get(group) or [], list):
-            example = "'- {name: ..., corpus: {kind: ...}}'"
-            raise InputError(f"scenario.{group}: not a list; write one {example} for each")
-        for number, entry in enumerate(scenario.get(group) or [], 1):
-            if not isinstance(entry, dict) or entry.get("name") is None or not _is_corpus(entry.get("corpus")):
-                wanted = "a name and a corpus with a kind, e.g. {kind: kaldi}"
-                raise InputError(f"scenario.{group}: entry {number} needs {wanted}")
-    check_name(scenario["name"], "scenario")
     domains, probes = scenario["domains"], scenario.get("probes") or []
-    for word, entries in (("domain", domains), ("probe", probes)):
-        for entry in entries:
-            check_name(entry["name"], word)
-        names = [entry["name"] for entry in entries]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise InputError(f"scenario: two {word}s have the name {twice[0]}; rename one")
+    for group, entries in (("domains", domains), ("probes", probes)):
+        for number, entry in enumerate(entries, 1):
+            if not _is_corpus(entry.get("corpus")):
+                wanted = "a corpus with a kind, e.g. {kind: kaldi}"
+                raise InputError(f"scenario.{group}: entry {number} ({entry['name']}) needs {wanted}")
     _check_initial(scenario.get("initial") or {}, domains[0])
     for probe in probes:
         _check_probe(probe, domains)
-    check_distinct((entry["name"] for entry in [*domains, *probes]), "domain")
 
 
 def _check_initial(initial: Any, first: Mapping[str, Any]) -> None:
@@ -72,10 +64,8 @@ def _is_corpus(corpus: Any) -> bool:
 
 
 def _check_probe(probe: Mapping[str, Any], domains: Sequence[Mapping[str, Any]]) -> None:
-    """A probe tells of what was never trained on, so neither its name nor its source may be a domain's."""
+    """A probe measures what was never trained on, so its source may not be a domain's."""
     names = ", ".join(domain["name"] for domain in domains)
-    if probe["name"] in [domain["name"] for domain in domains]:
-        raise InputError(f"probe {probe['name']}: a domain has that name; choose one that is not among {names}")
     for part in corpus_parts(probe):
         for domain in domains:
             if any(_source(part) == _source(other) for other in corpus_parts(domain)):

@@ -13,8 +13,8 @@ from typing import Any
 from asrcl import files
 from asrcl.entries import DamagedEntry, remove_entry, seal, unseal
 from asrcl.exceptions import InputError
+from asrcl.experiment.reading import reason
 from asrcl.files import file_lock
-from asrcl.speech.reading import reason
 
 RECORD = "key.json"
 logger = logging.getLogger(__name__)

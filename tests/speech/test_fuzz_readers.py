@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asrcl.exceptions import InputError
+from asrcl.experiment.config import load_config
 from asrcl.speech import initial
 from asrcl.speech.audio import audio_info, open_cepstra, read_audio, read_cepstra
-from asrcl.speech.config import load_config
 from asrcl.speech.corpora import (
     load_an4,
     load_coffee,

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from asrcl.curvature import KroneckerBlock, estimate
 from asrcl.exceptions import InputError
-from asrcl.speech.config import load_config
+from asrcl.experiment.config import load_config
 from asrcl.speech.model import BOS, ConformerASR, ConvolutionalSubsampling, FrameStacking
 from asrcl.speech.task import RecognitionTask
 

@@ -11,9 +11,10 @@ import pytest
 import soundfile
 
 from asrcl.exceptions import InputError
+from asrcl.experiment import run as experiment
+from asrcl.experiment.config import load_config
 from asrcl.files import file_lock, read_json
-from asrcl.speech import experiment, stored
-from asrcl.speech.config import load_config
+from asrcl.speech import stored
 from asrcl.speech.corpora import load_digits, load_hub, to_utterances
 from asrcl.speech.features import FeatureStore
 from asrcl.speech.prepare import load_domains, open_tokenizer, prepare_data, prepare_tokens, tokenizer_path

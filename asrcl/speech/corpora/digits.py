@@ -27,13 +27,13 @@ import soundfile
 from datasets import Dataset
 
 from asrcl.exceptions import InputError
+from asrcl.experiment.names import file_stem
+from asrcl.experiment.reading import reading
 from asrcl.files import atomic_path, hash_file, hash_json
 from asrcl.speech.audio import audio_info
 from asrcl.speech.corpora.tables import StrPath, absolute, number, read_table
 from asrcl.speech.corpora.utterance import AUDIO, Utterance, to_dataset
 from asrcl.speech.headers import whole_file
-from asrcl.speech.names import file_stem
-from asrcl.speech.reading import reading
 from asrcl.speech.stored import made_once
 
 LEAD = 0.1  # seconds

@@ -20,11 +20,11 @@ import fsspec
 from datasets import Audio, Dataset, IterableDataset, Value, load_dataset
 
 from asrcl.exceptions import InputError
+from asrcl.experiment.names import file_stem
+from asrcl.experiment.reading import reading, reason
 from asrcl.files import atomic_path
 from asrcl.speech.corpora.tables import StrPath
 from asrcl.speech.corpora.utterance import AUDIO, Utterance, distinct_stems, to_dataset
-from asrcl.speech.names import file_stem
-from asrcl.speech.reading import reading, reason
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from datasets import Dataset
 
 from asrcl.exceptions import InputError
+from asrcl.experiment.reading import plain
 from asrcl.files import write_text
 from asrcl.speech.corpora.tables import Headers, StrPath, absolute, number, positions, read_lines, refuse_channel
 from asrcl.speech.corpora.utterance import AUDIO, Utterance, to_dataset
-from asrcl.speech.reading import plain
 
 Table = dict[str, tuple[int, str]]  # key -> (line number, rest of the line)
 

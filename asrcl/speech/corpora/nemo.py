@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 
 from asrcl.exceptions import InputError
+from asrcl.experiment.reading import reading
 from asrcl.files import parse_json
 from asrcl.speech.corpora.tables import Headers, Position, StrPath, absolute, number, positions, read_lines, refuse_channel
 from asrcl.speech.corpora.utterance import AUDIO, TARRED, Utterance, distinct_stems, to_dataset
-from asrcl.speech.reading import reading
 
 IN_TARS = {"shard_id", "audio_tarred_filepaths", "tarred_audio_filepaths"}
 

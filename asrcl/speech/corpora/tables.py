@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from asrcl.exceptions import InputError
+from asrcl.experiment.reading import reading
 from asrcl.speech.audio import AudioInfo, audio_info
-from asrcl.speech.reading import reading
 
 StrPath = str | os.PathLike[str]
 LARGEST = 1e12  # of seconds or samples in a manifest, so that positions fit into 64 bits

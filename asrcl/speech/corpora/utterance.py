@@ -14,7 +14,7 @@ from pathlib import PurePath
 
 from datasets import Dataset, Features, Value
 
-from asrcl.speech.reading import reading
+from asrcl.experiment.reading import reading
 
 AUDIO = "audio"
 TARRED = "tarred"  # inside a tar file, where it is not read

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from datasets import Dataset
 
 from asrcl.exceptions import InputError
+from asrcl.experiment.reading import plain
 from asrcl.files import write_text
 from asrcl.speech.audio import AudioInfo, Channel, audio_info, check_part, open_cepstra, read_audio
 from asrcl.speech.corpora.tables import StrPath
 from asrcl.speech.corpora.utterance import AUDIO, MFCC13, TARRED, Utterance, to_utterances
-from asrcl.speech.reading import plain
 
 CEPSTRA_RATE = 100  # frames per second
 SHOWN = 3  # broken utterances quoted in a message

@@ -24,9 +24,9 @@ import torchaudio.transforms
 from torch import Tensor
 
 from asrcl.exceptions import InputError
+from asrcl.experiment.names import check_name
+from asrcl.experiment.reading import reading
 from asrcl.files import atomic_path, hash_json, write_text
-from asrcl.speech.names import check_name
-from asrcl.speech.reading import reading
 from asrcl.speech.stored import made_once
 from asrcl.speech.synthetic import grammar
 from asrcl.speech.synthetic.channel import apply_channel, check_channel
@@ -92,7 +92,7 @@ def synthesise(
     """Make a synthetic corpus, or read it where it has been made before.
 
     Args:
-        domain: name of the domain (see `asrcl.speech.names`).
+        domain: name of the domain (see `asrcl.experiment.names`).
         accent: key of `ACCENTS`.
         topic: key of `grammar.TOPICS` for the domain's own sentences; by default the accent's (`TOPIC_OF`).
             Without meaning when `topics` is off.

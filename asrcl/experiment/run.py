@@ -1,14 +1,13 @@
-"""A configured speech experiment: initial model, adaptation by several methods and seeds, decoding, curvature."""
+"""Runs of a configured experiment: adaptation by several methods and seeds, decoding, curvature of a checkpoint."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import torch
 from torch import nn
 
 from asrcl.adapt import (
@@ -17,56 +16,26 @@ from asrcl.adapt import (
     Domain,
     DomainLearner,
     Scenario,
-    Tracking,
-    TrackingConfig,
     TrainConfig,
     adapt_domains,
     estimate_on_domain,
     load_recorded,
     run_method,
-    save_recorded,
     standard_observers,
-    train_initial,
 )
 from asrcl.curvature import Curvature
 from asrcl.exceptions import InputError
+from asrcl.experiment import launch
+from asrcl.experiment.config import Config
+from asrcl.experiment.initial import TRAIN_STAGE, check_fits, initial_path, tracking
+from asrcl.experiment.registry import benchmark_of
 from asrcl.files import hash_json
 from asrcl.methods import Method, build_method
 from asrcl.scoring import Errors
-from asrcl.speech import jobs
-from asrcl.speech.config import Config
-from asrcl.speech.decoding import DecodeConfig
-from asrcl.speech.features import FeatureConfig
-from asrcl.speech.initial import initial_path, shipped_model, training_settings
-from asrcl.speech.model import ConformerASR
-from asrcl.speech.prepare import load_domains, load_initial_domain, load_probes, open_tokenizer
-from asrcl.speech.task import RecognitionTask, SpecAugmentConfig
 
 logger = logging.getLogger(__name__)
 
-TRAIN_STAGE: Final = "the train stage (asrcl train)"
 THE_STAGE: Final = "the stage that made it (asrcl train or asrcl adapt)"
-
-
-def build_task(config: Config) -> RecognitionTask:
-    """The recognition task that a configuration describes."""
-    train = config.tree["train"]
-    return RecognitionTask(
-        open_tokenizer(config),
-        ctc_weight=train["ctc_weight"],
-        label_smoothing=train["label_smoothing"],
-        augment=config.settings(SpecAugmentConfig, "train", "augment") if train["augment"] else None,
-        decoding=config.settings(DecodeConfig, "decode"),
-    )
-
-
-def build_model(config: Config, vocabulary: int) -> nn.Module:
-    """A model with fresh weights."""
-    features = config.settings(FeatureConfig, "scenario", "features").size
-    try:
-        return ConformerASR(features, vocabulary, **config.tree["model"])
-    except TypeError as error:
-        raise InputError(f"model: {error}; see conf/model for the settings there are") from error
 
 
 def build_scenario(config: Config, seed: int | None = None) -> Scenario:
@@ -75,30 +44,13 @@ def build_scenario(config: Config, seed: int | None = None) -> Scenario:
     Raises:
         InputError: an earlier stage has not run.
     """
-    task = build_task(config)
-    initial = load_recorded(initial_path(config, seed), TRAIN_STAGE, expected=True) if seed is not None else None
-    if initial is not None:
-        _check_fits(build_model(config, len(task.tokenizer)), initial, initial_path(config, seed or 0))
-    return Scenario(
-        config.tree["scenario"]["name"],
-        load_domains(config),
-        task,
-        lambda: build_model(config, len(task.tokenizer)),
-        initial,
-        {**config.tree, "overrides": list(config.overrides)},
-        dict(config.tree["model"]),
-        load_probes(config),
-    )
-
-
-def _check_fits(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
-    if differing := [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]:
-        raise InputError(
-            f"{path}: not a checkpoint of this model ({len(differing)} tensors differ, e.g. {differing[0]}); "
-            "give the model settings it was trained with, or run the train stage (asrcl train) again"
-        )
+    scenario = benchmark_of(config.tree).scenario(config, seed)
+    initial = None
+    if seed is not None:
+        path = initial_path(config, seed)
+        initial = load_recorded(path, TRAIN_STAGE, expected=True)
+        check_fits(scenario.build_model(), initial, path)
+    return replace(scenario, initial=initial, config={**config.tree, "overrides": list(config.overrides)})
 
 
 def learner_of(config: Config, scenario: Scenario, seed: int, **options: Any) -> DomainLearner:
@@ -121,33 +73,13 @@ def _check_settings(config: Config) -> None:
     standard_observers(config.tree["diagnostics"])
 
 
-def tracking(config: Config) -> Tracking:
-    """The dashboards that a configuration names.
-
-    Raises:
-        InputError: one that is not known or not installed.
-    """
-    return Tracking(config.settings(TrackingConfig, "tracking"), config.home)
-
-
 def train(config: Config, seed: int) -> None:
-    """The first model of one seed: the trained one that came with the recipe, or else trained on the first domain.
+    """Make the initial model of one seed.
 
     Raises:
-        InputError: the model that came with the recipe was made with other settings, or is damaged.
+        InputError: an earlier stage has not run, or what the benchmark raises.
     """
-    path = initial_path(config, seed)
-    state: Mapping[str, torch.Tensor] | None = shipped_model(config, seed)
-    if state is not None:
-        save_recorded(state, path, {"seed": seed, "source": config.tree["scenario"]["initial"]["models"]})
-    else:
-        config = training_settings(config)
-        scenario, domain = build_scenario(config), load_initial_domain(config)
-        settings = config.settings(TrainConfig, "train", "initial")
-        cache = Cache(config.home / "cache")
-        state = train_initial(scenario, settings, cache, seed, path, config.device, tracking(config), domain)
-    count = sum(value.numel() for value in state.values())
-    logger.info("initial model of seed %d: %.2f M parameters, %s", seed, count / 1e6, path)
+    benchmark_of(config.tree).train_initial(config, seed)
 
 
 def adapt(config: Config, method: str, seed: int, command: str = "", decode: bool = False) -> None:
@@ -165,7 +97,7 @@ def adapt(config: Config, method: str, seed: int, command: str = "", decode: boo
     """
     config, built = configured_method(config, method)
     learner = learner_of(config, build_scenario(config, seed), seed, diagnostics=config.tree["diagnostics"], label=method)
-    learner.progress = jobs.step
+    learner.progress = launch.step
     folder = config.home / method / str(seed)
     if decode:
         run_method(learner, built, folder, name=method, command=command)
@@ -202,7 +134,7 @@ def train_all(config: Config, seeds: Sequence[int]) -> None:
         InputError: a wrong setting, before any work begins; or what training raises.
     """
     _check_settings(config)
-    jobs.in_jobs(config, train, [(config, seed) for seed in seeds], "initial models")
+    launch.in_jobs(config, train, [(config, seed) for seed in seeds], "initial models")
 
 
 def adapt_all(
@@ -213,12 +145,11 @@ def adapt_all(
     Raises:
         InputError: as `adapt`; methods and their options are checked before any work begins.
     """
-    jobs.import_plugins(config)
     _check_settings(config)
     built = {method: configured_method(config, method) for method in methods}
     stages = len(config.tree["scenario"]["domains"])
     runs = [(config, method, seed, command, decode) for seed in seeds for method in _apart(built)]
-    jobs.in_jobs(config, adapt, runs, "stages", stages * len(runs))
+    launch.in_jobs(config, adapt, runs, "stages", stages * len(runs))
 
 
 def _apart(methods: Mapping[str, tuple[Config, Method]]) -> list[str]:
@@ -302,6 +233,6 @@ def _checkpoint_in_scenario(config: Config, checkpoint: Path, domain: str) -> tu
         names = ", ".join(item.name for item in scenario.domains)
         raise InputError(f"domain {domain}: not in this scenario; it has {names}")
     model, state = scenario.build_model(), load_recorded(checkpoint, THE_STAGE)
-    _check_fits(model, state, checkpoint)
+    check_fits(model, state, checkpoint)
     model.load_state_dict(state)
     return scenario, chosen[0], model.to(config.device)

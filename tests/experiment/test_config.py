@@ -10,17 +10,17 @@ import yaml
 from asrcl.adapt import CurvatureConfig, TrainConfig
 from asrcl.curvature import EstimateOptions
 from asrcl.exceptions import InputError
+from asrcl.experiment.config import Config, config_folder, load_config
+from asrcl.experiment.run import configured_method
+from asrcl.experiment.tuning import searches
 from asrcl.merge import methods as merge_methods
 from asrcl.methods import build_method
-from asrcl.speech.config import Config, config_folder, load_config
 from asrcl.speech.corpora import CORPORA
 from asrcl.speech.decoding import DecodeConfig
-from asrcl.speech.experiment import configured_method
 from asrcl.speech.features import FeatureConfig
 from asrcl.speech.model import ConformerASR
 from asrcl.speech.prepare import TokenConfig
 from asrcl.speech.task import SpecAugmentConfig
-from asrcl.speech.tuning import searches
 
 OWN = """
 name: mine
@@ -173,12 +173,12 @@ def test_mistakes_are_refused_in_one_line(override, word):
 @pytest.mark.parametrize(
     "override, word",
     [
-        ("scenario.features.kind=fbank", "scenario.features.kind=fbank: expected logmel or mfcc13"),
+        ("scenario.features.kind=fbank", "scenario.features.kind=fbank: expected 'logmel' or 'mfcc13'"),
         ("scenario.features.normalise=yes", "mean_variance"),
-        ("scenario.features.bins=many", "a whole number"),
-        ("scenario.features.bins=2.5", "a whole number"),
-        ("scenario.features.speeds=1.0", "a list of a number"),
-        ("+scenario.features.channel=left", "a whole number or mean or null"),
+        ("scenario.features.bins=many", "scenario.features.bins=many: expected a valid integer"),
+        ("scenario.features.bins=2.5", "integer"),
+        ("scenario.features.speeds=1.0", "scenario.features.speeds=1.0: expected a valid array"),
+        ("+scenario.features.channel=left", "integer or 'mean'"),
         ("+scenario.features.pitch=true", "unknown settings pitch; known are bins"),
         ("scenario.features=3", "scenario.features=3"),
     ],
@@ -205,7 +205,7 @@ def test_settings_take_lists_whole_numbers_for_floats_and_null():
 
     config = Config({"part": {"ratio": 2, "widths": [1, 2], "limit": None}})
     assert config.settings(Example, "part") == Example(2, (1, 2), None)
-    with pytest.raises(InputError, match=r"part\.ratio=True: expected a number"):
+    with pytest.raises(InputError, match=r"part\.ratio=True: expected a valid number"):
         Config({"part": {"ratio": True}}).settings(Example, "part")
 
 
@@ -233,7 +233,7 @@ domains:
         ("{name: US, corpus: {kind: an4}}", "probe US: a domain has that name; choose one that is not among US, phone"),
         ("{name: p, corpus: {kind: synthetic, accent: US, seed: 9}}", "(kind synthetic, accent US) is what domain US is trained"),
         ("{name: p, corpus: [{kind: an4}, {kind: kaldi, folder: /data/phone, split: test}]}", "is what domain phone is trained"),
-        ("{name: p}", "scenario.probes: entry 1 needs a name and a corpus"),
+        ("{name: p}", "scenario.probes: entry 1 (p) needs a corpus"),
         ("p", "scenario.probes: entry 1 needs"),
     ],
 )

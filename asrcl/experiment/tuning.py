@@ -21,12 +21,12 @@ import yaml
 from asrcl.adapt import CurvatureConfig, DivergedError, TrainConfig, dev_rates, draw, grid
 from asrcl.entries import seal
 from asrcl.exceptions import InputError
+from asrcl.experiment import launch
+from asrcl.experiment.config import Config
+from asrcl.experiment.reading import reading
+from asrcl.experiment.run import build_scenario, configured_method, learner_of
 from asrcl.files import file_lock, write_text
 from asrcl.methods import Method
-from asrcl.speech import jobs
-from asrcl.speech.config import Config
-from asrcl.speech.experiment import build_scenario, configured_method, learner_of
-from asrcl.speech.reading import reading
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,6 @@ def searches(
     Raises:
         InputError: an unknown method or option; a method that `search` has no space for.
     """
-    jobs.import_plugins(config)
     found = []
     for method in methods:
         space = _checked(config, dict(own) if own is not None else _space(config, method))
@@ -130,7 +129,7 @@ def search_all(
         raise InputError(f"--protocol {protocol}: choose {' or '.join(PROTOCOLS)}")
     config = _reordered(config) if protocol == "sequence" else config
     runs = [(config, s.method, setting, seed, protocol) for s in wanted for setting in s.settings for seed in seeds]
-    scores = iter(jobs.in_jobs(config, _score, runs, "settings"))
+    scores = iter(launch.in_jobs(config, _score, runs, "settings"))
     tables = {}
     for search in wanted:
         rows, failed = [], []
@@ -156,9 +155,9 @@ def _score(config: Config, method: str, setting: Setting, seed: int, protocol: s
     try:
         rates = dev_rates(learner, built, 2 if protocol == "first" else None)
     except DivergedError as error:
-        logger.warning("%s %s: left out, %s; %s", method, setting, error, jobs.step())
+        logger.warning("%s %s: left out, %s; %s", method, setting, error, launch.step())
         return None
-    logger.info("%s %s: old %.2f, new %.2f, average %.2f; %s", method, setting, *rates.values(), jobs.step())
+    logger.info("%s %s: old %.2f, new %.2f, average %.2f; %s", method, setting, *rates.values(), launch.step())
     return rates
 
 

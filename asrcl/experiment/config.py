@@ -4,33 +4,32 @@ A scenario of your own is a YAML file in a folder of your own, `my_conf/scenario
 
     asrcl prepare config_dir=my_conf scenario=mine
 
-Such a folder may hold files of any group (scenario, model, train, ...), under names that `conf/` does not use. A scenario
-has a `name` and a list `domains`, each with a `name` and a `corpus` (its `kind` and the options of that loader), and may set
-`features`, `text` and `tokens`; `probes`, domains that are scored after every stage and never trained on; and `initial`, where
-the first model comes from (see `asrcl.speech.initial`). `defaults: [accents_topics, _self_]` takes over from a shipped one what
-the file leaves out.
+Such a folder may hold files of any group (scenario, model, train, ...), under names that `conf/` does not use. A scenario has a
+`name`, a `benchmark` (by default speech), a list `domains` whose entries have a `name` each, and perhaps `probes`, domains that
+are scored after every stage and never trained on; what else it has is for its benchmark to say (`asrcl.speech.scenario`).
+`defaults: [accents_topics, _self_]` takes over from a shipped scenario what the file leaves out.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
-import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+from pydantic import TypeAdapter, ValidationError
 
 from asrcl.exceptions import InputError
-from asrcl.speech.names import OF_RUNS, check_name
-from asrcl.speech.reading import plain as plain_text
-from asrcl.speech.reading import reading
-from asrcl.speech.scenario import check_scenario
+from asrcl.experiment.names import OF_RUNS, check_distinct, check_name
+from asrcl.experiment.reading import plain as plain_text
+from asrcl.experiment.reading import reading
+from asrcl.experiment.registry import benchmark_of, import_plugins
 
 _Settings = TypeVar("_Settings")
 
@@ -39,12 +38,10 @@ MOST_DEPTH = 50
 MOST_BYTES = 2**20
 _REFERENCE = re.compile(r"\$\{(\.*)([\w.@-]*)\}")
 _TYPES: dict[str, Any] = {
-    **dict.fromkeys(("methods", "model", "train", "train.initial", "train.adapt", "curvature", "decode", "tracking"), dict),
-    **dict.fromkeys(("launcher", "search", "search.methods", "search.shared"), dict),
-    **dict.fromkeys(("launcher.jobs", "train.max_frames", "train.max_items", "search.settings"), int),
-    **dict.fromkeys(("train.ctc_weight", "train.label_smoothing"), float),
+    **dict.fromkeys(("methods", "train", "train.initial", "train.adapt", "curvature", "tracking", "launcher"), dict),
+    **dict.fromkeys(("search", "search.methods", "search.shared"), dict),
+    **dict.fromkeys(("launcher.jobs", "search.settings"), int),
     **{"exp": str, "device": str, "imports": list, "launcher.threads": int | None, "search.order": list | None},
-    "train.augment": object,
 }
 
 
@@ -77,6 +74,8 @@ class Config:
     @property
     def device(self) -> str:
         """The device to compute on; "auto" takes a GPU when there is one."""
+        import torch  # here: composing a configuration needs none of it
+
         wanted = str(self.tree["device"])
         if wanted == "auto":
             return "cuda" if torch.cuda.is_available() else "cpu"
@@ -141,8 +140,8 @@ class Config:
             raise InputError(f"{name}: unknown settings {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
         hints = get_type_hints(kind)
         for key, value in values.items():
-            if not _fits(value, hints[key]):
-                raise InputError(plain_text(f"{name}.{key}={value}: expected {_describe(hints[key])}"))
+            if wrong := misfit(value, hints[key]):
+                raise InputError(plain_text(f"{name}.{key}={value}: expected {wrong}"))
         return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
@@ -155,30 +154,18 @@ def _leaves(tree: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tu
             yield path, value
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value from YAML may stand for a field with this type hint."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return value in arguments
-    if origin in (Union, UnionType):
-        return any(_fits(value, argument) for argument in arguments)
-    if origin is tuple:
-        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)
+def misfit(value: Any, hint: Any) -> str:
+    """What was expected where a value from YAML does not fit a type hint; "" where it does.
 
-
-def _describe(hint: Any) -> str:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return " or ".join(map(str, arguments))
-    if origin in (Union, UnionType):
-        return " or ".join(map(_describe, arguments))
-    if origin is tuple:
-        return f"a list of {_describe(arguments[0])}"
-    known = {int: "a whole number", float: "a number", str: "text", type(None): "null", list: "a list", dict: "settings"}
-    return known.get(hint, hint.__name__)
+    Values are checked as JSON, in which a list may stand for a tuple and a whole number for a float, but no text for a number.
+    """
+    try:
+        TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        return " or ".join(dict.fromkeys(problem["msg"].removeprefix("Input should be ") for problem in error.errors()))
+    except TypeError:  # e.g. bytes, which YAML has and JSON has not
+        return "text, a number, a list or settings"
+    return ""
 
 
 def load_config(overrides: Sequence[str] = ()) -> Config:
@@ -217,10 +204,40 @@ def _load(overrides: Sequence[str]) -> Config:
     assert isinstance(plain, dict)
     tree = {str(key): value for key, value in plain.items()}
     check_scenario(tree.get("scenario"))
-    _check_types(tree)
-    empty: dict[str, Any] = {"features": {}, "text": {}, "tokens": {}, "probes": [], "initial": {}}
-    tree["scenario"] = {**empty, **{key: value for key, value in tree["scenario"].items() if value not in (None, [], "")}}
+    check_types(tree, _TYPES)
+    _check_methods(tree["methods"])
+    import_plugins(tree["imports"])
+    benchmark = benchmark_of(tree)
+    tree["scenario"] = benchmark.checked({"probes": [], **{k: v for k, v in tree["scenario"].items() if v not in (None, [], "")}})
+    check_types(tree, benchmark.needs)
     return Config(tree, tuple(overrides))
+
+
+def check_scenario(scenario: Any) -> None:
+    """Refuse a scenario without a name and a list of named domains, and names that cannot be folders.
+
+    Raises:
+        InputError: names the entry and what is wrong with it.
+    """
+    if not isinstance(scenario, dict) or scenario.get("name") is None or not scenario.get("domains"):
+        raise InputError("scenario: lacks a name or its domains; see conf/scenario for examples")
+    check_name(scenario["name"], "scenario")
+    for group in ("domains", "probes"):
+        entries = scenario.get(group) or []
+        if not isinstance(entries, list):
+            raise InputError(f"scenario.{group}: not a list; write one '- {{name: ..., ...}}' for each")
+        for number, entry in enumerate(entries, 1):
+            if not isinstance(entry, dict) or entry.get("name") is None:
+                raise InputError(f"scenario.{group}: entry {number} needs a name")
+            check_name(entry["name"], group[:-1])
+        names = [entry["name"] for entry in entries]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise InputError(f"scenario.{group}: two {group} have the name {twice[0]}; rename one")
+    domains = [entry["name"] for entry in scenario["domains"]]
+    probes = [entry["name"] for entry in scenario.get("probes") or []]
+    if both := [name for name in probes if name in domains]:
+        raise InputError(f"probe {both[0]}: a domain has that name; choose one that is not among {', '.join(domains)}")
+    check_distinct([*domains, *probes], "domain")
 
 
 def _check_expansion(tree: Any) -> None:
@@ -250,17 +267,28 @@ def _place(path: tuple[str, ...], dots: str, name: str) -> tuple[str, ...]:
     return (*above, *(part for part in name.split(".") if part))
 
 
-def _check_types(tree: Mapping[str, Any]) -> None:
-    """Refuse values of another type than those that are used as they are, without settings of their own to check them."""
-    for name, hint in _TYPES.items():
+def check_types(tree: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    """Refuse values of another type than those that are used as they are, without settings of their own to check them.
+
+    Args:
+        tree: of a configuration.
+        types: name of a setting, e.g. "launcher.jobs" -> its type.
+
+    Raises:
+        InputError: a setting that is missing, or of another type.
+    """
+    for name, hint in types.items():
         value: Any = tree
         for key in name.split("."):
             if not isinstance(value, dict) or key not in value:
                 raise InputError(f"{name}: missing; give it, or choose a group that has it (see {config_folder()})")
             value = value[key]
-        if not _fits(value, hint):
-            raise InputError(f"{name}={value}: expected {_describe(hint)}")
-    for name, options in tree["methods"].items():
+        if hint is not object and (wrong := misfit(value, hint)):
+            raise InputError(f"{name}={value}: expected {wrong}")
+
+
+def _check_methods(methods: Mapping[str, Any]) -> None:
+    for name, options in methods.items():
         check_name(name, "method")
         if name.casefold() in OF_RUNS:
             raise InputError(f"method {name}: the experiment keeps a folder of that name; choose another")

@@ -6,11 +6,11 @@ import pytest
 import yaml
 
 from asrcl.exceptions import InputError
-from asrcl.speech import config as configuration
-from asrcl.speech import names as names_module
-from asrcl.speech.config import load_config
+from asrcl.experiment import config as configuration
+from asrcl.experiment import names as names_module
+from asrcl.experiment.config import load_config
+from asrcl.experiment.names import LONGEST, check_distinct, check_name, file_stem
 from asrcl.speech.corpora import utterance
-from asrcl.speech.names import LONGEST, check_distinct, check_name, file_stem
 from asrcl.speech.prepare import prepare_data
 from asrcl.speech.synthetic import synthesise
 
@@ -200,4 +200,4 @@ def test_options_of_another_type_are_one_line(tmp_path, corpus, monkeypatch):
 
 
 def test_the_types_are_those_of_the_shipped_configuration():
-    configuration._check_types(load_config().tree)
+    configuration.check_types(load_config().tree, configuration._TYPES)

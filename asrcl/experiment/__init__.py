@@ -1,0 +1,1 @@
+"""Experiments on any benchmark: configuration, registry of benchmarks, methods x seeds, parallel runs, tuning."""

@@ -1,0 +1,136 @@
+"""Several runs at a time, each in a process of its own (joblib's loky), with progress and the time that is left on the log."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoolExecutor
+
+from asrcl.adapt.progress import Progress
+from asrcl.boundary import keep_errors_short
+from asrcl.distributed import processes
+from asrcl.exceptions import InputError
+from asrcl.experiment.config import Config
+from asrcl.experiment.registry import import_plugins
+from asrcl.files import file_lock
+
+_progress: Progress | None = None
+_kept: ProcessPoolExecutor | None = None  # of `workers`
+IDLE_SECONDS = 600  # after which a worker without work ends
+
+
+def step(parts: int = 1) -> str:
+    """`Progress.step` of the work this process takes part in; "" outside of `in_jobs`."""
+    return _progress.step(parts) if _progress is not None else ""
+
+
+class _Count:
+    """A number that processes share: the size of a file, since loky's workers inherit no memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.touch()
+
+    def get_lock(self) -> AbstractContextManager[None]:
+        return file_lock(self.path.with_suffix(".lock"))
+
+    @property
+    def value(self) -> int:
+        return self.path.stat().st_size
+
+    @value.setter
+    def value(self, number: int) -> None:
+        os.truncate(self.path, number)
+
+
+@contextmanager
+def workers(config: Config) -> Iterator[None]:
+    """Keep the worker processes for all calls of `in_jobs` in the block, since each takes seconds to import what it needs."""
+    global _kept
+    count = config.tree["launcher"]["jobs"]
+    if count <= 1 or processes().count > 1:
+        yield
+        return
+    _kept = _executor(count)
+    try:
+        yield
+    finally:
+        _kept.shutdown(kill_workers=True)
+        _kept = None
+
+
+def _executor(count: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(count, timeout=IDLE_SECONDS, initializer=_start_process, initargs=(os.getpid(),))
+
+
+def in_jobs(
+    config: Config, function: Callable[..., Any], runs: Sequence[tuple[Any, ...]], what: str = "runs", parts: int = 0
+) -> list[Any]:
+    """Call `function` for each tuple of arguments, the configuration first, `launcher.jobs` at a time, a process for each.
+
+    Args:
+        config: of the experiment.
+        function: picklable; calls `step()` after each of its parts.
+        runs: its arguments.
+        what: the name of the parts in messages.
+        parts: their number over all runs; by default one for each run.
+
+    Raises:
+        InputError: nothing to do, a process was killed, or what `function` raises.
+    """
+    if not runs:
+        raise InputError("nothing to do: name at least one method (--methods) and one seed (--seeds)")
+    # Processes of one torchrun share the work of each run, so they must all take the runs in the same order.
+    jobs = min(max(1, config.tree["launcher"]["jobs"]), len(runs)) if processes().count == 1 else 1
+    threads = max(1, config.tree["launcher"]["threads"] or (os.cpu_count() or 1) // jobs)
+    progress = Progress(parts or len(runs), what)
+    if jobs == 1:
+        return [_job(threads, function, progress, run) for run in runs]
+    with tempfile.TemporaryDirectory(prefix="asrcl-") as folder:
+        shared = Progress(progress.total, what, _Count(Path(folder) / "count"))
+        executor = _kept or _executor(jobs)
+        try:
+            return list(executor.map(partial(_job, threads, function, shared), runs))
+        except BrokenProcessPool as error:
+            why = f"a process was killed, by hand or for lack of memory (then try launcher.jobs={max(1, jobs // 2)})"
+            raise InputError(f"{what}: {why}; the same command goes on where it stopped") from error
+        finally:
+            if executor is not _kept:
+                executor.shutdown(kill_workers=True)
+
+
+def _start_process(parent: int) -> None:
+    """In a new process: say what goes on, and end when the parent has been killed rather than go on unseen."""
+    keep_errors_short()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for noisy in ("speechbrain", "datasets", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _job(threads: int, function: Callable[..., Any], progress: Progress, arguments: tuple[Any, ...]) -> Any:
+    global _progress
+    import torch
+
+    torch.set_num_threads(threads)
+    import_plugins(arguments[0].tree["imports"])
+    before, _progress = _progress, progress
+    try:
+        return function(*arguments)
+    finally:
+        _progress = before
