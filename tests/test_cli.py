@@ -14,6 +14,7 @@ from asrcl import cli
 from asrcl.adapt import load_state, save_state
 
 COMMANDS = [
+    "run",
     *("prepare", "train", "adapt", "tune", "decode", "score", "compare", "report", "results"),
     *("merge", "methods", "sweep", "curvature", "inspect"),
 ]
@@ -231,10 +232,10 @@ def test_inspecting_what_is_no_curvature(refuses, curvature_file, tmp_path):
         (["prepare", "nonsense"], "nonsense: not an override"),
         (["train", "--seeds", "one"], "--seeds"),
         (["train", "--seeds", ""], "one seed (--seeds)"),
-        (["tune", "--grid", "tau"], "tau: write knob=value"),
+        (["tune", "--grid", "tau"], "tau: write option=value"),
         (["report", "/nowhere"], "/nowhere: no such folder"),
         (["score", "/nowhere"], "/nowhere"),
-        (["merge", "a", "b", "--out", "c", "--knob", "tau"], "tau: write knob=value"),
+        (["merge", "a", "b", "--out", "c", "--knob", "tau"], "tau: write option=value"),
     ],
 )
 def test_wrong_arguments(arguments, word, refuses, tmp_path):

@@ -62,10 +62,21 @@ def workers(config: Config) -> Iterator[None]:
         return
     _kept = _executor(count)
     try:
-        yield
+        with _ended(_kept):
+            yield
     finally:
-        _kept.shutdown(kill_workers=True)
         _kept = None
+
+
+@contextmanager
+def _ended(executor: ProcessPoolExecutor) -> Iterator[None]:
+    """The workers end with the block, at once where it fails."""
+    try:
+        yield
+    except BaseException:
+        executor.shutdown(kill_workers=True)
+        raise
+    executor.shutdown()
 
 
 def _executor(count: int) -> ProcessPoolExecutor:
@@ -97,15 +108,16 @@ def in_jobs(
         return [_job(threads, function, progress, run) for run in runs]
     with tempfile.TemporaryDirectory(prefix="asrcl-") as folder:
         shared = Progress(progress.total, what, _Count(Path(folder) / "count"))
-        executor = _kept or _executor(jobs)
+        job = partial(_job, threads, function, shared)
         try:
-            return list(executor.map(partial(_job, threads, function, shared), runs))
+            if _kept is not None:
+                return list(_kept.map(job, runs))
+            executor = _executor(jobs)
+            with _ended(executor):
+                return list(executor.map(job, runs))
         except BrokenProcessPool as error:
             why = f"a process was killed, by hand or for lack of memory (then try launcher.jobs={max(1, jobs // 2)})"
             raise InputError(f"{what}: {why}; the same command goes on where it stopped") from error
-        finally:
-            if executor is not _kept:
-                executor.shutdown(kill_workers=True)
 
 
 def _start_process(parent: int) -> None:

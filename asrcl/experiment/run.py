@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -16,20 +16,24 @@ from asrcl.adapt import (
     Domain,
     DomainLearner,
     Scenario,
+    Stage,
     TrainConfig,
     adapt_domains,
     estimate_on_domain,
     load_recorded,
     run_method,
+    run_stages,
+    save_recorded,
     standard_observers,
 )
+from asrcl.adapt.loop import write_results
 from asrcl.curvature import Curvature
 from asrcl.exceptions import InputError
 from asrcl.experiment import launch
 from asrcl.experiment.config import Config
 from asrcl.experiment.initial import TRAIN_STAGE, check_fits, initial_path, tracking
 from asrcl.experiment.registry import benchmark_of
-from asrcl.files import hash_json
+from asrcl.files import hash_json, write_json
 from asrcl.methods import Method, build_method
 from asrcl.scoring import Errors
 
@@ -82,7 +86,7 @@ def train(config: Config, seed: int) -> None:
     benchmark_of(config.tree).train_initial(config, seed)
 
 
-def adapt(config: Config, method: str, seed: int, command: str = "", decode: bool = False) -> None:
+def adapt(config: Config, method: str, seed: int, command: str = "", decode: bool = False, save: bool = False) -> None:
     """Take one seed's initial model through all domains with one method, under `<exp>/<scenario>/<method>/<seed>`.
 
     Args:
@@ -90,7 +94,8 @@ def adapt(config: Config, method: str, seed: int, command: str = "", decode: boo
         method: a name under `methods` of the configuration.
         seed: of the initial model and of all randomness.
         command: what the user typed, for the result file.
-        decode: also decode all domains after every stage and write `results.json`.
+        decode: decode all domains after every stage and write `results.json`.
+        save: with `decode`, also write the weights of every stage, which without it are written anyway.
 
     Raises:
         InputError: unknown method, or an earlier stage has not run.
@@ -99,10 +104,20 @@ def adapt(config: Config, method: str, seed: int, command: str = "", decode: boo
     learner = learner_of(config, build_scenario(config, seed), seed, diagnostics=config.tree["diagnostics"], label=method)
     learner.progress = launch.step
     folder = config.home / method / str(seed)
-    if decode:
+    if decode and save:
+        write_results(learner, method, list(_saved_stages(learner, built, folder)), folder, command)
+    elif decode:
         run_method(learner, built, folder, name=method, command=command)
     else:
         adapt_domains(learner, built, folder)
+
+
+def _saved_stages(learner: DomainLearner, method: Method, folder: Path) -> Iterator[Stage]:
+    """The stages of a run with their decodes, each one's weights and costs written as `adapt_domains` does."""
+    for stage in run_stages(learner, method, "test"):
+        save_recorded(stage.models[learner.stage - 1], folder / f"stage{learner.stage}" / "model.safetensors", {})
+        write_json(folder / f"stage{learner.stage}" / "costs.json", stage.costs)
+        yield stage
 
 
 def configured_method(config: Config, name: str, **changes: Any) -> tuple[Config, Method]:
@@ -138,7 +153,12 @@ def train_all(config: Config, seeds: Sequence[int]) -> None:
 
 
 def adapt_all(
-    config: Config, methods: Sequence[str], seeds: Sequence[int], command: str = "", decode: bool = False
+    config: Config,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    command: str = "",
+    decode: bool = False,
+    save: bool = False,
 ) -> None:
     """Run methods x seeds, `launcher.jobs` at a time; work that several share is done by the first that needs it.
 
@@ -148,14 +168,17 @@ def adapt_all(
     _check_settings(config)
     built = {method: configured_method(config, method) for method in methods}
     stages = len(config.tree["scenario"]["domains"])
-    runs = [(config, method, seed, command, decode) for seed in seeds for method in _apart(built)]
+    runs = [(config, method, seed, command, decode, save) for seed in seeds for method in _apart(built)]
     launch.in_jobs(config, adapt, runs, "stages", stages * len(runs))
 
 
 def _apart(methods: Mapping[str, tuple[Config, Method]]) -> list[str]:
-    """The methods in such an order that neighbours train differently: those that share a fine-tune would wait for each other."""
+    """The methods in such an order that neighbours train differently: those that share a fine-tune would wait for each other.
+
+    The last named go first: they tend to take longest, and what takes longest should not run alone at the end.
+    """
     groups: dict[str, list[str]] = {}
-    for name, (config, method) in methods.items():
+    for name, (config, method) in reversed(methods.items()):
         trained = [method.key(), config.tree["train"]] if method.continues else name
         groups.setdefault(hash_json(trained), []).append(name)
     rounds = max(map(len, groups.values()), default=0)

@@ -1,0 +1,139 @@
+"""`asrcl prepare`, `train`, `adapt`, `decode`, `tune`: a configured experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asrcl.commands.shared import (
+    DEFAULT_METHODS,
+    Methods,
+    Overrides,
+    Seeds,
+    configuration,
+    option_values,
+    print_rows,
+    seed_numbers,
+    typed,
+    words,
+)
+from asrcl.exceptions import InputError
+
+app = typer.Typer()
+
+
+@app.command()
+def prepare(
+    overrides: Overrides = None,
+    stage: Annotated[str, typer.Option(help="of the benchmark's (speech: data, tokens), or all")] = "all",
+    domains: Annotated[str, typer.Option(help="only these domains or probes, e.g. 'US ENG'")] = "",
+) -> None:
+    """Make what a benchmark needs; for speech: load and check the corpora, compute features, train the tokeniser."""
+    from asrcl.experiment.registry import benchmark_of
+
+    config = configuration(overrides)
+    benchmark = benchmark_of(config.tree)
+    if stage not in (*benchmark.stages, "all"):
+        raise InputError(f"--stage {stage}: choose {', '.join(benchmark.stages)} or all")
+    for name in benchmark.stages if stage == "all" else [stage]:
+        benchmark.prepare(config, name, words(domains) or None)
+
+
+@app.command()
+def train(overrides: Overrides = None, seeds: Seeds = "1") -> None:
+    """Train the initial model, or take the trained one that came with the recipe."""
+    from asrcl.experiment.run import train_all
+
+    train_all(configuration(overrides), seed_numbers(seeds))
+
+
+@app.command()
+def adapt(
+    overrides: Overrides = None,
+    methods: Methods = DEFAULT_METHODS,
+    seeds: Seeds = "1",
+) -> None:
+    """Adapt domain by domain with several methods; `asrcl decode` then measures them."""
+    from asrcl.experiment.run import adapt_all
+
+    adapt_all(configuration(overrides), words(methods), seed_numbers(seeds), typed())
+
+
+@app.command()
+def tune(
+    overrides: Overrides = None,
+    methods: Annotated[str, typer.Option("--methods", "--method", help="names under `methods` of the configuration")] = "ihr",
+    grid: Annotated[str, typer.Option(help="all of these, e.g. 'tau=1,2 train.adapt.epochs=4'; else draws from `search`")] = "",
+    settings: Annotated[int | None, typer.Option(help="how many settings to draw for every method", min=1)] = None,
+    protocol: Annotated[str, typer.Option(help="first: after one adaptation; sequence: after all, in another order")] = "first",
+    seeds: Seeds = "1",
+) -> None:
+    """Search options of methods and of the run (those with a dot) on validation sets; every method gets as many settings."""
+    from asrcl.experiment.tuning import search_all, searches
+
+    config = configuration(["tuned=none", *(overrides or [])])
+    found = searches(config, words(methods), option_values(grid) if grid else None, settings)
+    after = "the first adaptation" if protocol == "first" else "all adaptations"
+    for method, rows in search_all(config, found, seed_numbers(seeds), protocol).items():
+        print_rows(f"{method}: dev error rate (%) after {after}", rows)
+
+
+@app.command()
+def run(overrides: Overrides = None, methods: Methods = DEFAULT_METHODS, seeds: Seeds = "1") -> None:
+    """Do all of it in one go: prepare, train, adapt and decode, score, report; what is done already is left alone."""
+    import time
+
+    from asrcl.commands import scoring
+    from asrcl.experiment.launch import workers
+    from asrcl.experiment.registry import benchmark_of
+    from asrcl.experiment.run import adapt_all, train_all
+
+    config, started = configuration(overrides), time.monotonic()
+    benchmark, numbers = benchmark_of(config.tree), seed_numbers(seeds)
+    stages: dict[str, Callable[[], None]] = {name: partial(benchmark.prepare, config, name) for name in benchmark.stages}
+    stages["initial model"] = partial(train_all, config, numbers)
+    stages["adapt and decode"] = partial(adapt_all, config, words(methods), numbers, typed(), decode=True, save=True)
+    stages["score"], stages["report"] = partial(scoring.score, config.home), partial(scoring.report, [config.home])
+    with workers(config):
+        for title, stage in stages.items():
+            minutes, spent = divmod(int(time.monotonic() - started), 60)
+            typer.echo(f"== {title} ({minutes} min {spent} s)")
+            stage()
+
+
+@app.command()
+def decode(
+    overrides: Overrides = None,
+    methods: Methods = DEFAULT_METHODS,
+    seeds: Seeds = "1",
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="decode this model.safetensors instead of adapted methods")
+    ] = None,
+    domain: Annotated[str, typer.Option(help="with --checkpoint: which domain")] = "",
+    split: Annotated[str, typer.Option(help="with --checkpoint: train, dev or test")] = "test",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="with --checkpoint: folder for hyp.trn and ref.trn")
+    ] = None,
+) -> None:
+    """Decode all stages of adapted methods, or one domain with one checkpoint."""
+    from asrcl.experiment.run import adapt_all, decode_checkpoint
+
+    config = configuration(overrides)
+    if checkpoint is None:
+        adapt_all(config, words(methods), seed_numbers(seeds), typed(), decode=True)
+        return
+    from asrcl.adapt import write_decode
+    from asrcl.scoring import summary_table
+
+    if not domain:
+        raise InputError("--checkpoint needs --domain NAME")
+    errors = decode_checkpoint(config, checkpoint, domain, split)
+    if out:
+        write_decode(errors, out)
+    typer.echo(summary_table(errors))
+
+
