@@ -178,7 +178,7 @@ def _apart(methods: Mapping[str, tuple[Config, Method]]) -> list[str]:
     The last named go first: they tend to take longest, and what takes longest should not run alone at the end.
     """
     groups: dict[str, list[str]] = {}
-    for name, (config, method) in reversed(methods.items()):
+    for name, (config, method) in reversed(list(methods.items())):
         trained = [method.key(), config.tree["train"]] if method.continues else name
         groups.setdefault(hash_json(trained), []).append(name)
     rounds = max(map(len, groups.values()), default=0)

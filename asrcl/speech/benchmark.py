@@ -6,7 +6,7 @@ What needs the speech packages is imported when it is used, so that composing a 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from asrcl.exceptions import InputError
 from asrcl.experiment.config import Config
@@ -50,14 +50,16 @@ class SpeechBenchmark:
         """Domains with their features, the recognition task and the model."""
         from asrcl.adapt import Scenario
         from asrcl.speech.prepare import load_domains, load_probes
+        from asrcl.speech.recogniser import CONFORMER, model_class, model_settings
 
-        task = build_task(config)
+        task, model = build_task(config), config.tree["model"]
+        named = {} if model.get("kind", CONFORMER) == CONFORMER else {"kind": model["kind"]}
         return Scenario(
             config.tree["scenario"]["name"],
             load_domains(config),
             task,
             lambda: build_model(config, len(task.tokenizer)),
-            model_config=dict(config.tree["model"]),
+            model_config={**named, **model_class(model).describe(**model_settings(model))},
             probes=load_probes(config),
         )
 
@@ -97,10 +99,11 @@ def build_task(config: Config) -> RecognitionTask:
 def build_model(config: Config, vocabulary: int) -> nn.Module:
     """A model with fresh weights."""
     from asrcl.speech.features import FeatureConfig
-    from asrcl.speech.model import ConformerASR
+    from asrcl.speech.recogniser import model_class, model_settings
 
+    settings = config.tree["model"]
     features = config.settings(FeatureConfig, "scenario", "features").size
     try:
-        return ConformerASR(features, vocabulary, **config.tree["model"])
+        return cast("nn.Module", model_class(settings)(features, vocabulary, **model_settings(settings)))  # type: ignore[call-arg]
     except TypeError as error:
         raise InputError(f"model: {error}; see conf/model for the settings there are") from error

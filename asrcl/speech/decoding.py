@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from speechbrain.decoders.ctc import ctc_greedy_decode
@@ -13,8 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from asrcl.exceptions import InputError
-from asrcl.speech.domain import SpeechBatch
-from asrcl.speech.model import BLANK, BOS, EOS, ConformerASR, padded_beyond
+from asrcl.speech.tokenizer import BLANK, BOS, EOS
+
+if TYPE_CHECKING:
+    from asrcl.speech.domain import SpeechBatch
+    from asrcl.speech.model import ConformerASR
+
+
+def padded_beyond(lengths: Tensor, size: int) -> Tensor:
+    """`[B, size]`, True at positions that lie beyond each length."""
+    return torch.arange(size, device=lengths.device)[None] >= lengths[:, None]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from asrcl.adapt import load_state
 from asrcl.exceptions import InputError
 from asrcl.experiment.config import Config, config_folder
 from asrcl.files import hash_file, read_json
+from asrcl.speech.recogniser import CONFORMER
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,8 @@ def training_settings(config: Config) -> Config:
 
 def what_it_depends_on(config: Config) -> dict[str, Any]:
     """What a model hears, writes and is: one that was made with other settings is no first model for this run."""
-    scenario, model = config.tree["scenario"], {key: value for key, value in config.tree["model"].items() if key != "dropout"}
+    scenario, left_out = config.tree["scenario"], {("kind", CONFORMER)}
+    model = {key: value for key, value in config.tree["model"].items() if key != "dropout" and (key, value) not in left_out}
     return {**{f"scenario.{key}": scenario[key] for key in ("features", "text", "tokens")}, "model": model}
 
 

@@ -9,7 +9,8 @@ utterances one by one, which the curvature estimates rely on.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
 from speechbrain.lobes.models.transformer.Conformer import ConvolutionModule
@@ -17,10 +18,15 @@ from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
 from speechbrain.nnet.linear import Linear
 from torch import Tensor, nn
 
+from asrcl.contract.outputs import Outputs
 from asrcl.exceptions import InputError
+from asrcl.speech.decoding import DecodeConfig, decode, padded_beyond
+from asrcl.speech.recogniser import Objective, joint_loss, real, register_model, shift_right
+from asrcl.speech.tokenizer import Tokenizer
 
-BLANK, BOS, EOS = 0, 1, 2
-"""Token indices: 0 is the CTC blank and the padding, 1 starts and 2 ends a sentence."""
+if TYPE_CHECKING:
+    from asrcl.experiment.config import Config
+    from asrcl.speech.domain import SpeechBatch
 
 
 class FrameStacking(nn.Module):
@@ -79,17 +85,13 @@ class ConvolutionalSubsampling(nn.Module):
         return [first, self._after(first)]
 
 
-def padded_beyond(lengths: Tensor, size: int) -> Tensor:
-    """`[B, size]`, True at positions that lie beyond each length."""
-    return torch.arange(size, device=lengths.device)[None] >= lengths[:, None]
-
-
 def _check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 1:
             raise InputError(f"model: {name}={size}: must be a whole number of at least 1; change conf/model")
 
 
+@register_model("conformer")
 class ConformerASR(nn.Module):
     """Hybrid CTC/attention recogniser; `decoder_layers=0` leaves a CTC-only model.
 
@@ -199,7 +201,38 @@ class ConformerASR(nn.Module):
         )
         return self.attention_head(hidden)
 
-    def forward(self, features: Tensor, lengths: Tensor, prefix: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(self, batch: SpeechBatch) -> Outputs:
+        """Logits of the CTC head `[B, S, V]` and, after the batch's own tokens, of the attention head `[B, L + 1, V]`."""
+        ctc_logits, frames, logits = self.logits(batch.features, batch.lengths, shift_right(batch.tokens))
+        masks = (real(frames, ctc_logits.shape[1]), real(batch.token_lengths + 1, batch.tokens.shape[1] + 1))
+        return Outputs((ctc_logits,), masks[:1]) if logits is None else Outputs((ctc_logits, logits), masks)
+
+    def loss(self, outputs: Outputs, batch: SpeechBatch, objective: Objective) -> Tensor:
+        """Joint CTC/attention loss."""
+        return joint_loss(outputs, batch, objective)
+
+    def transcribe(self, batch: SpeechBatch, options: DecodeConfig, tokenizer: Tokenizer) -> list[str]:
+        """The best hypothesis of each utterance, by greedy CTC or joint beam search."""
+        return [tokenizer.decode(tokens) for tokens in decode(self, batch, options)]
+
+    def padding(self, batch: SpeechBatch) -> Sequence[Tensor]:
+        """Masks of the frontend's and the encoder's frames `[B, S]` and of the decoder's positions `[B, L + 1]`."""
+        return [real(lengths) for lengths in (*self.frontend.layer_lengths(batch.lengths), batch.token_lengths + 1)]
+
+    @classmethod
+    def describe(cls, **settings: Any) -> dict[str, Any]:
+        """All settings."""
+        return settings
+
+    @classmethod
+    def pretrained(cls, name: str, config: Config) -> NoReturn:
+        """There are no pretrained models of this class."""
+        raise InputError(
+            f"scenario.initial.pretrained={name}: the conformer has no pretrained models; choose a model.kind that has, or give "
+            "a file of weights (scenario.initial.checkpoint)"
+        )
+
+    def logits(self, features: Tensor, lengths: Tensor, prefix: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """CTC logits `[B, S, V]`, their lengths `[B]`, and attention logits `[B, L, V]` (None without a prefix or a decoder)."""
         states, frame_lengths = self.encode(features, lengths)
         logits = None

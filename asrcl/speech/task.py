@@ -1,4 +1,4 @@
-"""Speech recognition as a task: joint CTC/attention loss, decoding, counting.
+"""Speech recognition as a task: what any recogniser is trained on and judged by (augmentation, loss, decoding, counting).
 
 Shapes: B utterances, T frames, S encoder frames, L tokens, V vocabulary.
 """
@@ -6,20 +6,19 @@ Shapes: B utterances, T frames, S encoder frames, L tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from speechbrain.augment.freq_domain import SpectrogramDrop, Warping
 from torch import Tensor, nn
-from torch.nn import functional
 
 from asrcl.contract.outputs import Outputs, distillation
 from asrcl.contract.protocols import Domain
 from asrcl.scoring import Errors, count_errors
-from asrcl.speech.decoding import DecodeConfig, decode
+from asrcl.speech.decoding import DecodeConfig
 from asrcl.speech.domain import SpeechBatch
-from asrcl.speech.model import BLANK, BOS, EOS, ConformerASR
+from asrcl.speech.recogniser import Objective, recogniser_of
 from asrcl.speech.tokenizer import Tokenizer
 
 REVISION = 2
@@ -59,7 +58,7 @@ def spec_augment(config: SpecAugmentConfig) -> Callable[[Tensor], Tensor]:
 
 @dataclass
 class RecognitionTask:
-    """Joint CTC/attention recognition behind the `asrcl.contract.protocols.Task` protocol.
+    """Recognition behind the `asrcl.contract.protocols.Task` protocol, by any model that is a `asrcl.speech.recogniser.Recogniser`.
 
     The loss of an utterance is `ctc_weight * CTC + (1 - ctc_weight) * cross entropy`, each summed over its tokens and not divided
     by its length, as in the ESPnet models of the IHR paper; the loss of a batch is the mean over its utterances.
@@ -85,56 +84,31 @@ class RecognitionTask:
         """Training loss; SpecAugment and label smoothing apply while the model is in training mode."""
         if not model.training:
             return self.curvature_loss(model, batch)
-        features = self._augmentation(batch.features.clone()) if self._augmentation else batch.features
-        return self._joint_loss(model, batch, features, self.label_smoothing)
+        if self._augmentation:
+            batch = replace(batch, features=self._augmentation(batch.features.clone()))
+        return recogniser_of(model).loss(model(batch), batch, Objective(self.ctc_weight, self.label_smoothing))
 
     def curvature_loss(self, model: nn.Module, batch: SpeechBatch) -> Tensor:
         """The same loss without augmentation and label smoothing."""
-        return self._joint_loss(model, batch, batch.features, 0.0)
-
-    def _joint_loss(self, model: nn.Module, batch: SpeechBatch, features: Tensor, smoothing: float) -> Tensor:
-        ctc_logits, frames, logits = model(features, batch.lengths, _shift_right(batch.tokens))
-        ctc = functional.ctc_loss(
-            _full(ctc_logits).log_softmax(-1).transpose(0, 1),
-            batch.tokens,
-            frames,
-            batch.token_lengths,
-            blank=BLANK,
-            reduction="sum",
-            zero_infinity=True,
-        )
-        if logits is None:
-            return ctc / len(batch)
-        entropy = functional.cross_entropy(
-            _full(logits).flatten(0, 1),
-            _with_end(batch.tokens, batch.token_lengths).flatten(),
-            ignore_index=BLANK,
-            label_smoothing=smoothing,
-            reduction="sum",
-        )
-        return (self.ctc_weight * ctc + (1 - self.ctc_weight) * entropy) / len(batch)
+        return recogniser_of(model).loss(model(batch), batch, Objective(self.ctc_weight))
 
     def outputs(self, model: nn.Module, batch: SpeechBatch) -> Outputs:
-        """Logits of the CTC head `[B, S, V]` and, after the batch's own tokens, of the attention head `[B, L + 1, V]`."""
-        ctc_logits, frames, logits = model(batch.features, batch.lengths, _shift_right(batch.tokens))
-        if logits is None:
-            return Outputs((ctc_logits,), (_mask(frames),))
-        return Outputs((ctc_logits, logits), (_mask(frames), _mask(batch.token_lengths + 1)))
+        """Logits of the model's heads, with masks of the real frames and tokens."""
+        return model(batch)
 
     def distillation(self, student: Outputs, teacher: Outputs, temperature: float) -> Tensor:
-        """Knowledge distillation of both heads, weighted as their losses are."""
+        """Knowledge distillation of all heads, weighted as their losses are."""
         weights = (self.ctc_weight, 1 - self.ctc_weight) if len(student.logits) > 1 else (1.0,)
         return distillation(student, teacher, temperature, weights)
 
     def padding(self, model: nn.Module, batch: SpeechBatch) -> Sequence[Tensor]:
-        """Masks of the frontend's and the encoder's frames `[B, S]` and of the decoder's positions `[B, L + 1]`."""
-        assert isinstance(model, ConformerASR)
-        return [_mask(lengths) for lengths in (*model.frontend.layer_lengths(batch.lengths), batch.token_lengths + 1)]
+        """Masks `[B, positions]`, True at real positions, one for each padded axis that the layers of the model see."""
+        return recogniser_of(model).padding(batch)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, domain: Domain, split: str) -> Errors:
         """Decode a split and count word and character errors per utterance."""
-        assert isinstance(model, ConformerASR)
+        recogniser = recogniser_of(model)
         device = next(model.parameters()).device
         model.eval()
         references: dict[str, str] = {}
@@ -142,8 +116,8 @@ class RecognitionTask:
         speakers: dict[str, str] = {}
         for batch in domain.batches(split, shuffle=False, seed=0):
             assert isinstance(batch, SpeechBatch)
-            tokens = decode(model, batch.to(device), self.decoding)
-            hypotheses.update(zip(batch.ids, (self.tokenizer.decode(hypothesis) for hypothesis in tokens), strict=True))
+            found = recogniser.transcribe(batch.to(device), self.decoding, self.tokenizer)
+            hypotheses.update(zip(batch.ids, found, strict=True))
             references.update(zip(batch.ids, batch.references, strict=True))
             speakers.update(zip(batch.ids, batch.speakers, strict=True))
         return count_errors(references, hypotheses, speakers)
@@ -159,22 +133,3 @@ class RecognitionTask:
             "augment": asdict(self.augment) if self.augment else None,
         }
         return {"loss": loss, "evaluation": {"tokenizer": self.tokenizer.fingerprint, **asdict(self.decoding)}}
-
-
-def _full(logits: Tensor) -> Tensor:
-    """Half-precision logits in single precision; double precision stays."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _mask(lengths: Tensor) -> Tensor:
-    return torch.arange(int(lengths.max()), device=lengths.device)[None] < lengths[:, None]
-
-
-def _shift_right(tokens: Tensor) -> Tensor:
-    """Decoder input `[B, L + 1]`: the start token, then the sentence."""
-    return functional.pad(tokens, (1, 0), value=BOS)
-
-
-def _with_end(tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Decoder target `[B, L + 1]`: the sentence, then the end token."""
-    return functional.pad(tokens, (0, 1), value=BLANK).scatter(1, lengths[:, None], EOS)

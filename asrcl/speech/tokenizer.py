@@ -11,9 +11,9 @@ import sentencepiece
 
 from asrcl.exceptions import InputError
 from asrcl.files import atomic_path, hash_file
-from asrcl.speech.model import BLANK, BOS, EOS
 
-UNKNOWN = 3
+BLANK, BOS, EOS, UNKNOWN = 0, 1, 2, 3
+"""Token indices: 0 is the CTC blank and the padding, 1 starts and 2 ends a sentence, 3 stands for what has no piece."""
 LETTERS = "abcdefghijklmnopqrstuvwxyz'"
 
 

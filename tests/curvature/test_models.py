@@ -54,7 +54,7 @@ def conformer(subsampling):
 
     def loss(model, batch):
         lengths = torch.full((len(batch["x"]),), 33)
-        ctc, _, attention = model(batch["x"], lengths, batch["tokens"])
+        ctc, _, attention = model.logits(batch["x"], lengths, batch["tokens"])
         frames = ctc.log_softmax(-1).square().sum((1, 2))
         return frames + per_item(attention, batch["tokens"])
 

@@ -9,8 +9,9 @@ from torch.nn import functional
 from asrcl.curvature import KroneckerBlock, estimate
 from asrcl.exceptions import InputError
 from asrcl.experiment.config import load_config
-from asrcl.speech.model import BOS, ConformerASR, ConvolutionalSubsampling, FrameStacking
+from asrcl.speech.model import ConformerASR, ConvolutionalSubsampling, FrameStacking
 from asrcl.speech.task import RecognitionTask
+from asrcl.speech.tokenizer import BOS
 
 LENGTHS = [61, 5, 40, 27]  # 5 frames: shorter than one window of the convolutions
 SUBSAMPLINGS = ["stack", "conv2d"]
@@ -48,9 +49,9 @@ def doubles(monkeypatch):
 @pytest.mark.parametrize("overhang", [0, 9])
 def test_outputs_of_a_padded_batch_are_those_of_the_utterances_alone(subsampling, overhang, make_model, make_batch):
     model, batch = make_model(subsampling=subsampling), make_batch(LENGTHS, overhang=overhang)
-    ctc, frames, attention = model(batch.features, batch.lengths, shifted(batch))
+    ctc, frames, attention = model.logits(batch.features, batch.lengths, shifted(batch))
     for row, item in enumerate(batch.items()):
-        ctc_alone, frames_alone, attention_alone = model(item.features, item.lengths, shifted(item))
+        ctc_alone, frames_alone, attention_alone = model.logits(item.features, item.lengths, shifted(item))
         assert frames[row] == frames_alone[0] == ctc_alone.shape[1]
         torch.testing.assert_close(ctc[row, : frames[row]], ctc_alone[0], atol=2e-6, rtol=0)
         torch.testing.assert_close(attention[row, : len(attention_alone[0])], attention_alone[0], atol=2e-6, rtol=0)
@@ -59,9 +60,9 @@ def test_outputs_of_a_padded_batch_are_those_of_the_utterances_alone(subsampling
 @torch.no_grad()
 def test_padding_may_hold_anything(make_model, make_batch):
     model, batch = make_model(), make_batch([40, 20])
-    clean = model(batch.features, batch.lengths, shifted(batch))
+    clean = model.logits(batch.features, batch.lengths, shifted(batch))
     batch.features[1, 20:] = float("nan")
-    garbage = model(batch.features, batch.lengths, shifted(batch))
+    garbage = model.logits(batch.features, batch.lengths, shifted(batch))
     torch.testing.assert_close(clean, garbage, atol=0, rtol=0)
 
 
@@ -107,7 +108,7 @@ def test_decoder_does_not_look_ahead(make_model, make_batch):
     prefix = shifted(batch)
     changed = prefix.clone()
     changed[0, 3:] = 4 + (changed[0, 3:] - 3) % 5
-    before, after = (model(batch.features, batch.lengths, tokens)[2] for tokens in (prefix, changed))
+    before, after = (model.logits(batch.features, batch.lengths, tokens)[2] for tokens in (prefix, changed))
     torch.testing.assert_close(before[:, :3], after[:, :3])
     assert not torch.allclose(before[:, 3:], after[:, 3:])
 
@@ -120,7 +121,7 @@ def test_ctc_only_model_trains_a_step(task, make_model, make_batch):
         optimizer.zero_grad()
         task.loss(model.train(), batch).backward()
         optimizer.step()
-    assert model.attention_head is None and model(batch.features, batch.lengths, shifted(batch))[2] is None
+    assert model.attention_head is None and model.logits(batch.features, batch.lengths, shifted(batch))[2] is None
     assert task.curvature_loss(model.eval(), batch).item() < before
 
 

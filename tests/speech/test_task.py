@@ -9,8 +9,8 @@ from torch.nn import functional
 from asrcl.contract.protocols import Task
 from asrcl.exceptions import InputError
 from asrcl.speech.decoding import DecodeConfig, decode
-from asrcl.speech.model import BLANK, BOS, EOS
 from asrcl.speech.task import RecognitionTask, SpecAugmentConfig, spec_augment
+from asrcl.speech.tokenizer import BLANK, BOS, EOS
 
 
 def token_losses(model, item):
@@ -18,7 +18,7 @@ def token_losses(model, item):
     sentence = item.tokens[0]
     prefix = torch.cat([torch.tensor([BOS]), sentence])[None]
     target = torch.cat([sentence, torch.tensor([EOS])])
-    ctc_logits, frames, logits = model(item.features, item.lengths, prefix)
+    ctc_logits, frames, logits = model.logits(item.features, item.lengths, prefix)
     ctc = functional.ctc_loss(
         ctc_logits[0].log_softmax(-1), sentence, frames, item.token_lengths, blank=BLANK, reduction="sum"
     )
@@ -48,7 +48,7 @@ def test_loss_is_the_mean_over_utterances(tokenizer, make_model, make_batch):
 @torch.no_grad()
 def test_ctc_only_model_has_only_the_ctc_part(tokenizer, make_model, make_batch):
     model, batch = make_model(decoder_layers=0), make_batch([61])
-    logits, frames, _ = model(batch.features, batch.lengths)
+    logits, frames, _ = model.logits(batch.features, batch.lengths)
     ctc = functional.ctc_loss(
         logits.log_softmax(-1).transpose(0, 1), batch.tokens, frames, batch.token_lengths, reduction="sum"
     )

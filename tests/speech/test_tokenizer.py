@@ -3,8 +3,7 @@
 import pytest
 
 from asrcl.exceptions import InputError
-from asrcl.speech.model import BLANK, BOS, EOS
-from asrcl.speech.tokenizer import LETTERS, UNKNOWN, Tokenizer, train_tokenizer
+from asrcl.speech.tokenizer import BLANK, BOS, EOS, LETTERS, UNKNOWN, Tokenizer, train_tokenizer
 
 TEXT = ["turn on the light", "play some jazz", "what is the time", "turn off the radio", "the light is on"]
 
