@@ -98,6 +98,27 @@ def test_a_whole_experiment(tones, asrcl, tmp_path):
     assert code == 0 and (tmp_path / "tones" / "RESULTS.md").is_file() and "IHR" in out
 
 
+def test_all_stages_in_one_command_are_the_stages_one_by_one(tones, asrcl, tmp_path):
+    """The same files with the same numbers, and the titles of the stages."""
+    one, many = tmp_path / "one", tmp_path / "many"
+    code, out, err = asrcl("run", "--methods", "ft ihr", *tones.overrides(one))
+    assert code == 0, err
+    titles = [line.split(" (")[0] for line in out.splitlines() if line.startswith("== ")]
+    assert titles == [
+        *("== stage 1: data", "== stage 2: tokens", "== stage 3: initial model"),
+        *("== stage 4-5: adapt, decode", "== stage 6: score", "== stage 7: report"),
+    ]
+    for command in ("prepare", "train", "adapt", "decode", "score", "report"):
+        methods = ["--methods", "ft ihr"] if command in ("adapt", "decode") else []
+        rest = [many / "tones"] if command in ("score", "report") else tones.overrides(many)
+        assert asrcl(command, *methods, *rest)[0] == 0
+    files = [{p.relative_to(f) for p in f.rglob("*") if p.is_file() and "tensorboard" not in p.parts} for f in (one, many)]
+    assert files[0] == files[1]
+    for path in files[0]:
+        if path.suffix in (".trn", ".safetensors") and "data" not in path.parts:
+            assert (one / path).read_bytes() == (many / path).read_bytes()
+
+
 def test_decoding_with_a_checkpoint_writes_transcripts(trained, asrcl, tmp_path):
     home, overrides = trained
     model = home / "initial" / "1" / "model.safetensors"
@@ -120,7 +141,7 @@ def test_merging_two_checkpoints(asrcl, tmp_path):
     for name, value in (("old", 0.0), ("new", 1.0)):
         save_state({"weight": torch.full((2, 3), value)}, tmp_path / f"{name}.safetensors")
     pair = [tmp_path / "old.safetensors", tmp_path / "new.safetensors", "--out", tmp_path / "merged.safetensors"]
-    options = ["--method", "interpolate", "--knob", "strength=0.25"]
+    options = ["--method", "interpolate", "--option", "strength=0.25"]
     code, out, _ = asrcl("merge", *pair, *options, "--dry-run")
     assert code == 0 and "weight" in out and not (tmp_path / "merged.safetensors").exists()
     code, _, err = asrcl("merge", *pair, *options)
@@ -181,7 +202,11 @@ def test_sweeping(asrcl, refuses, pair, curvature_file, tmp_path):
 
 def test_listing_methods(asrcl):
     code, out, _ = asrcl("methods")
-    assert code == 0 and "ties" in out and "arXiv" in out
+    continual, merging = out.split("Merge methods:")
+    assert code == 0 and "ihr_paper" in continual and "damping=3.0" in continual and "ties" not in continual
+    assert "ties" in merging and "arXiv" in merging
+    code, out, _ = asrcl("methods", "--merge")
+    assert code == 0 and "ties" in out and "ihr_paper" not in out
 
 
 def test_inspecting_a_checkpoint(asrcl, pair):

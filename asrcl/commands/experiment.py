@@ -90,19 +90,23 @@ def run(overrides: Overrides = None, methods: Methods = DEFAULT_METHODS, seeds: 
     from asrcl.commands import scoring
     from asrcl.experiment.launch import workers
     from asrcl.experiment.registry import benchmark_of
-    from asrcl.experiment.run import adapt_all, train_all
+    from asrcl.experiment.run import adapt_all, check_runs, train_all
 
     config, started = configuration(overrides), time.monotonic()
     benchmark, numbers = benchmark_of(config.tree), seed_numbers(seeds)
     stages: dict[str, Callable[[], None]] = {name: partial(benchmark.prepare, config, name) for name in benchmark.stages}
     stages["initial model"] = partial(train_all, config, numbers)
-    stages["adapt and decode"] = partial(adapt_all, config, words(methods), numbers, typed(), decode=True, save=True)
+    stages["adapt, decode"] = partial(adapt_all, config, words(methods), numbers, typed(), decode=True, save=True)
     stages["score"], stages["report"] = partial(scoring.score, config.home), partial(scoring.report, [config.home])
+    first = 1
     with workers(config):
+        check_runs(config, words(methods))
         for title, stage in stages.items():
             minutes, spent = divmod(int(time.monotonic() - started), 60)
-            typer.echo(f"== {title} ({minutes} min {spent} s)")
+            last = first + title.count(", ")
+            typer.echo(f"== stage {first}{f'-{last}' if last > first else ''}: {title} ({minutes} min {spent} s)")
             stage()
+            first = last + 1
 
 
 @app.command()

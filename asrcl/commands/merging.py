@@ -8,13 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from asrcl.commands.shared import configuration, option_values, plain_value, print_table, typed
+from asrcl.commands.shared import Overrides, configuration, option_values, plain_value, print_table, typed
 from asrcl.exceptions import InputError
+from asrcl.visible import cell
 
 app = typer.Typer()
 
 
-Knob = Annotated[list[str] | None, typer.Option("--knob", help="option of the method, e.g. --knob tau=2 (repeatable)")]
+MethodOption = Annotated[
+    list[str] | None, typer.Option("--option", help="option of the method, e.g. --option tau=2 (repeatable)")
+]
+OldSpelling = Annotated[list[str] | None, typer.Option("--knob", hidden=True, help="the same as --option")]
 MergeMethodName = Annotated[str | None, typer.Option("--method", help="merge method, see asrcl methods; default ihr")]
 OldCurvature = Annotated[
     list[Path] | None, typer.Option("--curvature", help="curvature of the old domain at the old model (repeatable)")
@@ -26,14 +30,14 @@ OldModel = Annotated[Path, typer.Argument(help="checkpoint before adaptation: fi
 NewModels = Annotated[list[Path], typer.Argument(help="checkpoint(s) after fine-tuning")]
 
 
-def _merge_spec(config: Path | None, knob: list[str] | None, **given: Any) -> Any:
+def _merge_spec(config: Path | None, option: list[str] | None, knob: list[str] | None, **given: Any) -> Any:
     from asrcl.merge import MergeSpec
     from asrcl.merge.rules import load_rules
 
-    knobs = {name: values[0] for name, values in option_values(" ".join(knob or [])).items()}
+    chosen = {name: values[0] for name, values in option_values(" ".join([*(option or ()), *(knob or ())])).items()}
     if given.get("rest") is not None:
         given["rest"] = plain_value(given["rest"])
-    return MergeSpec.of(load_rules(config) if config else None, knobs=knobs or None, **given)
+    return MergeSpec.of(load_rules(config) if config else None, knobs=chosen or None, **given)
 
 
 @app.command()
@@ -45,7 +49,8 @@ def merge(
     curvature: OldCurvature = None,
     new_curvature: NewCurvature = None,
     base: Annotated[Path | None, typer.Option(help="ancestor of all models, where it is not the old one")] = None,
-    knob: Knob = None,
+    option: MethodOption = None,
+    knob: OldSpelling = None,
     rest: Rest = None,
     statistics: Annotated[str | None, typer.Option(help="running statistics: pool, old, new")] = None,
     layers: Annotated[list[str] | None, typer.Option(help="globs of the tensors curvature may treat (repeatable)")] = None,
@@ -71,7 +76,7 @@ def merge(
     given: dict[str, Any] = {"method": method, "curvature": curvature, "new_curvature": new_curvature, "base": base}
     given |= {"rest": rest, "task": task}
     given |= {"statistics": statistics, "layers": tuple(layers) if layers else None, "budget": budget, "tokens": tokens}
-    spec = _merge_spec(config, knob, **given, vocabulary=vocabulary, trailing=trailing, differences=differences)
+    spec = _merge_spec(config, option, knob, **given, vocabulary=vocabulary, trailing=trailing, differences=differences)
     if dry_run:
         previews, scale = preview_files(old, new, spec)
         print_table(show.preview_table(previews, rows))
@@ -93,7 +98,8 @@ def sweep(
     method: MergeMethodName = None,
     curvature: OldCurvature = None,
     new_curvature: NewCurvature = None,
-    knob: Knob = None,
+    option: MethodOption = None,
+    knob: OldSpelling = None,
     rest: Rest = None,
     config: RulesFile = None,
     evaluate: Annotated[
@@ -117,7 +123,7 @@ def sweep(
         from asrcl.experiment.run import validation_errors
 
         scores = validation_errors(configuration(override), dict(zip(("old", "new"), domains, strict=True)))
-    spec = _merge_spec(config, knob, method=method, curvature=curvature, new_curvature=new_curvature, rest=rest)
+    spec = _merge_spec(config, option, knob, method=method, curvature=curvature, new_curvature=new_curvature, rest=rest)
     found = run_sweep(old, new, out, spec, option_values(grid), scores, keep=keep, progress=logging.info)
     print_table(show.rows_table(lines(found)))
     if pareto(found):
@@ -126,11 +132,38 @@ def sweep(
 
 
 @app.command()
-def methods() -> None:
-    """List the merge methods, their options and where they come from."""
+def methods(
+    overrides: Overrides = None,
+    merge: Annotated[bool, typer.Option("--merge", help="only what asrcl merge --method takes")] = False,
+) -> None:
+    """List the continual-learning methods (for --methods) and the merge methods, with their options and defaults."""
     from asrcl.merge import methods as merge_methods
     from asrcl.merge import show
 
-    print_table(show.methods_table(merge_methods()))
+    if not merge:
+        print_table(_continual_methods(configuration(["tuned=none", *(overrides or [])])))
+    table = show.methods_table(merge_methods())
+    table.title = "Merge methods: asrcl merge --method NAME, asrcl sweep"
+    print_table(table)
+
+
+def _continual_methods(config: Any) -> Any:
+    """A table of the entries under `methods` of a configuration: class, options, the first line of the class's docstring."""
+    import inspect
+
+    from rich import box
+    from rich.table import Table
+
+    from asrcl.experiment.run import configured_method
+
+    title = "Continual-learning methods: asrcl adapt | decode | tune | run --methods NAMES"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("method", "options (methods.NAME.OPTION=VALUE)", "idea"):
+        table.add_column(column, overflow="fold")
+    for name, entry in sorted(config.tree["methods"].items()):
+        _, method = configured_method(config, name)
+        options = " ".join(f"{key}={value}" for key, value in entry.items() if key not in ("name", "run"))
+        table.add_row(cell(name), cell(options), cell((inspect.getdoc(type(method)) or "").partition("\n")[0]))
+    return table
 
 

@@ -11,17 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoolExecutor
 
-from asrcl.adapt.progress import Progress
 from asrcl.boundary import keep_errors_short
-from asrcl.distributed import processes
 from asrcl.exceptions import InputError
 from asrcl.experiment.config import Config
 from asrcl.experiment.registry import import_plugins
 from asrcl.files import file_lock
+
+if TYPE_CHECKING:
+    from asrcl.adapt.progress import Progress
 
 _progress: Progress | None = None
 _kept: ProcessPoolExecutor | None = None  # of `workers`
@@ -54,15 +55,20 @@ class _Count:
 
 @contextmanager
 def workers(config: Config) -> Iterator[None]:
-    """Keep the worker processes for all calls of `in_jobs` in the block, since each takes seconds to import what it needs."""
+    """Keep the worker processes for all calls of `in_jobs` in the block, since each takes seconds to import what it needs.
+
+    They start with the block, and import while this process does.
+    """
     global _kept
     count = config.tree["launcher"]["jobs"]
-    if count <= 1 or processes().count > 1:
+    if count <= 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         yield
         return
     _kept = _executor(count)
     try:
         with _ended(_kept):
+            for _ in range(count):
+                _kept.submit(_import_adapt)
             yield
     finally:
         _kept = None
@@ -98,6 +104,9 @@ def in_jobs(
     Raises:
         InputError: nothing to do, a process was killed, or what `function` raises.
     """
+    from asrcl.distributed import processes
+    from asrcl.adapt.progress import Progress
+
     if not runs:
         raise InputError("nothing to do: name at least one method (--methods) and one seed (--seeds)")
     # Processes of one torchrun share the work of each run, so they must all take the runs in the same order.
@@ -118,6 +127,10 @@ def in_jobs(
         except BrokenProcessPool as error:
             why = f"a process was killed, by hand or for lack of memory (then try launcher.jobs={max(1, jobs // 2)})"
             raise InputError(f"{what}: {why}; the same command goes on where it stopped") from error
+
+
+def _import_adapt() -> None:
+    import asrcl.adapt  # noqa: F401
 
 
 def _start_process(parent: int) -> None:

@@ -165,11 +165,20 @@ def adapt_all(
     Raises:
         InputError: as `adapt`; methods and their options are checked before any work begins.
     """
-    _check_settings(config)
-    built = {method: configured_method(config, method) for method in methods}
+    built = check_runs(config, methods)
     stages = len(config.tree["scenario"]["domains"])
     runs = [(config, method, seed, command, decode, save) for seed in seeds for method in _apart(built)]
     launch.in_jobs(config, adapt, runs, "stages", stages * len(runs))
+
+
+def check_runs(config: Config, methods: Sequence[str]) -> dict[str, tuple[Config, Method]]:
+    """Methods by name, each with its configuration, and the other settings checked.
+
+    Raises:
+        InputError: a method, an option or another setting that would fail later.
+    """
+    _check_settings(config)
+    return {method: configured_method(config, method) for method in methods}
 
 
 def _apart(methods: Mapping[str, tuple[Config, Method]]) -> list[str]:

@@ -35,7 +35,7 @@ Options (both --stop_stage and --stop-stage spellings work, --name value and --n
   --data_dir DIR              recorded corpora, where the recipe needs them
   --quick                     a small run that only shows that everything works
   --train-initial             train the first model here, where the recipe comes with a trained one
-  --dry_run                   print the commands, run nothing
+  --dry_run                   print the commands of the stages, run nothing (all stages at once are one command: asrcl run)
 Anything with a = that is not an option is a Hydra override: train.adapt.epochs=4 methods.ihr.tau=2
 USAGE
 }
@@ -138,13 +138,18 @@ run_recipe() { # scenario, overrides of the recipe...
     if $train_initial; then settings+=("++scenario.initial.models=null"); fi
     [ -z "$data_dir" ] || settings+=("data_dir=$(hydra "$data_dir")")
     $dry_run || bash "$repository/tools/setup.sh"
-    run_stage 1 "data" asrcl prepare --stage data "${settings[@]}"
-    run_stage 2 "tokens" asrcl prepare --stage tokens "${settings[@]}"
-    run_stage 3 "initial model" asrcl train --seeds "$seeds" "${settings[@]}"
-    run_stage 4 "adapt" asrcl adapt --methods "$methods" --seeds "$seeds" "${settings[@]}"
-    run_stage 5 "decode" asrcl decode --methods "$methods" --seeds "$seeds" "${settings[@]}"
-    run_stage 6 "score" asrcl score "$exp/${scenario_name:-$scenario}"
-    run_stage 7 "report" asrcl report "$exp/${scenario_name:-$scenario}"
+    if [ "$stage" -eq 1 ] && [ "$stop_stage" -eq 7 ] && [ "$ngpu" -le 1 ] && ! $dry_run; then
+        # all stages in one process, whose workers import what they need once
+        asrcl run --methods "$methods" --seeds "$seeds" "${settings[@]}"
+    else
+        run_stage 1 "data" asrcl prepare --stage data "${settings[@]}"
+        run_stage 2 "tokens" asrcl prepare --stage tokens "${settings[@]}"
+        run_stage 3 "initial model" asrcl train --seeds "$seeds" "${settings[@]}"
+        run_stage 4 "adapt" asrcl adapt --methods "$methods" --seeds "$seeds" "${settings[@]}"
+        run_stage 5 "decode" asrcl decode --methods "$methods" --seeds "$seeds" "${settings[@]}"
+        run_stage 6 "score" asrcl score "$exp/${scenario_name:-$scenario}"
+        run_stage 7 "report" asrcl report "$exp/${scenario_name:-$scenario}"
+    fi
     local took="$((SECONDS / 60)) min $((SECONDS % 60)) s"
     if $dry_run; then echo "== done ($took)"; else echo "== done ($took; $("$repository/.venv/bin/python" "$repository/tools/machine_speed.py"))"; fi
 }

@@ -321,7 +321,7 @@ def test_broken_utterances_are_listed_and_left_out(tones, tmp_path):
 
 def test_processes_of_one_torchrun_stay_together(start, monkeypatch):
     """A pool in each of them would start runs in different orders and wait for ever."""
-    monkeypatch.setattr(launch, "Processes", lambda: SimpleNamespace(count=2))
+    monkeypatch.setattr("asrcl.adapt.distributed.Processes", lambda: SimpleNamespace(count=2))
     monkeypatch.setattr(launch, "ProcessPoolExecutor", None)
     config = start("launcher.jobs=4")
     runs = [(config, number) for number in (1, 2, 3)]
