@@ -6,7 +6,9 @@ A scenario of your own is a YAML file in a folder of your own, `my_conf/scenario
 
 Such a folder may hold files of any group (scenario, model, train, ...), under names that `conf/` does not use. A scenario has a
 `name`, a `benchmark` (by default speech), a list `domains` whose entries have a `name` each, and perhaps `probes`, domains that
-are scored after every stage and never trained on; what else it has is for its benchmark to say (`asrcl.speech.scenario`).
+are scored after every stage and never trained on. With `learn_first: true` the initial model, which was then trained on
+something else, learns the first domain, too; `initial: {checkpoint: FILE}` takes its weights from a file. What else a scenario
+has is for its benchmark to say (`asrcl.speech.scenario`).
 `defaults: [accents_topics, _self_]` takes over from a shipped scenario what the file leaves out.
 """
 
@@ -39,7 +41,7 @@ MOST_BYTES = 2**20
 _REFERENCE = re.compile(r"\$\{(\.*)([\w.@-]*)\}")
 _TYPES: dict[str, Any] = {
     **dict.fromkeys(("methods", "train", "train.initial", "train.adapt", "curvature", "tracking", "launcher"), dict),
-    **dict.fromkeys(("search", "search.methods", "search.shared"), dict),
+    **dict.fromkeys(("evaluation", "search", "search.methods", "search.shared"), dict),
     **dict.fromkeys(("launcher.jobs", "search.settings"), int),
     **{"exp": str, "device": str, "imports": list, "launcher.threads": int | None, "search.order": list | None},
 }
@@ -222,6 +224,8 @@ def check_scenario(scenario: Any) -> None:
     if not isinstance(scenario, dict) or scenario.get("name") is None or not scenario.get("domains"):
         raise InputError("scenario: lacks a name or its domains; see conf/scenario for examples")
     check_name(scenario["name"], "scenario")
+    if not isinstance(scenario.get("learn_first", False), bool):
+        raise InputError(f"scenario.learn_first={scenario['learn_first']}: expected true or false")
     for group in ("domains", "probes"):
         entries = scenario.get(group) or []
         if not isinstance(entries, list):

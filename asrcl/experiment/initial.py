@@ -9,9 +9,10 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from asrcl.adapt import Cache, Domain, Scenario, Tracking, TrackingConfig, TrainConfig, save_recorded, train_initial
+from asrcl.adapt import Cache, Domain, Scenario, Tracking, TrackingConfig, TrainConfig, load_state, save_recorded, train_initial
 from asrcl.exceptions import InputError
 from asrcl.experiment.config import Config
+from asrcl.files import hash_file
 
 logger = logging.getLogger(__name__)
 
@@ -54,22 +55,33 @@ def take_initial(config: Config, state: dict[str, Tensor], seed: int, facts: Map
     log_initial(state, seed, path)
 
 
+def take_checkpoint(config: Config, scenario: Scenario, seed: int, path: Path) -> None:
+    """Take the weights of a checkpoint file as the initial model of a seed; where it lies and its hash are recorded.
+
+    Raises:
+        InputError: a missing or damaged file, or one of another model.
+    """
+    state = load_state(path)
+    check_fits(scenario.build_model(), state, path)
+    take_initial(config, state, seed, {"source": str(path), "hash": hash_file(path)})
+
+
 def log_initial(state: Mapping[str, Tensor], seed: int, path: Path) -> None:
     """A line about an initial model that is there now."""
     count = sum(value.numel() for value in state.values())
     logger.info("initial model of seed %d: %.2f M parameters, %s", seed, count / 1e6, path)
 
 
-def check_fits(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def check_fits(model: nn.Module, state: Mapping[str, Tensor], where: str | Path) -> None:
     """Make sure that weights have the names and shapes of a model's.
 
     Raises:
-        InputError: they do not; the message names `path` and the first tensor that differs.
+        InputError: they do not; the message names `where` and the first tensor that differs.
     """
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     if differing := [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]:
         raise InputError(
-            f"{path}: not a checkpoint of this model ({len(differing)} tensors differ, e.g. {differing[0]}); "
+            f"{where}: not a checkpoint of this model ({len(differing)} tensors differ, e.g. {differing[0]}); "
             "give the model settings it was trained with, or run the train stage (asrcl train) again"
         )

@@ -31,7 +31,7 @@ from asrcl.curvature import Curvature
 from asrcl.exceptions import InputError
 from asrcl.experiment import launch
 from asrcl.experiment.config import Config
-from asrcl.experiment.initial import TRAIN_STAGE, check_fits, initial_path, tracking
+from asrcl.experiment.initial import TRAIN_STAGE, check_fits, initial_path, take_checkpoint, tracking
 from asrcl.experiment.registry import benchmark_of
 from asrcl.files import hash_json, write_json
 from asrcl.methods import Method, build_method
@@ -54,7 +54,20 @@ def build_scenario(config: Config, seed: int | None = None) -> Scenario:
         path = initial_path(config, seed)
         initial = load_recorded(path, TRAIN_STAGE, expected=True)
         check_fits(scenario.build_model(), initial, path)
-    return replace(scenario, initial=initial, config={**config.tree, "overrides": list(config.overrides)})
+    chosen = {"initial": initial, "config": {**config.tree, "overrides": list(config.overrides)}, **_policies(config)}
+    return replace(scenario, **chosen)
+
+
+def _policies(config: Config) -> dict[str, Any]:
+    """What is evaluated after a stage, and whether the first domain is learned, too, as arguments of `Scenario`."""
+    chosen: dict[str, Any] = {}
+    if config.tree["evaluation"] != {"domains": "all", "every": 1}:
+        from asrcl.adapt import EvaluationPolicy  # type: ignore[attr-defined]
+
+        chosen["evaluation"] = config.settings(EvaluationPolicy, "evaluation")
+    if config.tree["scenario"].get("learn_first"):
+        chosen["learn_first"] = True
+    return chosen
 
 
 def learner_of(config: Config, scenario: Scenario, seed: int, **options: Any) -> DomainLearner:
@@ -78,12 +91,16 @@ def _check_settings(config: Config) -> None:
 
 
 def train(config: Config, seed: int) -> None:
-    """Make the initial model of one seed.
+    """Make the initial model of one seed: take that of `scenario.initial.checkpoint`, or do as the benchmark does.
 
     Raises:
-        InputError: an earlier stage has not run, or what the benchmark raises.
+        InputError: an earlier stage has not run, a checkpoint that is not of this model, or what the benchmark raises.
     """
-    benchmark_of(config.tree).train_initial(config, seed)
+    benchmark = benchmark_of(config.tree)
+    if checkpoint := (config.tree["scenario"].get("initial") or {}).get("checkpoint"):
+        take_checkpoint(config, benchmark.scenario(config, seed), seed, Path(checkpoint))
+    else:
+        benchmark.train_initial(config, seed)
 
 
 def adapt(config: Config, method: str, seed: int, command: str = "", decode: bool = False, save: bool = False) -> None:

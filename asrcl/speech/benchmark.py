@@ -64,16 +64,21 @@ class SpeechBenchmark:
         )
 
     def train_initial(self, config: Config, seed: int) -> None:
-        """Take the trained model that came with the recipe, or else train one on `scenario.initial.corpus` or the first domain.
+        """Take a pretrained model or the one that came with the recipe, or train one as `scenario.initial` says.
 
         Raises:
-            InputError: the model that came with the recipe was made with other settings, or is damaged.
+            InputError: an unknown pretrained model, or a model that came with the recipe and is damaged or has other settings.
         """
-        from asrcl.experiment.initial import take_initial, train_first
+        from asrcl.experiment.initial import check_fits, take_initial, train_first
         from asrcl.speech.initial import shipped_model, training_settings
         from asrcl.speech.prepare import load_initial_domain
+        from asrcl.speech.recogniser import model_class
 
-        if (state := shipped_model(config, seed)) is not None:
+        if name := config.tree["scenario"]["initial"].get("pretrained"):
+            weights = dict(model_class(config.tree["model"]).pretrained(name, config))
+            check_fits(self.scenario(config).build_model(), weights, f"scenario.initial.pretrained={name}")
+            take_initial(config, weights, seed, {"source": name})
+        elif (state := shipped_model(config, seed)) is not None:
             take_initial(config, state, seed, {"source": config.tree["scenario"]["initial"]["models"]})
         else:
             config = training_settings(config)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from asrcl.exceptions import InputError
+
+logger = logging.getLogger(__name__)
+
+SOURCES = ("models", "checkpoint", "pretrained")
+"""Where an initial model may come from that is not trained here, under `scenario.initial`."""
 
 
 def corpus_parts(domain: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -32,17 +38,25 @@ def check_scenario(scenario: Mapping[str, Any]) -> None:
             if not _is_corpus(entry.get("corpus")):
                 wanted = "a corpus with a kind, e.g. {kind: kaldi}"
                 raise InputError(f"scenario.{group}: entry {number} ({entry['name']}) needs {wanted}")
-    _check_initial(scenario.get("initial") or {}, domains[0])
+    _check_initial(scenario.get("initial") or {}, domains[0], scenario.get("learn_first", False))
     for probe in probes:
         _check_probe(probe, domains)
 
 
-def _check_initial(initial: Any, first: Mapping[str, Any]) -> None:
-    """The first model must have been trained on the first domain, or on more of the same."""
-    if not isinstance(initial, dict) or set(initial) - {"models", "corpus", "train"}:
-        raise InputError("scenario.initial: may have models (a folder), corpus (with a kind), train (in place of train.initial)")
-    if not isinstance(initial.get("models") or "", str) or not isinstance(initial.get("train") or {}, dict):
-        raise InputError("scenario.initial: models is a folder (text), train are settings (in place of those of train.initial)")
+def _check_initial(initial: Any, first: Mapping[str, Any], learn_first: bool) -> None:
+    """The initial model must have been trained on the first domain or on more of the same, unless it learns that, too."""
+    if not isinstance(initial, dict) or (unknown := set(initial) - {*SOURCES, "corpus", "train"}):
+        wrong = f" (not {', '.join(sorted(map(str, unknown)))})" if isinstance(initial, dict) else ""
+        raise InputError(
+            "scenario.initial: may have models (a folder), checkpoint (a file) or pretrained (a name), corpus (with a kind), "
+            f"train (in place of train.initial){wrong}"
+        )
+    if wrong_kind := [name for name in SOURCES if not isinstance(initial.get(name) or "", str)]:
+        raise InputError(f"scenario.initial.{wrong_kind[0]}={initial[wrong_kind[0]]}: expected text")
+    if not isinstance(initial.get("train") or {}, dict):
+        raise InputError("scenario.initial.train: expected settings, in place of those of train.initial")
+    if len(given := [name for name in SOURCES if initial.get(name)]) > 1:
+        raise InputError(f"scenario.initial: {' and '.join(given)}; it comes from one of them; leave out the others")
     if not initial.get("corpus"):
         if initial.get("models"):
             raise InputError("scenario.initial: models without a corpus; say what they were trained on, or initial: null")
@@ -52,9 +66,13 @@ def _check_initial(initial: Any, first: Mapping[str, Any]) -> None:
     known = [_source(part) for part in corpus_parts(first)]
     for part in corpus_parts(initial):
         if _source(part) not in known:
+            what = f"scenario.initial: its corpus ({_words(_source(part))}) is not that of the first domain, {first['name']} "
+            if learn_first:
+                logger.info("%s, which is learned after it (scenario.learn_first)", what.strip())
+                continue
             raise InputError(
-                f"scenario.initial: its corpus ({_words(_source(part))}) is not that of the first domain, {first['name']} "
-                f"({'; '.join(map(_words, known))}); give its own, or initial: null to train on {first['name']}"
+                f"{what}({'; '.join(map(_words, known))}); give its own, learn_first: true to learn {first['name']} as well, or "
+                f"initial: null to train on {first['name']}"
             )
 
 

@@ -253,12 +253,24 @@ def test_a_probe_of_another_channel_is_none_of_the_domains(tmp_path):
     [
         ("{models: x}", "models without a corpus"),
         ("{corpus: {folder: x}}", "its corpus needs a kind"),
-        ("{corpora: {}}", "may have models"),
+        ("{corpora: {}}", "(not corpora)"),
+        ("{checkpoint: a.safetensors, pretrained: b}", "checkpoint and pretrained"),
+        ("{checkpoint: 3}", "scenario.initial.checkpoint=3: expected text"),
         ("{corpus: {kind: synthetic, accent: RP}}", "(kind synthetic, accent RP) is not that of the first domain, US ("),
     ],
 )
 def test_a_first_model_of_other_data_is_refused(initial, word, tmp_path):
     assert word in own(tmp_path, f"{PROBE}initial: {initial}\n")
+
+
+def test_a_first_model_of_other_data_may_learn_the_first_domain(tmp_path, caplog):
+    caplog.set_level("INFO")
+    (tmp_path / "scenario").mkdir()
+    text = f"{PROBE}learn_first: true\ninitial: {{corpus: {{kind: synthetic, accent: RP}}}}\n"
+    (tmp_path / "scenario" / "mine.yaml").write_text(text)
+    assert load_config([f"config_dir={tmp_path}", "scenario=mine"]).tree["scenario"]["learn_first"] is True
+    assert "accent RP" in caplog.text and "scenario.learn_first" in caplog.text
+    assert "scenario.learn_first=perhaps" in refusal(f"config_dir={tmp_path}", "scenario=mine", "scenario.learn_first=perhaps")
 
 
 def test_own_domains_do_not_inherit_the_first_model_of_a_shipped_scenario(tmp_path):

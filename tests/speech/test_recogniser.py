@@ -3,12 +3,16 @@
 import pytest
 import torch
 
+from asrcl.adapt import save_state
 from asrcl.exceptions import InputError
 from asrcl.experiment import run
 from asrcl.experiment.config import load_config
+from asrcl.experiment.initial import initial_path
 from asrcl.experiment.registry import benchmark_of
+from asrcl.files import hash_file, read_json
 from asrcl.scoring import RunResult
 from asrcl.speech.model import ConformerASR
+from asrcl.speech.prepare import open_tokenizer
 from asrcl.speech.recogniser import Recogniser, recogniser_of
 from asrcl.speech.task import RecognitionTask
 
@@ -47,7 +51,7 @@ class LinearCTC(nn.Module):
 
     @classmethod
     def pretrained(cls, name, config):
-        return {"head.weight": torch.ones(40, 8), "head.bias": torch.zeros(40)}
+        return {"head.weight": torch.ones(int(name), 8), "head.bias": torch.zeros(int(name))}
 '''
 
 
@@ -82,6 +86,31 @@ def test_a_model_of_a_plugin_goes_through_a_whole_experiment(linear):
         assert all(count is not None for row in result.errors for count in row)
     scenario = run.build_scenario(config, 1)
     assert scenario.model_config == {"kind": "linear_ctc", "bias": True} and set(scenario.initial) == {"head.weight", "head.bias"}
+
+
+def test_initial_weights_may_be_pretrained_ones_or_those_of_a_checkpoint(linear, tmp_path):
+    config = linear()
+    for stage in ("data", "tokens"):
+        benchmark_of(config.tree).prepare(config, stage)
+    vocabulary = len(open_tokenizer(config))
+    config.tree["scenario"]["initial"] = {"pretrained": "3"}
+    with pytest.raises(InputError, match=r"initial\.pretrained=3: .*2 tensors differ"):
+        run.train(config, 1)
+    config.tree["scenario"]["initial"] = {"pretrained": str(vocabulary)}
+    run.train(config, 1)
+    assert run.build_scenario(config, 1).initial["head.weight"].eq(1).all()
+    path = tmp_path / "weights.safetensors"
+    state = {"head.weight": torch.full((vocabulary, 8), 2.0), "head.bias": torch.zeros(vocabulary)}
+    save_state(state, path)
+    config.tree["scenario"]["initial"] = {"checkpoint": str(path)}
+    run.train(config, 1)
+    initial = run.build_scenario(config, 1).initial
+    assert all(torch.equal(initial[name], value) for name, value in state.items())
+    record = read_json(initial_path(config, 1).with_suffix(".json"))
+    assert record["source"] == str(path) and record["hash"] == hash_file(path)
+    save_state({"head.weight": torch.ones(3, 3)}, path)
+    with pytest.raises(InputError, match=r"weights\.safetensors: .*2 tensors differ"):
+        run.train(config, 1)
 
 
 def test_an_unknown_model_and_an_unknown_option_are_refused_with_those_there_are(linear):
