@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from asrcl.exceptions import InputError
-from asrcl.scoring.table import comma_separated, escape_latex, markdown, plain, unguarded
+from asrcl.scoring.display.table import comma_separated, escape_latex, markdown, plain, unguarded
 from asrcl.visible import cell, json_safe, visible
 
 ACTIVE = "\x1b[31m\x07\r\x9b2J\x7f\u202e\u2066\u2028\x85\ud800"

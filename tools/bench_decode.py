@@ -21,7 +21,7 @@ from speechbrain.decoders.seq2seq import S2STransformerBeamSearcher
 from asrcl.experiment.config import load_config
 from asrcl.experiment.run import build_scenario, train
 from asrcl.scoring import Errors
-from asrcl.scoring.table import markdown, plain
+from asrcl.scoring.display.table import markdown, plain
 from asrcl.speech import decoding
 from asrcl.speech.prepare import prepare_data, prepare_tokens
 

@@ -23,7 +23,7 @@ from torch import nn
 from asrcl import entries
 from asrcl.adapt import save_state, state_of
 from asrcl.adapt.resume import save_progress, saved_progress
-from asrcl.scoring.table import markdown, plain
+from asrcl.scoring.display.table import markdown, plain
 
 CHUNK = 1 << 20
 

@@ -2,7 +2,7 @@
 
     .venv/bin/python tools/bench_score.py                          # 1,000,000 utterances of 5 to 25 words, 10 % wrong words
     .venv/bin/python tools/bench_score.py --utterances 20000 --suffix jsonl
-    .venv/bin/python tools/bench_score.py --out                    # writes every house's files too
+    .venv/bin/python tools/bench_score.py --out                    # also writes the files in the layouts of other toolkits
     .venv/bin/python tools/bench_score.py --normaliser whisper-english
 
 Prints seconds and peak memory of the whole command (read both files, count words and characters, table per speaker) in a process
@@ -53,8 +53,8 @@ def as_line(key: str, text: str, suffix: str) -> str:
 def measure(reference: Path, hypothesis: Path, normaliser: str, out: bool) -> None:
     """In a process of its own: score, print the table, then seconds and GiB on the last line."""
     started = time.perf_counter()
-    from asrcl.scoring.cli_score import score_command
-    from asrcl.scoring.score import Options
+    from asrcl.scoring.commands.score import score_command
+    from asrcl.scoring.transcripts.score import Options
 
     folder = reference.parent / "out" if out else None
     text = score_command(reference, hypothesis, Options(normaliser), by=["speaker"], out=folder)
@@ -92,7 +92,7 @@ def main() -> int:
     parser.add_argument("--suffix", choices=["trn", "txt", "jsonl"], default="trn")
     parser.add_argument("--wrong", type=float, default=0.1, help="share of wrong words")
     parser.add_argument("--normaliser", default="none", help="as of asrcl score")
-    parser.add_argument("--out", action="store_true", help="also write the files of all houses")
+    parser.add_argument("--out", action="store_true", help="also write the files in the layouts of other toolkits")
     parser.add_argument("--measure", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:

@@ -21,8 +21,8 @@ from publish_results import refresh
 
 from asrcl.exceptions import InputError
 from asrcl.scoring import find_results
-from asrcl.scoring.summary import MethodSummary, ScenarioSummary, summarise
-from asrcl.scoring.table import markdown, plain
+from asrcl.scoring.display.table import markdown, plain
+from asrcl.scoring.report.summary import MethodSummary, ScenarioSummary, summarise
 
 METHODS = ("initial", "ft", "fta", "ihr", "separate")
 

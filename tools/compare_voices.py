@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from asrcl.scoring import Errors, find_results
-from asrcl.scoring.intervals import average_interval, difference_interval
-from asrcl.scoring.summary import final_items
-from asrcl.scoring.table import markdown, plain
+from asrcl.scoring.display.table import markdown, plain
+from asrcl.scoring.significance.intervals import average_interval, difference_interval
 
 
 def voice(speaker: str) -> str:
@@ -30,7 +29,7 @@ def by_voice(errors: Errors) -> Errors:
 
 def load(folder: str, method: str) -> list[list[Errors]]:
     """Per seed the items of every domain after the last stage, grouped by voice."""
-    seeds = [final_items(run) for run in find_results(f"{folder}/{method}")]
+    seeds = [run.final_items() for run in find_results(f"{folder}/{method}")]
     return [[by_voice(part) for part in seed] for seed in seeds if seed is not None]
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from asrcl.files import atomic_path, read_json, write_json
-from asrcl.scoring.paired import TESTS
-from asrcl.scoring.simulate import World, power, rejections
+from asrcl.scoring.significance.paired_tests import TESTS
+from asrcl.scoring.significance.power import World, power, rejections
 
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "figures"
 NULLS = {

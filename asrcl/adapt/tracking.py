@@ -19,7 +19,8 @@ from typing import Any, Final
 from asrcl.adapt.trackers import PACKAGES, STARTERS, TrackedRun, TrackingConfig, destination, event_folder
 from asrcl.exceptions import InputError
 from asrcl.files import file_lock, hash_json, read_json, write_json
-from asrcl.scoring import RunResult, metrics
+from asrcl.scoring import RunResult
+from asrcl.scoring.results import metrics
 
 logger = logging.getLogger(__name__)
 

@@ -47,8 +47,8 @@ def score(
     file_format: FileFormat = None,
 ) -> None:
     """Error rates of a hypothesis file; or, given a folder, recount every decode below it and compare with results.json."""
-    from asrcl.scoring.cli_score import score_command
-    from asrcl.scoring.score import Options
+    from asrcl.scoring.commands.score import score_command
+    from asrcl.scoring.transcripts.score import Options
 
     options = Options(normaliser, costs, by or (), meta, skip, id_key, ref_key, hyp_key, file_format)
     typer.echo(score_command(reference, hypothesis, options, by=by or (), output=output, out=out, top=top, worst=worst), nl=False)
@@ -78,8 +78,8 @@ def compare(
     file_format: FileFormat = None,
 ) -> None:
     """Are systems different? Every pair tested on the same references, with intervals over speakers and Holm's correction."""
-    from asrcl.scoring.cli_score import compare_command
-    from asrcl.scoring.score import Options
+    from asrcl.scoring.commands.score import compare_command
+    from asrcl.scoring.transcripts.score import Options
 
     keys: dict[str, Any] = {"id_key": id_key, "reference_key": ref_key, "hypothesis_key": hyp_key, "format": file_format}
     options = Options(normaliser, costs, meta=meta, skip=skip, **keys)
@@ -98,7 +98,7 @@ def report(
     title: Annotated[str, typer.Option(help="of the page")] = "",
 ) -> None:
     """One page about all results.json files below some folders: report.html, RESULTS.md, tables and figures."""
-    from asrcl.scoring.cli_report import make_report
+    from asrcl.scoring.commands.report import make_report
 
     make_report(
         folders,
@@ -124,7 +124,7 @@ def results(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="leave out results that cannot be used, and say so")] = False,
 ) -> None:
     """List runs, one row per run and domain, to the terminal, CSV or Parquet."""
-    from asrcl.scoring.cli_report import list_results
+    from asrcl.scoring.commands.report import list_results
 
     list_results(
         folders,

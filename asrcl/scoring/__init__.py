@@ -1,13 +1,23 @@
-"""From error counts to proof. Never imports torch.
+"""From two texts to a proof: counts, results, significance, reports. Never imports torch.
 
-What an evaluation stores is here; `asrcl.scoring.significance` (scipy), `asrcl.scoring.summary` and
-`asrcl.scoring.report` (matplotlib, when it draws) are imported by name: training does not wait for them.
+What every evaluation needs is here. The rooms behind it, each of which imports only those before it:
+
+    display        tables and figures as such
+    counting       alignments, errors per utterance, confusions
+    transcripts    transcript files, scoring one against another, reports in the layout of other toolkits
+    results        results.json of a run, metrics, finding runs, the table of runs
+    significance   intervals over speakers, paired tests (scipy)
+    report         summaries, tables, figures, RESULTS.md, report.html (matplotlib, when it draws)
+    commands       what `asrcl score`, `compare`, `report` and `results` do
+
+The last three are imported by name: training does not wait for scipy and matplotlib.
 """
 
-from asrcl.scoring.errors import Errors, ItemErrors, count_errors
-from asrcl.scoring.metrics import METRICS, Metric
-from asrcl.scoring.results import ProbeCounts, RunResult, find_results
-from asrcl.scoring.transcripts import (
+from asrcl.scoring.counting.errors import Errors, ItemErrors, count_errors
+from asrcl.scoring.results.discovery import find_results
+from asrcl.scoring.results.metrics import METRICS, Metric
+from asrcl.scoring.results.run_result import ProbeCounts, RunResult
+from asrcl.scoring.transcripts.read_write import (
     read_transcripts,
     score_files,
     summary_table,

@@ -11,7 +11,8 @@ from asrcl.adapt.observers import SPECTRA, SPECTRUM_POINTS, LayerChanges, Moved,
 from asrcl.curvature import Curvature, estimate
 from asrcl.exceptions import InputError
 from asrcl.methods import build_method
-from asrcl.scoring import RunResult, records
+from asrcl.scoring import RunResult
+from asrcl.scoring.results import stage_records
 from asrcl.testing import tiny_learner, tiny_scenario
 
 
@@ -191,8 +192,8 @@ def test_diagnostics_cost_is_kept_apart(runs):
 
 def test_reports_read_what_runs_write(runs):
     run = runs("ihr")
-    assert [layer.name for layer in records.layers(run, 1)] == [layer["name"] for layer in run.stages[1]["layers"]]
-    assert records.blocks(run, 0)[0].spectrum and records.blocks(run, 2) == []
+    assert [layer.name for layer in stage_records.layers(run, 1)] == [layer["name"] for layer in run.stages[1]["layers"]]
+    assert stage_records.blocks(run, 0)[0].spectrum and stage_records.blocks(run, 2) == []
 
 
 def test_a_wrong_choice_is_refused(tmp_path):

@@ -15,7 +15,7 @@ from asrcl.adapt.tracking import flat, result_curves
 from asrcl.exceptions import InputError
 from asrcl.methods import build_method
 from asrcl.scoring import RunResult
-from asrcl.scoring.scan import scan_results
+from asrcl.scoring.results.discovery import scan_results
 from asrcl.testing import tiny_learner, tiny_scenario
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asrcl.scoring.errors import Errors, ItemErrors
-from asrcl.scoring.results import RunResult
+from asrcl.scoring.counting.errors import Errors, ItemErrors
+from asrcl.scoring.results.run_result import RunResult
 
 DOMAINS = ["us", "england", "australia", "india", "scotland"]
 INITIAL = np.array([15.4, 22.7, 23.4, 31.4, 28.5])

@@ -19,15 +19,16 @@ from report_runs import write_runs
 
 from asrcl.exceptions import InputError
 from asrcl.files import MAX_DEPTH, parse_json, reading
-from asrcl.scoring import Errors, RunResult, count_errors, sources
-from asrcl.scoring.cli_report import list_results, make_report
-from asrcl.scoring.cli_score import compare_command, score_command
-from asrcl.scoring.formats import Problems, Reading, read_table, read_utterances
-from asrcl.scoring.html.labels import short_paths
+from asrcl.scoring import Errors, RunResult, count_errors
+from asrcl.scoring.commands.report import list_results, make_report
+from asrcl.scoring.commands.score import compare_command, score_command
+from asrcl.scoring.display.table import comma_separated, escape_latex, markdown_text
 from asrcl.scoring.normalise import normaliser
-from asrcl.scoring.scan import scan_results
-from asrcl.scoring.sources import FORMATS, read_source
-from asrcl.scoring.table import comma_separated, escape_latex, markdown_text
+from asrcl.scoring.report.html.labels import short_paths
+from asrcl.scoring.results.discovery import scan_results
+from asrcl.scoring.transcripts import files
+from asrcl.scoring.transcripts.files import FORMATS, read_source
+from asrcl.scoring.transcripts.formats import Problems, Reading, read_table, read_utterances
 
 UNHEALTHY = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 MANY = int(os.environ.get("ASRCL_FUZZ", "1"))
@@ -75,12 +76,12 @@ def test_gzip_bombs_are_refused_after_a_small_part(tmp_path: Path) -> None:
 def test_packed_files_within_the_limits_are_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = random.Random(0)
     text = "".join(f"w{draw.randrange(10**6)} w (u-{number})\n" for number in range(20_000)).encode()
-    monkeypatch.setattr(sources, "FREELY_UNPACKED", 1000)
+    monkeypatch.setattr(files, "FREELY_UNPACKED", 1000)
     (tmp_path / "a.trn.gz").write_bytes(gzip.compress(text[:7]) + gzip.compress(text[7:]))
     assert read_source(tmp_path / "a.trn.gz").content == text
-    monkeypatch.setattr(sources, "MAX_PIPED", len(text))
+    monkeypatch.setattr(files, "MAX_PIPED", len(text))
     for limit, fits in ((len(text), True), (len(text) - 1, False)):
-        monkeypatch.setattr(sources, "MAX_PIPED", limit)
+        monkeypatch.setattr(files, "MAX_PIPED", limit)
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
         if fits:
             assert read_source("-", "trn").content == text

@@ -17,7 +17,7 @@ from asrcl.experiment.config import load_config
 from asrcl.experiment.tuning import search_all, searches
 from asrcl.files import read_json
 from asrcl.scoring import RunResult
-from asrcl.scoring.recount import recount
+from asrcl.scoring.commands.verify import recount
 from asrcl.speech import initial
 from asrcl.speech.features import FeatureStore
 from asrcl.speech.prepare import load_domains, prepare_data, prepare_tokens, tokenizer_path

@@ -1,0 +1,1 @@
+"""Runs to pages: summaries, tables, figures, Markdown and HTML."""

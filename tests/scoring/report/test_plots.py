@@ -1,0 +1,121 @@
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+from asrcl.scoring import RunResult
+from asrcl.scoring.report import plots
+from asrcl.scoring.report.summary import ScenarioSummary, summarise
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list:
+    """Figures as they are saved."""
+    saved: list = []
+    keep = plots.save_figure
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: (saved.append(figure), keep(figure, path)))
+    return saved
+
+
+@pytest.fixture(scope="module")
+def summary(tmp_path_factory: pytest.TempPathFactory, fake_run) -> ScenarioSummary:
+    folder = tmp_path_factory.mktemp("exp")
+    methods = ("initial", "ft", "ihr", "separate", "joint")
+    return summarise([fake_run(folder, m, s, keep_items=False) for m in methods for s in (0, 1)])[0]
+
+
+def test_every_measured_number_is_in_its_panel_and_nothing_overlaps(tmp_path, summary, figures) -> None:
+    plots.draw_heatmaps(summary, tmp_path / "h.png")
+    figure = figures[0]
+    panels = [axes for axes in figure.axes if axes.images and axes.get_title()]
+    assert [axes.get_title() for axes in panels] == [method.label for method in summary.methods]
+    limits = {image.get_clim() for axes in panels for image in axes.images}
+    assert len(limits) == 1
+    for axes, method in zip(panels, summary.methods, strict=True):
+        shown = {(round(t.get_position()[1]), round(t.get_position()[0])): t.get_text() for t in axes.texts}
+        measured = {ij: f"{value:.1f}" for ij, value in np.ndenumerate(method.matrix) if not np.isnan(value)}
+        assert shown == measured
+    renderer = figure.canvas.get_renderer()
+    title = figure._suptitle.get_window_extent(renderer)
+    page = figure.bbox
+    for axes in panels:
+        box = axes.get_tightbbox(renderer)
+        assert not title.overlaps(box)
+        assert box.x0 >= page.x0 and box.y0 >= page.y0 and box.x1 <= page.x1 and box.y1 <= page.y1
+
+
+def test_lines_hold_the_mean_over_seen_domains(tmp_path, summary, figures) -> None:
+    plots.draw_stages(summary, tmp_path / "s.png")
+    axes = figures[0].axes[0]
+    lines = {line.get_label(): np.asarray(line.get_ydata(), float) for line in axes.get_lines()}
+    ihr = next(method for method in summary.methods if method.method == "ihr")
+    expected = [ihr.matrix[i, : i + 1].mean() for i in range(5)]
+    assert lines["IHR"] == pytest.approx(expected)
+    assert np.isnan(lines["Joint training"][:4]).all() and not np.isnan(lines["Joint training"][4])
+    ends = [lines[text.get_text()][-1] for text in axes.get_legend().get_texts()]
+    assert ends == sorted(ends, reverse=True)
+
+
+def test_equal_rates_have_a_scale_that_can_be_read_and_endless_ones_dark_ink(tmp_path: Path, figures) -> None:
+    full = RunResult("full", "ft", 0, "word", ["a", "b"], [[9, 9], [9, 9]], [9, 9])
+    endless = RunResult("inf", "ft", 0, "word", ["a", "b"], [[1, 2], [3, 4]], [0, 9])
+    for run in (full, endless):
+        plots.draw_heatmaps(summarise([run])[0], tmp_path / "h.png")
+    image = figures[0].axes[0].get_images()[0]
+    assert image.get_clim() == (99.5, 100.5)
+    inks = {text.get_text(): text.get_color() for text in figures[1].axes[0].texts}
+    assert inks["inf"] == "black"
+
+
+def test_unusual_shapes_can_be_drawn(tmp_path: Path, figures) -> None:
+    alone = RunResult("one", "ihr", 0, "image", ["a very long name of a domain"], [[0]], [0])
+    many = RunResult("ten", "ft", 0, "word", [f"d{j}" for j in range(10)], [[None] * 10] * 10, [5] * 10)
+    endless = RunResult("inf", "ft", 0, "word", ["a", "b"], [[1, 2], [3, 4]], [0, 9])
+    for run in (alone, many, endless):
+        (summary,) = summarise([run])
+        plots.draw_heatmaps(summary, tmp_path / f"{run.scenario}-h.png")
+        plots.draw_stages(summary, tmp_path / f"{run.scenario}-s.png")
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.glob("*.png"))
+    assert len(list(tmp_path.glob("*.png"))) == 6
+
+
+@pytest.mark.parametrize(
+    "names", [["us", "england", "india"], [f"a rather long name {j}" for j in range(10)]]
+)
+def test_stage_labels_do_not_overlap(tmp_path: Path, figures, names: list[str]) -> None:
+    size = len(names)
+    run = RunResult("toy", "ft", 0, "word", names, [[1] * size for _ in names], [9] * size)
+    plots.draw_stages(summarise([run])[0], tmp_path / "s.png")
+    renderer = figures[0].canvas.get_renderer()
+    labels = [label for label in figures[0].axes[0].get_xticklabels() if label.get_text()]
+    assert len(labels) == size
+    boxes = [label.get_window_extent(renderer) for label in labels]
+    slanted = labels[0].get_rotation() > 0
+    # Slanted lines of text lie clear of each other if their ends are a line's height apart.
+    gaps = [b.x1 - a.x1 if slanted else b.x0 - a.x1 for a, b in pairwise(boxes)]
+    assert min(gaps) > (10 if slanted else 0)
+
+
+def test_the_plane_of_old_and_new_holds_the_means(tmp_path, summary, figures) -> None:
+    plots.draw_pareto(summary, tmp_path / "p.pdf")
+    axes = figures[0].axes[0]
+    points = {line.get_label(): (line.get_xdata()[0], line.get_ydata()[0]) for line in axes.get_lines()}
+    ihr = next(method for method in summary.methods if method.method == "ihr")
+    assert points["IHR"] == pytest.approx((ihr.matrix[-1, :-1].mean(), ihr.matrix[-1, -1]))
+    assert (tmp_path / "p.pdf").read_bytes().startswith(b"%PDF")
+    with pytest.raises(ValueError, match=r"written as png, pdf, svg"):
+        plots.draw_pareto(summary, tmp_path / "p.gif")
+
+
+def test_colours_and_markers_do_not_repeat_for_the_usual_methods() -> None:
+    styles = [plots._style(m, [f"m{k}" for k in range(10)]) for m in [f"m{k}" for k in range(10)]]
+    looks = {(style["color"], style["marker"], style["linestyle"]) for style in styles}
+    assert len(looks) == 10
+
+
+def test_missing_matplotlib_is_explained(tmp_path, summary, monkeypatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    with pytest.raises(ValueError, match="pip install"):
+        plots.draw_stages(summary, tmp_path / "s.png")
