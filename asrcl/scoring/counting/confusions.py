@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from asrcl.scoring.counting.align import Costs, Step, align_words
+from asrcl.scoring.counting.align import Costs, align_pairs
+from asrcl.scoring.counting.cost_tables import Step
 from asrcl.scoring.counting.errors import Errors, ItemErrors
 
 _Key = TypeVar("_Key", str, tuple[str, str])
@@ -57,12 +59,14 @@ class Confusions:
 
 def confusions(errors: Errors, costs: Costs = "unit") -> Confusions:
     """Align the texts of a set and count; `errors` must hold its texts."""
-    counts = Confusions()
+    counts, wrong = Confusions(), []
     for item in errors.items:
         if item.reference is item.hypothesis or item.reference == item.hypothesis:
             counts.correct.update(item.reference.split())
-            continue
-        for operation, word, other in item_steps(item, costs):
+        else:
+            wrong.append(item)
+    for steps in items_steps(wrong, costs):
+        for operation, word, other in steps:
             if operation == "S":
                 counts.substitutions[word, other] += 1
             elif operation == "D":
@@ -76,7 +80,12 @@ def confusions(errors: Errors, costs: Costs = "unit") -> Confusions:
 
 def item_steps(item: ItemErrors, costs: Costs = "unit") -> list[Step]:
     """The alignment of one utterance."""
-    return align_words(item.reference.split(), item.hypothesis.split(), costs)
+    return next(items_steps([item], costs))
+
+
+def items_steps(items: Iterable[ItemErrors], costs: Costs = "unit") -> Iterator[list[Step]]:
+    """The alignments of many utterances, in order; faster than one by one."""
+    return align_pairs(((item.reference.split(), item.hypothesis.split()) for item in items), costs)
 
 
 def most(counts: Counter[_Key], number: int) -> list[tuple[_Key, int]]:

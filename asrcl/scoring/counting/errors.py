@@ -18,14 +18,14 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from itertools import chain
+from itertools import chain, islice
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
 from asrcl.exceptions import InputError
 from asrcl.files import parse_json, reading, write_parts
-from asrcl.scoring.counting.align import Costs, check_costs, count_characters, count_words
+from asrcl.scoring.counting.align import BATCH, Costs, check_costs, count_characters, count_words
 from asrcl.scoring.counting.notation import refuse_sclite_marks
 from asrcl.visible import visible
 
@@ -229,8 +229,8 @@ def count_errors(
     """Align every hypothesis with its reference and count word and character errors.
 
     Runs of white space, of any kind, count as one space; nothing else is normalised, so normalise both sides alike before.
-    With unit costs the counts are those that jiwer gives for texts whose white space was made single spaces (jiwer itself cuts
-    words at the plain space alone, and its character counts see every space); characters always cost 1 per edit.
+    With unit costs jiwer counts, on the texts with single spaces (by itself it cuts words at the plain space alone, and its
+    character counts see every space); characters always cost 1 per edit.
 
     Args:
         references: id to text.
@@ -247,18 +247,19 @@ def count_errors(
     if costs == "sclite":
         refuse_sclite_marks(references, "reference")
         refuse_sclite_marks(hypotheses, "hypothesis")
-    speaker = groups or {}
-    return Errors(
-        [_count(key, speaker.get(key, key), text, hypotheses[key], costs) for key, text in references.items()]
-    )
-
-
-def _count(key: str, group: str, reference: str, hypothesis: str, costs: Costs) -> ItemErrors:
-    said, recognised = _single_spaced(reference), _single_spaced(hypothesis)
-    if said == recognised:
-        recognised = said  # one string kept, not two: most utterances of a good system are right
-    counts = count_words(said, recognised, costs)
-    return ItemErrors(key, group, *counts, said, recognised, count_characters(said, recognised), len(said))
+    keys, speaker = iter(references), groups or {}
+    items: list[ItemErrors] = []
+    while batch := list(islice(keys, BATCH)):
+        pairs = [(_single_spaced(references[key]), _single_spaced(hypotheses[key])) for key in batch]
+        wrong = [pair for pair in pairs if pair[0] != pair[1]]
+        counts = zip(count_words(wrong, costs), count_characters(wrong), strict=True)
+        for key, (text, other) in zip(batch, pairs, strict=True):
+            words, characters = next(counts) if text != other else ((0, 0, 0), 0)
+            # Of equal texts one string is kept, not two: most utterances of a good system are right.
+            kept = text if text == other else other
+            group, length = speaker.get(key, key), len(text.split())
+            items.append(ItemErrors(key, group, *words, length, text, kept, characters, len(text)))
+    return Errors(items)
 
 
 def shortened(value: object) -> str:

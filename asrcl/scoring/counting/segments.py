@@ -10,6 +10,7 @@ Slots: an utterance of n reference words has 2 n + 1 of them, gap, word, gap, ..
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from asrcl.exceptions import InputError
 from asrcl.scoring.counting.align import Costs
-from asrcl.scoring.counting.confusions import item_steps
+from asrcl.scoring.counting.confusions import items_steps
 from asrcl.scoring.counting.errors import Errors, ItemErrors, name_some
 
 Counts = NDArray[np.int64]
@@ -66,7 +67,7 @@ def cut(a: Errors, b: Errors, costs: Costs = "unit", buffer: int = BUFFER) -> tu
     other = [x.id for x, y in zip(a.items, b.items, strict=True) if x.reference != y.reference]
     if other:
         raise InputError(f"the two systems have different references for {name_some(other)}; score both against one file")
-    pieces = [(_slots(x, costs), _slots(y, costs)) for x, y in zip(a.items, b.items, strict=True)]
+    pieces = list(zip(*(_slots(side.items, costs) for side in (a, b)), strict=True))
     if not pieces:
         return np.zeros(0, dtype=np.int64), "segments"
     errors_a, errors_b = (np.concatenate([pair[side] for pair in pieces]) for side in (0, 1))
@@ -75,18 +76,18 @@ def cut(a: Errors, b: Errors, costs: Costs = "unit", buffer: int = BUFFER) -> tu
     return segment_differences(errors_a, errors_b, is_word, utterance, buffer), "segments"
 
 
-def _slots(item: ItemErrors, costs: Costs) -> Counts:
-    """Errors per slot, [2 · words + 1]."""
-    slots, place = np.zeros(2 * item.length + 1, dtype=np.int64), 0
-    if not item.errors:
-        return slots
-    for operation, _, _ in item_steps(item, costs):
-        if operation == "I":
-            slots[place] += 1
-        else:
-            slots[place + 1] += operation != "C"
-            place += 2
-    return slots
+def _slots(items: Sequence[ItemErrors], costs: Costs) -> Iterator[Counts]:
+    """Errors per slot of every utterance, [2 · words + 1]."""
+    alignments = items_steps((item for item in items if item.errors), costs)
+    for item in items:
+        slots, place = np.zeros(2 * item.length + 1, dtype=np.int64), 0
+        for operation, _, _ in next(alignments) if item.errors else ():
+            if operation == "I":
+                slots[place] += 1
+            else:
+                slots[place + 1] += operation != "C"
+                place += 2
+        yield slots
 
 
 def _has_texts(errors: Errors) -> bool:

@@ -26,8 +26,9 @@ from typing import Final
 
 from asrcl.exceptions import InputError
 from asrcl.files import write_parts, write_text
-from asrcl.scoring.counting.align import PRICES, Costs, Step, speechbrain_steps
-from asrcl.scoring.counting.confusions import Confusions, confusions, item_steps
+from asrcl.scoring.counting.align import PRICES, Costs
+from asrcl.scoring.counting.confusions import Confusions, confusions, item_steps, items_steps
+from asrcl.scoring.counting.cost_tables import Step, speechbrain_steps
 from asrcl.scoring.counting.errors import Errors, ItemErrors, percent
 from asrcl.scoring.transcripts.files import AnyPath
 from asrcl.scoring.transcripts.read_write import cell_width, pad_cell, write_trn
@@ -94,11 +95,11 @@ def _pra_lines(errors: Errors, title: str, costs: Costs) -> Iterator[str]:
     yield ""
     for place, (group, part) in enumerate(groups.items()):
         yield f"Speaker sentences {place:3}:  {group}   #utts: {len(part)}"
-        for item in part.items:
+        for item, steps in zip(part.items, items_steps(part.items, costs), strict=True):
             correct = item.length - item.substitutions - item.deletions
             yield f"id: ({item.id})"
             yield f"Scores: (#C #S #D #I) {correct} {item.substitutions} {item.deletions} {item.insertions}"
-            yield three_lines(item_steps(item, costs)) + "\n"
+            yield three_lines(steps) + "\n"
 
 
 def three_lines(steps: Sequence[Step]) -> str:
@@ -126,7 +127,8 @@ def _errs_lines(errors: Errors, costs: Costs, counts: Confusions | None) -> Iter
     yield f"Errors: {kinds}, over {errors.length} reference words ({correct} correct)"
     yield "Search below for sections starting with PER-UTT DETAILS:, SUBSTITUTIONS:, DELETIONS:, INSERTIONS:, PER-WORD STATS:"
     yield from ("", "PER-UTT DETAILS: corr or (ref->hyp)  ")
-    yield from (f"{item.id}:\t{_arrows(item_steps(item, costs))}" for item in errors.items)
+    aligned = zip(errors.items, items_steps(errors.items, costs), strict=True)
+    yield from (f"{item.id}:\t{_arrows(steps)}" for item, steps in aligned)
     yield from ("", "SUBSTITUTIONS: count ref -> hyp")
     yield from (f"{count}   {word} -> {other}" for (word, other), count in _descending(counts.substitutions))
     yield from ("", "DELETIONS: count ref", *_counted(counts.deletions))

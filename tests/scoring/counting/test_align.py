@@ -2,6 +2,8 @@
 
 import random
 import re
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -12,9 +14,10 @@ from hypothesis import strategies as st
 
 from asrcl.exceptions import InputError
 from asrcl.scoring import count_errors, score_files
-from asrcl.scoring.counting import align
-from asrcl.scoring.counting.align import align_words, count_characters, count_words, speechbrain_steps
+from asrcl.scoring.counting import cost_tables
+from asrcl.scoring.counting.align import align_pairs, align_words, count_characters, count_words
 from asrcl.scoring.counting.confusions import item_steps
+from asrcl.scoring.counting.cost_tables import speechbrain_steps
 
 DATA = Path(__file__).parents[1] / "data"
 PRICES = {"unit": {"C": 0, "S": 1, "D": 1, "I": 1}, "sclite": {"C": 0, "S": 4, "D": 3, "I": 3}}
@@ -48,8 +51,8 @@ def test_counts_are_those_of_jiwer_on_any_text(reference: str, hypothesis: str) 
     assert (item.substitutions, item.deletions, item.insertions) == (found.substitutions, found.deletions, found.insertions)
     assert item.length == found.hits + found.substitutions + found.deletions
     assert item.character_errors == spelled.substitutions + spelled.deletions + spelled.insertions
-    assert count_words(said, heard) == (item.substitutions, item.deletions, item.insertions, item.length)
-    assert count_characters(said, heard) == item.character_errors
+    assert count_words([(said, heard)]) == [(item.substitutions, item.deletions, item.insertions)]
+    assert count_characters([(said, heard)]) == [item.character_errors]
 
 
 spaces = st.text(st.sampled_from("ab \t\n\u00a0\u2028\u3000"), max_size=16)
@@ -101,7 +104,7 @@ def test_alignments_are_cheapest_and_spell_both_sides(costs, said: list[str], he
     assert sum(PRICES[costs][kind] for kind, _, _ in steps) == cheapest(said, heard, PRICES[costs])
     assert all((kind == "C") == (word == other) for kind, word, other in steps)
     kinds = [kind for kind, _, _ in steps]
-    assert count_words(" ".join(said), " ".join(heard), costs)[:3] == tuple(map(kinds.count, "SDI"))
+    assert count_words([(" ".join(said), " ".join(heard))], costs) == [tuple(map(kinds.count, "SDI"))]
 
 
 def whole_table(said: list[str], heard: list[str], substitution: int, gap: int) -> list[list[int]]:
@@ -119,17 +122,17 @@ def whole_table(said: list[str], heard: list[str], substitution: int, gap: int) 
 few = st.lists(st.sampled_from("ab"), max_size=12) | words
 
 
-@pytest.mark.parametrize(("trace", "prices"), [("speechbrain_steps", (1, 1)), ("_sclite_steps", (4, 3))])
+@pytest.mark.parametrize(("trace", "prices"), [("speechbrain_steps", (1, 1)), ("sclite_steps", (4, 3))])
 @settings(max_examples=150, deadline=None)
 @given(said=few, heard=few)
 def test_long_texts_have_the_same_alignment_ties_included(trace, prices, said: list[str], heard: list[str]) -> None:
     found = {}
-    for name, table in (("short", whole_table), ("usual", align._cost_table), ("long", align._LongTable)):
+    for name, table in (("short", whole_table), ("usual", cost_tables._cost_table), ("long", cost_tables._LongTable)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(align, "_cost_table", table)
-            found[name] = getattr(align, trace)(said, heard)
+            patch.setattr(cost_tables, "_cost_table", table)
+            found[name] = getattr(cost_tables, trace)(said, heard)
     assert found["long"] == found["short"] == found["usual"]
-    rows = align._LongTable(said, heard, *prices)
+    rows = cost_tables._LongTable(said, heard, *prices)
     assert [list(rows[i]) for i in reversed(range(len(said) + 1))] == whole_table(said, heard, *prices)[::-1]
 
 
@@ -146,6 +149,44 @@ def test_an_utterance_of_thousands_of_words_needs_little_memory(trace) -> None:
     assert peak < 8e6  # all cells would take 72 MB
 
 
+def test_an_hour_of_speech_in_one_utterance_needs_little_memory() -> None:
+    """Memory that rapidfuzz takes is not Python's, so the process is measured; a table of 60,000 by 60,000 letters takes 3 GB."""
+    code = """
+import random, resource
+from asrcl.scoring import count_errors
+draw, peak = random.Random(0), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+said = [f"w{draw.randrange(3000)}" for _ in range(10000)]
+other = [f"w{draw.randrange(3000)}" if draw.random() < 0.3 else word for word in said]
+count_errors({"u": "a b"}, {"u": "a c"})
+before = peak()
+item = count_errors({"u": " ".join(said)}, {"u": " ".join(other)}).items[0]
+assert 2000 < item.errors < 4000 < item.character_errors, item
+print(peak() - before)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 60 * 1024  # KiB
+
+
+def test_an_empty_side_needs_no_alignment_and_pairs_keep_their_order() -> None:
+    pairs = [("", "a b"), ("a b", ""), ("", ""), *[("a b c", "a x c")] * 150, ("a", "a b")]
+    expected = [(0, 0, 2), (0, 2, 0), (0, 0, 0), *[(1, 0, 0)] * 150, (0, 0, 1)]
+    assert count_words(pairs) == expected
+    assert count_characters(pairs) == [3, 3, 0, *[1] * 150, 2]
+    steps = list(align_pairs([(a.split(), b.split()) for a, b in pairs]))
+    assert [tuple(sum(step[0] == kind for step in found) for kind in "SDI") for found in steps] == expected
+
+
+def test_jiwer_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words, characters and alignments of the ordinary path come from jiwer itself."""
+    calls = []
+    for name in ("process_words", "process_characters"):
+        real = getattr(jiwer, name)
+        monkeypatch.setattr(jiwer, name, lambda *args, real=real, name=name: calls.append(name) or real(*args))
+    item = count_errors({"u": "a b"}, {"u": "a c"}).items[0]
+    assert calls == ["process_words", "process_characters"] and item_steps(item)[1] == ("S", "b", "c")
+    assert calls[2:] == ["process_words"]
+
+
 @pytest.mark.parametrize("system", ["a", "b", "c"])
 def test_sclite_alignments_are_those_that_sclite_wrote(system: str) -> None:
     errors = score_files(DATA / "ref.trn", DATA / f"{system}.trn", "sclite")
@@ -157,8 +198,8 @@ def test_sclite_alignments_are_those_that_sclite_wrote(system: str) -> None:
 
 def test_sclite_costs_prefer_a_hit_to_few_gaps() -> None:
     # Five substitutions cost 20; three deletions, three insertions and two hits cost 18: one error more.
-    assert count_words("a a a b b", "b b c c a") == (5, 0, 0, 5)
-    assert count_words("a a a b b", "b b c c a", "sclite") == (0, 3, 3, 5)
+    pair = ("a a a b b", "b b c c a")
+    assert count_words([pair]) == [(5, 0, 0)] and count_words([pair], "sclite") == [(0, 3, 3)]
 
 
 def test_unknown_costs_are_refused() -> None:
