@@ -12,7 +12,7 @@ from asrcl.commands.shared import words
 app = typer.Typer()
 
 
-Normaliser = Annotated[str, typer.Option("--normaliser", "-n", help="none, basic or whisper-english; raw figures stay")]
+Normaliser = Annotated[str, typer.Option("--normaliser", "-n", help="a name in asrcl.text, e.g. basic; raw figures stay")]
 Costs = Annotated[
     Literal["unit", "sclite"], typer.Option(help="of the alignment: as jiwer, or as NIST's sclite -s (case is never folded)")
 ]
@@ -40,7 +40,7 @@ def score(
     top: Annotated[int, typer.Option(help="list so many most frequent confusions (text, json)", min=0)] = 0,
     worst: Annotated[int, typer.Option(help="align so many utterances with most errors (text, json)", min=0)] = 0,
     output: Annotated[str, typer.Option(help="text, json or csv")] = "text",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="folder for score.json and other houses' files")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="folder for score.json and the files of other toolkits")] = None,
     id_key: IdKey = None,
     ref_key: RefKey = None,
     hyp_key: HypKey = None,

@@ -27,9 +27,9 @@ from asrcl.speech.initial import shipped_models, tokenizer_path
 from asrcl.speech.scenario import corpus_parts
 from asrcl.speech.stored import RECORD, made_once, sweep, writing
 from asrcl.speech.synthetic import check_settings, synthesise
-from asrcl.speech.text import normalise
 from asrcl.speech.threads import one_thread
 from asrcl.speech.tokenizer import LETTERS, Tokenizer, train_tokenizer
+from asrcl.text import normalise
 
 logger = logging.getLogger(__name__)
 disable_progress_bars()
@@ -40,7 +40,7 @@ class TextConfig:
     """What happens to transcripts.
 
     Attributes:
-        normaliser: a name in `asrcl.speech.text`.
+        normaliser: a name in `asrcl.text`.
         max_broken_share: above this share of unusable utterances a corpus is refused.
     """
 

@@ -23,12 +23,12 @@ from asrcl.scoring import Errors, RunResult, count_errors
 from asrcl.scoring.commands.report import list_results, make_report
 from asrcl.scoring.commands.score import compare_command, score_command
 from asrcl.scoring.display.table import comma_separated, escape_latex, markdown_text
-from asrcl.scoring.normalise import normaliser
 from asrcl.scoring.report.html.labels import short_paths
 from asrcl.scoring.results.discovery import scan_results
 from asrcl.scoring.transcripts import files
 from asrcl.scoring.transcripts.files import FORMATS, read_source
 from asrcl.scoring.transcripts.formats import Problems, Reading, read_table, read_utterances
+from asrcl.text import normaliser
 
 UNHEALTHY = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 MANY = int(os.environ.get("ASRCL_FUZZ", "1"))

@@ -14,7 +14,7 @@ import soundfile
 
 from asrcl.exceptions import InputError
 from asrcl.speech.corpora import load_an4, load_coffee, load_digits, to_utterances, validate
-from asrcl.speech.text import LETTERS
+from asrcl.text import ALPHABET
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL = ROOT / "recipes" / "real_speech" / "local"
@@ -78,7 +78,7 @@ def test_an4_is_rebuilt_as_it_is(tmp_path):
         }
         part = feats[int(old["start"]) : int(old["end"])]
         np.testing.assert_array_equal(new[int(row["start"]) : int(row["end"])], part)
-    assert validate(load_an4(tmp_path / "an4_mfcc13"), alphabet=LETTERS, max_broken_share=0)[1] == []
+    assert validate(load_an4(tmp_path / "an4_mfcc13"), alphabet=ALPHABET, max_broken_share=0)[1] == []
     assert (tmp_path / "an4_mfcc13" / "UPSTREAM_README").read_text() == "free for any use"
 
 

@@ -20,7 +20,7 @@ from asrcl.speech.corpora import (
     to_utterances,
     validate,
 )
-from asrcl.speech.text import LETTERS
+from asrcl.text import ALPHABET
 
 DATA = Path(os.environ.get("ASRCL_DATA", Path(__file__).resolve().parents[2] / ".." / "shared" / "data"))
 RATE = 8000
@@ -81,7 +81,7 @@ def spoken(row):
 
 def test_digit_strings_say_what_they_claim(fsdd, tmp_path):
     dataset = load_digits(fsdd, count={"train": 12, "dev": 3, "test": 4}, audio_dir=tmp_path)
-    assert validate(dataset, alphabet=LETTERS, decode=True)[1] == []
+    assert validate(dataset, alphabet=ALPHABET, decode=True)[1] == []
     assert Counter(dataset["split"]) == {"train": 12, "dev": 3, "test": 4}
     for row in to_utterances(dataset):
         found, runs, samples = spoken(row)
@@ -194,7 +194,7 @@ def test_real_an4():
     found = speakers(both)
     assert [len(found[s]) for s in ("train", "dev", "test")] == [66, 8, 10]
     assert len(set.union(*found.values())) == 84
-    assert validate(both, alphabet=LETTERS, max_broken_share=0)[1] == []
+    assert validate(both, alphabet=ALPHABET, max_broken_share=0)[1] == []
 
 
 def test_real_coffee():
@@ -202,7 +202,7 @@ def test_real_coffee():
     assert Counter(dataset["split"]) == {"train": 451, "dev": 44, "test": 73}
     found = speakers(dataset)
     assert sum(map(len, found.values())) == len(set.union(*found.values()))
-    assert validate(dataset, alphabet=LETTERS, max_broken_share=0)[1] == []
+    assert validate(dataset, alphabet=ALPHABET, max_broken_share=0)[1] == []
 
 
 def test_real_digits(tmp_path):
@@ -212,7 +212,7 @@ def test_real_digits(tmp_path):
         "dev": {"nicolas"},
         "test": {"theo", "yweweler"},
     }
-    assert validate(dataset, alphabet=LETTERS, max_broken_share=0, decode=True)[1] == []
+    assert validate(dataset, alphabet=ALPHABET, max_broken_share=0, decode=True)[1] == []
     row = next(to_utterances(dataset))
     seconds = (row.end - row.start) / RATE
     assert len(read_audio(row.path, row.start, row.end, rate=16000)) == pytest.approx(seconds * 16000, abs=2)

@@ -6,7 +6,7 @@ import soundfile
 
 from asrcl.exceptions import InputError
 from asrcl.speech.corpora import Utterance, to_dataset, validate, write_broken
-from asrcl.speech.text import LETTERS
+from asrcl.text import ALPHABET
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def reasons(folder, *broken, **options):
     ],
 )
 def test_broken_is_listed_with_its_reason(folder, change, words):
-    (reason,) = reasons(folder, utterance(folder, **change), alphabet=LETTERS)
+    (reason,) = reasons(folder, utterance(folder, **change), alphabet=ALPHABET)
     assert words in reason
 
 

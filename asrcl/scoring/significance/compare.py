@@ -21,7 +21,6 @@ from asrcl.exceptions import InputError
 from asrcl.scoring.counting.align import Costs
 from asrcl.scoring.counting.errors import FORMAT as ERRORS_FORMAT
 from asrcl.scoring.counting.errors import Errors, ItemErrors, name_some
-from asrcl.scoring.normalise import normaliser
 from asrcl.scoring.results.run_result import FILE_NAME, RunResult
 from asrcl.scoring.significance.bootstrap import PairedInterval
 from asrcl.scoring.significance.paired_tests import (
@@ -38,6 +37,7 @@ from asrcl.scoring.significance.pairing import pool, sum_seeds
 from asrcl.scoring.transcripts.files import AnyPath, Source, plain_name, read_source
 from asrcl.scoring.transcripts.formats import read_table
 from asrcl.scoring.transcripts.score import NO_VALUE, Options, finite, normalise_errors, score
+from asrcl.text import normaliser
 from asrcl.visible import json_safe
 
 FORMAT: Final = "asrcl-comparison/1"

@@ -26,9 +26,9 @@ from asrcl.scoring.counting.align import Costs
 from asrcl.scoring.counting.confusions import Confusions, confusions, item_steps
 from asrcl.scoring.counting.errors import Errors, ItemErrors, count_errors, name_some
 from asrcl.scoring.display.table import comma_separated
-from asrcl.scoring.normalise import Normaliser, normaliser
 from asrcl.scoring.transcripts.files import STDIN, AnyPath, Source, read_source
 from asrcl.scoring.transcripts.formats import Problems, Reading, Utterance, is_table, name_segments, read_table, read_utterances
+from asrcl.text import Normaliser, normaliser
 
 FORMAT: Final = "asrcl-score/1"
 NO_VALUE: Final = "-"

@@ -185,7 +185,7 @@ def test_saved_scores_hold_every_figure(manifest: Path, tmp_path: Path) -> None:
 
 
 def test_normalising_counts_keeps_groups() -> None:
-    from asrcl.scoring.normalise import normaliser
+    from asrcl.text import normaliser
 
     errors = normalise_errors(count_errors({"a": "X y."}, {"a": "x Y"}, {"a": "s"}), normaliser("basic"))
     assert (errors.total, errors.items[0].group) == (0, "s")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from asrcl.exceptions import InputError
 from asrcl.scoring import count_errors
-from asrcl.scoring.normalise import SPELLINGS_VARIABLE, basic, normaliser
+from asrcl.text import SPELLINGS_VARIABLE, normaliser, spaced
 
 
 @pytest.mark.parametrize(
@@ -28,8 +28,8 @@ from asrcl.scoring.normalise import SPELLINGS_VARIABLE, basic, normaliser
         ("", ""),
     ],
 )
-def test_basic_keeps_letters_marks_digits_and_inner_apostrophes(text: str, expected: str) -> None:
-    assert basic(text) == expected and basic(expected) == expected
+def test_spaced_keeps_letters_marks_digits_and_inner_apostrophes(text: str, expected: str) -> None:
+    assert spaced(text) == expected and spaced(expected) == expected
 
 
 UNSEEN = [
@@ -42,10 +42,10 @@ APOSTROPHES = "'’ʼ‘‛`´′＇｀՚׳᾽᾿´῾΄`ʻʽˊˋ"
 @pytest.mark.parametrize("mark", UNSEEN, ids=lambda mark: f"U+{ord(mark):04X}")
 @pytest.mark.parametrize("text", ["cooperate now", "می‌خواهم", "അവന്", "don't", "e\u0301a", "각", "press 1", "ok 👍 ok"])
 def test_what_nobody_sees_changes_nothing_wherever_it_stands(mark: str, text: str) -> None:
-    plain = basic(text)
+    plain = spaced(text)
     for place in range(len(text) + 1):
-        assert basic(text[:place] + mark + text[place:]) == plain
-    errors = count_errors({"u": basic(mark.join(text))}, {"u": plain})
+        assert spaced(text[:place] + mark + text[place:]) == plain
+    errors = count_errors({"u": spaced(mark.join(text))}, {"u": plain})
     assert (errors.total, errors.character_errors) == (0, 0)
 
 
@@ -65,17 +65,17 @@ def test_what_nobody_sees_changes_nothing_wherever_it_stands(mark: str, text: st
     ],
 )
 def test_characters_that_are_not_letters(text: str, expected: str) -> None:
-    assert basic(text) == expected == basic(expected) == basic(unicodedata.normalize("NFD", text))
+    assert spaced(text) == expected == spaced(expected) == spaced(unicodedata.normalize("NFD", text))
 
 
 @pytest.mark.parametrize("mark", APOSTROPHES)
 def test_every_apostrophe_is_the_same_between_letters_alone(mark: str) -> None:
-    assert basic(f"Don{mark}t 5{mark}6") == basic("don't 5'6") or mark in "ʻʽˊˋ"
-    assert basic(f"Don{mark}t") == "don't"
+    assert spaced(f"Don{mark}t 5{mark}6") == spaced("don't 5'6") or mark in "ʻʽˊˋ"
+    assert spaced(f"Don{mark}t") == "don't"
     if mark not in "ʻʽˊˋ":  # letters, but for the place between letters
-        assert basic(f"{mark}tis the dogs{mark} {mark}quote{mark} {mark}") == "tis the dogs quote"
+        assert spaced(f"{mark}tis the dogs{mark} {mark}quote{mark} {mark}") == "tis the dogs quote"
     else:
-        assert basic(f"{mark}aina") == f"{mark}aina"
+        assert spaced(f"{mark}aina") == f"{mark}aina"
 
 
 def plain_rules(text: str) -> str:
@@ -97,15 +97,8 @@ usual = letters.filter(lambda c: not (unicodedata.normalize("NFKC", c).startswit
 @given(st.text(usual | st.sampled_from("aé '’-. "), max_size=30))
 def test_texts_without_such_characters_are_what_they_were(text: str) -> None:
     if unicodedata.is_normalized("NFKC", unicodedata.normalize("NFKC", text).lower()):
-        assert basic(text) == plain_rules(text)
-    assert basic(text) == basic(unicodedata.normalize("NFD", text)) == basic(unicodedata.normalize("NFC", text))
-
-
-def test_none_changes_nothing_but_runs_of_white_space() -> None:
-    assert normaliser("none")("  Don't,\t STOP ") == "Don't, STOP"
-    assert normaliser("basic").source.startswith("asrcl")
-    with pytest.raises(InputError, match="unknown normaliser 'french'; choose none, basic, whisper-english"):
-        normaliser("french")
+        assert spaced(text) == plain_rules(text)
+    assert spaced(text) == spaced(unicodedata.normalize("NFD", text)) == spaced(unicodedata.normalize("NFC", text))
 
 
 def test_whisper_english_where_its_package_is_installed() -> None:
@@ -152,7 +145,7 @@ def test_whisper_english_from_transformers_needs_the_list_of_spellings(tmp_path,
 
 
 def test_normalisers_do_not_import_torch() -> None:
-    code = "import sys; from asrcl.scoring.normalise import NAMES, normaliser\nfor name in NAMES:\n  try: normaliser(name)\n"
+    code = "import sys; from asrcl.text import NORMALISERS, normaliser\nfor name in NORMALISERS:\n  try: normaliser(name)\n"
     check = f"{code}  except ValueError: pass\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
