@@ -75,7 +75,18 @@ def count_words(pairs: Sequence[tuple[str, str]], costs: Costs = "unit") -> list
 
 def count_characters(pairs: Sequence[tuple[str, str]]) -> list[int]:
     """Edit distance of each pair of texts in characters, spaces included."""
-    return [sum(_counts(chunks)) for chunks in _chunks(jiwer.process_characters, pairs)]
+    return [sum(_counts(chunks)) for chunks in _chunks(jiwer.process_characters, [_without_common_ends(*pair) for pair in pairs])]
+
+
+def _without_common_ends(reference: str, hypothesis: str) -> tuple[str, str]:
+    """Texts of the same edit distance: what they begin and end with in common costs nothing, and jiwer half its time."""
+    start, shorter = 0, min(len(reference), len(hypothesis))
+    while start < shorter and reference[start] == hypothesis[start]:
+        start += 1
+    last, other_last = len(reference), len(hypothesis)
+    while last > start < other_last and reference[last - 1] == hypothesis[other_last - 1]:
+        last, other_last = last - 1, other_last - 1
+    return reference[start:last], hypothesis[start:other_last]
 
 
 def _chunks(

@@ -35,6 +35,7 @@ from asrcl.scoring.report.tables import (
     probe_sizes,
     probe_tables,
     significance_table,
+    unmeasured,
 )
 from asrcl.scoring.results.provenance import grouped, plain_json
 from asrcl.scoring.results.run_result import RunResult
@@ -189,8 +190,9 @@ def _caption(summary: ScenarioSummary) -> str:
         f"{markdown_text(', '.join(f'{domain} {length}' for domain, length in [*sizes, *probe_sizes(summary)]))}.\n\n"
         f"{summary.rate_name} in % on each domain after the last stage, mean over seeds (AVG with the "
         "standard deviation over seeds). CI95 of AVG resamples speakers, jointly over domains and seeds. "
-        "Bold: best of its column, without the first model, separate models and joint training. "
+        "Bold: best of its column, without the initial model and oracles (separate models, joint training). "
         f"p ({reference}): Wilcoxon test against it, Holm-corrected; + where {reference} is better.\n"
+        + (f"\n{markdown_text(note)}\n" if (note := unmeasured(summary)) else "")
     )
 
 

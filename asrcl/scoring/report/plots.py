@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from asrcl.scoring.display.figure import drawn, new_figure, save_figure
-from asrcl.scoring.report.summary import MethodSummary, ScenarioSummary
+from asrcl.scoring.report.looks import looks
+from asrcl.scoring.report.summary import MethodSummary, ScenarioSummary, mean_known
 from asrcl.scoring.results.metrics import Matrix, old_and_new, pareto_front, stage_averages
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe & Ito's colours, which colour-blind readers can tell apart; black and grey are for references.
-COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#A08A00")
-MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
-REFERENCES: Final = {"initial": ("#888888", "--"), "separate": ("#222222", ":"), "joint": ("#222222", "-")}
 COLOUR_MAP: Final = "YlGnBu"
 MAX_COLUMNS: Final = 4
 MAX_LABEL_CHARACTERS: Final = 70
@@ -68,14 +66,14 @@ def draw_stages(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
     figure = new_figure(7.6, 4.4)
     axes = figure.subplots()
     stages = np.arange(1, len(summary.domains) + 1)
-    adapted = [method.method for method in summary.methods if method.method not in REFERENCES]
+    styles = looks(summary.methods)
     for method in summary.methods:
-        style = _style(method.method, adapted)
-        curves = np.stack([stage_averages(matrix) for matrix in method.matrices])
-        axes.plot(stages, curves.mean(axis=0), label=drawn(method.label, legend=True), **style)
+        look, curve = styles[method.method], mean_known([stage_averages(matrix) for matrix in method.matrices])
+        known = ~np.isnan(curve)  # stages without a measurement have no marker; the line passes over them
+        axes.plot(stages[known], curve[known], label=drawn(method.label, legend=True), **look.style())
         limits = [(band.low, band.high) if band else (math.nan, math.nan) for band in summary.bands[method.method]]
         low, high = np.array(limits).T
-        axes.fill_between(stages, low, high, color=style["color"], alpha=0.12, linewidth=0)
+        axes.fill_between(stages, low, high, color=look.colour, alpha=0.12, linewidth=0)
     _label_stages(axes, summary.domains)
     axes.set_xlabel("stage, and the domain learned in it")
     axes.set_ylabel(f"mean {summary.rate_name} over domains seen so far (%)")
@@ -98,16 +96,14 @@ def draw_pareto(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
     """
     figure = new_figure(5.6, 4.6)
     axes = figure.subplots()
-    adapted = [method.method for method in summary.methods if method.method not in REFERENCES]
-    points = {}
+    styles, points = looks(summary.methods), {}
     for method in summary.methods:
-        style = {**_style(method.method, adapted), "linestyle": "none"}
+        look = replace(styles[method.method], line="none")
         seeds = np.array([old_and_new(matrix) for matrix in method.matrices])
-        marker = style.pop("marker") or "X"
-        axes.plot(seeds[:, 0], seeds[:, 1], **{**style, "markersize": 3}, marker=marker, alpha=0.5)
+        axes.plot(seeds[:, 0], seeds[:, 1], **look.style(3), alpha=0.5)
         points[method.method] = seeds.mean(axis=0)
-        axes.plot(*points[method.method], **{**style, "markersize": 8}, marker=marker, label=drawn(method.label, legend=True))
-    front = pareto_front([points[name] for name in adapted])
+        axes.plot(*points[method.method], **look.style(8), label=drawn(method.label, legend=True))
+    front = pareto_front([points[method.method] for method in summary.methods if method.competes])
     axes.plot([point[0] for point in front], [point[1] for point in front], "--", color="#666666", linewidth=1)
     axes.set_xlabel(f"mean {summary.rate_name} on old domains (%)")
     axes.set_ylabel(f"{summary.rate_name} on the newest domain (%)")
@@ -166,25 +162,11 @@ def _label_stages(axes: Axes, domains: list[str]) -> None:
     axes.set_xticks(stages, names, rotation=35, ha="right", rotation_mode="anchor", fontsize=8)
 
 
-def _style(method: str, adapted: list[str]) -> dict[str, Any]:
-    if method in REFERENCES:
-        colour, dashes = REFERENCES[method]
-        marker = {"joint": "*"}.get(method, "")
-        return {"color": colour, "linestyle": dashes, "marker": marker, "markersize": 9, "linewidth": 1.4}
-    index = adapted.index(method)
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": "-" if index < len(COLOURS) else "-.",
-        "markersize": 5,
-        "linewidth": 1.8,
-    }
-
-
 def _legend_by_last_value(axes: Axes) -> None:
     """Legend beside the plot, in the order in which the lines end."""
     handles, labels = axes.get_legend_handles_labels()
-    ends = [float(np.asarray(handle.get_ydata())[-1]) for handle in handles]  # type: ignore[attr-defined]
+    lines = [np.asarray(handle.get_ydata()) for handle in handles]  # type: ignore[attr-defined]
+    ends = [float(line[-1]) if line.size else math.nan for line in lines]
     order = sorted(range(len(handles)), key=lambda index: (math.isnan(ends[index]), -ends[index]))
     axes.legend(
         [handles[index] for index in order],

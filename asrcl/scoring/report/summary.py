@@ -16,25 +16,13 @@ from asrcl.exceptions import InputError
 from asrcl.scoring.counting.errors import Errors
 from asrcl.scoring.results import metrics
 from asrcl.scoring.results.metrics import Matrix
+from asrcl.scoring.results.roles import COMPETING
 from asrcl.scoring.results.run_result import RunResult
 from asrcl.scoring.significance.bootstrap import Interval, PairedInterval
 from asrcl.scoring.significance.intervals import average_interval, difference_interval, stage_intervals
 from asrcl.scoring.significance.paired_tests import Comparison, holm, wilcoxon
 from asrcl.scoring.significance.pairing import pool, sum_seeds
 
-LABELS: Final[dict[str, str]] = {
-    "initial": "Initial model",
-    "ft": "Fine-tuning (FT)",
-    "fta": "FT + averaging (FTA)",
-    "ewc": "EWC",
-    "ihr": "IHR",
-    "ihr_paper": "IHR (paper's damping)",
-    "laplace": "Laplace merge",
-    "separate": "Separate models",
-    "joint": "Joint training",
-}
-# Marks to measure a method by, which do not compete with it.
-REFERENCES: Final = ("initial", "separate", "joint")
 Items = dict[tuple[str, int], list[Errors] | None]
 RATE_NAMES: Final = {"word": "WER", "character": "CER"}
 
@@ -46,6 +34,8 @@ class MethodSummary:
     Attributes:
         method: its id.
         label: its name in tables and pictures.
+        role: see `asrcl.scoring.results.roles`.
+        kind: likewise.
         seeds: seeds of the runs.
         matrices: R of every seed, completed as `RunResult.completed` does, [S, T, T].
         values: metric key (as in `metrics.METRICS`, and "cer_avg") to its value of every seed, [S].
@@ -59,6 +49,8 @@ class MethodSummary:
 
     method: str
     label: str
+    role: str
+    kind: str
     seeds: list[int]
     matrices: Matrix
     values: dict[str, Matrix]
@@ -68,6 +60,11 @@ class MethodSummary:
     difference: PairedInterval | None = None
     probes: Matrix = field(default_factory=lambda: np.zeros((1, 1, 0)))
     probe_intervals: tuple[Interval | None, ...] = ()
+
+    @property
+    def competes(self) -> bool:
+        """Whether it can be the best of a column; the initial model and oracles cannot."""
+        return self.role in COMPETING
 
     @property
     def matrix(self) -> Matrix:
@@ -148,23 +145,23 @@ def summarise(
             "no results to report; run a recipe, or name the folder that holds results.json files"
         )
     _refuse_repeated(runs)
-    names = {**LABELS, **(labels or {})}
     scenarios = []
     for scenario in dict.fromkeys(run.scenario for run in runs):
         members = [run for run in runs if run.scenario == scenario]
         _require_same_tests(members)
-        scenarios.append(_summarise_scenario(members, reference_method, names))
+        _require_one_standing(members)
+        scenarios.append(_summarise_scenario(members, reference_method, labels or {}))
     return _correct(scenarios)
 
 
 def _summarise_scenario(runs: list[RunResult], reference: str, labels: Mapping[str, str]) -> ScenarioSummary:
     items = {(run.method, run.seed): run.final_items() for run in runs}
-    found = {run.method for run in runs}
+    found = {run.method: run for run in runs}
     probes = list(dict.fromkeys(probe.name for run in runs for probe in run.probes))
     methods = []
-    for method in sorted(found, key=lambda key: _rank(key, reference)):
+    for method in sorted(found, key=lambda key: _rank(found[key], reference)):
         members = sorted((run for run in runs if run.method == method), key=lambda run: run.seed)
-        summary = _summarise_method(members, runs, labels.get(method, method), probes)
+        summary = _summarise_method(members, runs, labels.get(method, members[0].label), probes)
         seeds = [items[method, seed] for seed in summary.seeds]
         interval = average_interval([part for part in seeds if part is not None]) if all(seeds) else None
         pairs = [] if method == reference else _pairs(items, reference, method)
@@ -173,23 +170,25 @@ def _summarise_scenario(runs: list[RunResult], reference: str, labels: Mapping[s
     return ScenarioSummary(runs[0].scenario, runs[0].domains, runs[0].unit, methods, runs, reference, items, probes)
 
 
-def _rank(method: str, reference: str) -> tuple[int, str]:
-    """Initial first, then fine-tuning and the rest by name, the reference method, oracles last."""
-    order = {"initial": 0, "ft": 1, "fta": 2, reference: 4, "separate": 5, "joint": 6}
-    return order.get(method, 3), method
+def _rank(run: RunResult, reference: str) -> tuple[int, bool, bool, str]:
+    """The initial model, references, methods by name with the tested one last, oracles with joint training last."""
+    place = ("initial", "reference", "method", "oracle").index(run.role)
+    return place, run.method == reference, run.kind == "joint", run.method
 
 
 def _summarise_method(
     members: list[RunResult], runs: list[RunResult], label: str, probes: Sequence[str]
 ) -> MethodSummary:
     per_seed = [
-        _values(run, {other.method: other for other in runs if other.seed == run.seed}) for run in members
+        _values(run, {other.kind or other.role: other for other in runs if other.seed == run.seed}) for run in members
     ]
     values = {key: np.array([value[key] for value in per_seed]) for key in per_seed[0]}
     matrices = np.stack([run.completed() for run in members])
     return MethodSummary(
         members[0].method,
         label,
+        members[0].role,
+        members[0].kind,
         [run.seed for run in members],
         matrices,
         values,
@@ -212,9 +211,9 @@ def _probe_interval(runs: Sequence[RunResult], name: str) -> Interval | None:
 
 
 def _values(run: RunResult, peers: Mapping[str, RunResult]) -> dict[str, float]:
-    """Every metric of one run; `peers` are the runs of the same scenario and seed, by method."""
+    """Every metric of one run; `peers` are the runs of the same scenario and seed, by kind, or else by role."""
     matrix, nan = run.completed(), float("nan")
-    tuned, separate, joint = (peers.get(method) for method in ("ft", "separate", "joint"))
+    tuned, separate, joint = (peers.get(method) for method in ("fine_tuning", "separate", "joint"))
     return {
         "avg": metrics.avg(matrix),
         "accuracy": metrics.accuracy(matrix),
@@ -293,6 +292,22 @@ def _require_same_tests(runs: list[RunResult]) -> None:
                     f"{run.folder}: probe {probe.name} of {run.name} differs from that of {other.name}; "
                     "only runs on the same test sets belong in one report"
                 )
+
+
+def _require_one_standing(runs: Sequence[RunResult]) -> None:
+    """Runs of one method must say the same of it, and no two methods may be the initial model or of one kind."""
+    first: dict[str, RunResult] = {}
+    holder: dict[str, RunResult] = {}
+    for run in runs:
+        leader = first.setdefault(run.method, run)
+        for name in ("role", "kind", "decoded_by"):
+            if getattr(run, name) != getattr(leader, name):
+                found = f"{getattr(run, name) or '(empty)'}, of {leader.name} {getattr(leader, name) or '(empty)'}"
+                raise InputError(f"{run.folder}: {name} of {run.name} is {found}; one method has one {name}")
+        mark = run.kind or ("initial" if run.role == "initial" else "")
+        if mark and holder.setdefault(mark, run).method != run.method:
+            both = f"{holder[mark].name} and {run.name}"
+            raise InputError(f"{run.folder}: {both} are both {mark}; metrics need one of it, so report one of them")
 
 
 def mean_known(arrays: Sequence[Matrix]) -> Matrix:

@@ -11,7 +11,7 @@ import numpy as np
 
 from asrcl.scoring.display.table import NONE, Cell, Table, comma_separated, plain
 from asrcl.scoring.report.orders import OrderSummary
-from asrcl.scoring.report.summary import REFERENCES, MethodSummary, ScenarioSummary, mean_known
+from asrcl.scoring.report.summary import MethodSummary, ScenarioSummary, mean_known
 from asrcl.scoring.results.metrics import METRICS
 from asrcl.scoring.significance.paired_tests import Comparison
 
@@ -67,6 +67,15 @@ def matrix_table(summary: ScenarioSummary, method: MethodSummary) -> Table:
     return Table([method.label, *summary.domains], rows)
 
 
+def unmeasured(summary: ScenarioSummary) -> str:
+    """What to say of entries of R on and below the diagonal that were not measured; empty if all of them were."""
+    lacking = [m.label for m in summary.methods if np.isnan(m.matrix[np.tril_indices(len(summary.domains))]).any()]
+    if not lacking:
+        return ""
+    names = ", ".join(lacking)
+    return f"Not every domain was measured after every stage ({names}): a dash marks what was not, and metrics that need it."
+
+
 def probe_sizes(summary: ScenarioSummary) -> list[tuple[str, int]]:
     """Name and reference length of every probe."""
     found = {probe.name: probe.length for run in summary.runs for probe in run.probes}
@@ -104,11 +113,12 @@ def metrics_table(keys: Sequence[str], *, accuracies: bool = False) -> Table:
         accuracies: add the formulas for accuracies.
     """
     header = ["", "meaning", "definition", *(["with accuracies A = 100 − R"] if accuracies else [])]
-    header += ["better", "unit", "reference models", "source"]
+    header += ["better", "unit", "needs of R", "reference models", "source"]
     rows = []
     for metric in (METRICS[key] for key in keys):
         formulas = [f"`{metric.formula}`", *([f"`{metric.accuracy_formula}`"] if accuracies else [])]
-        rows.append([metric.symbol, metric.name, *formulas, metric.better, metric.unit, metric.references, metric.source])
+        words = [metric.better, metric.unit, metric.entries, metric.references, metric.source]
+        rows.append([metric.symbol, metric.name, *formulas, *words])
     return plain(header, rows)
 
 
@@ -121,7 +131,7 @@ def definitions(keys: Sequence[str] = SHOWN, *, sources: bool = False) -> list[s
     """
     lines = []
     for metric in (METRICS[key] for key in keys):
-        needs = "" if metric.references == "none" else f"; needs {metric.references.replace('`', '')}"
+        needs = "" if metric.references == "none" else f"; needs {metric.references}"
         source = f" [{metric.source}]" if sources else ""
         lines.append(f"{metric.symbol} = {metric.formula} ({metric.better} is better{needs}){source}")
     return lines
@@ -129,12 +139,12 @@ def definitions(keys: Sequence[str] = SHOWN, *, sources: bool = False) -> list[s
 
 def metrics_csv(keys: Sequence[str]) -> str:
     """What the columns of `main_csv` mean: key, symbol, formula, sign, unit, reference models, source."""
-    header = ["key", "symbol", "name", "formula", "better", "unit", "references", "source"]
+    header = ["key", "symbol", "name", "formula", "better", "unit", "entries", "references", "source"]
     found = [METRICS[key] for key in keys]
     return comma_separated(
         header,
         (
-            [key, m.symbol, m.name, m.formula, m.better, m.unit, m.references.replace("`", ""), m.source]
+            [key, m.symbol, m.name, m.formula, m.better, m.unit, m.entries, m.references, m.source]
             for key, m in zip(keys, found, strict=True)
         ),
     )
@@ -210,9 +220,9 @@ def _main_row(method: MethodSummary, reference: str, characters: bool, images: b
 
 
 def _mark_best(header: list[str], rows: list[list[Cell]], methods: list[MethodSummary]) -> list[list[Cell]]:
-    """The best value of each column of rates and metrics; `REFERENCES` do not compete."""
+    """The best value of each column of rates and metrics; the initial model and oracles do not compete."""
     better = {metric.symbol: metric.better for metric in METRICS.values()}
-    competing = [index for index, method in enumerate(methods) if method.method not in REFERENCES]
+    competing = [index for index, method in enumerate(methods) if method.competes]
     marked = [list(row) for row in rows]
     for column, name in enumerate(header):
         if name == "seeds" or name.startswith("p ("):

@@ -2,13 +2,13 @@
 
 Columns of every row; rates are in percent, differences in points, and empty (None) means not measured:
 
-    scenario, method, seed, unit       which run
+    scenario, method, role, seed, unit which run; the role is initial, method, reference or oracle
     domain, position, length           which test set, its place in the order from 1, and its reference length
     first                              rate of the first model
     learned                            rate right after the domain was learned
-    final                              rate after the last stage (for `separate`, of the domain's own model)
+    final                              rate after the last stage; where domains have models of their own, by that of the domain
     errors                             errors behind `final`
-    forgotten                          final − lowest rate since the domain was learned
+    forgotten                          final − lowest rate since the domain was learned; empty where a stage was not measured
     cer                                `final` in characters
     avg, bwt, fwt, forgetting          of the whole run, the same in all its rows
     seconds                            of training, curvature and decoding, from the costs.json beside the results
@@ -27,6 +27,8 @@ from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
 
 from asrcl.exceptions import InputError
 from asrcl.files import atomic_path, write_text
@@ -132,7 +134,6 @@ def _domain_rows(run: RunResult) -> list[Row]:
     whole = _whole_run(run)
     rows = []
     for j, domain in enumerate(run.domains):
-        since = [rate for rate in rates[j:, j].tolist() if not math.isnan(rate)]
         final = float(rates[-1, j])
         rows.append(
             {
@@ -141,7 +142,7 @@ def _domain_rows(run: RunResult) -> list[Row]:
                 "learned": _known(rates[j, j]),
                 "final": _known(final),
                 "errors": run.errors[run.final_stage(j)][j],
-                "forgotten": _known(final - min(since)) if since else None,
+                "forgotten": _known(final - float(np.min(rates[j:, j]))),
                 "cer": _known(characters[-1, j]),
                 **whole,
             }
@@ -159,7 +160,7 @@ def _stage_rows(run: RunResult) -> list[Row]:
 
 
 def _identity(run: RunResult, index: int, domain: str) -> Row:
-    names = {"scenario": run.scenario, "method": run.method, "seed": run.seed, "unit": run.unit}
+    names = {"scenario": run.scenario, "method": run.method, "role": run.role, "seed": run.seed, "unit": run.unit}
     return {**names, "domain": domain, "position": index + 1, "length": run.lengths[index]}
 
 

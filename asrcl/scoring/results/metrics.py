@@ -39,6 +39,7 @@ class Metric:
         source: where the definition comes from, and where it departs from it.
         unit: "%" or "points" (differences of percentages).
         accuracy_formula: the same number written with accuracies A = 100 − R.
+        entries: which entries of R must be measured; where one is missing, the metric is nan.
         references: which other runs it needs.
     """
 
@@ -49,12 +50,13 @@ class Metric:
     source: str
     unit: str
     accuracy_formula: str
+    entries: str
     references: str = "none"
 
 
 METRICS: Final[dict[str, Metric]] = {
     "avg": Metric(
-        "average error rate over domains", "AVG", "mean_j R[T,j]", "lower", _IHR, "%", "100 − mean_j A[T,j]"
+        "average error rate over domains", "AVG", "mean_j R[T,j]", "lower", _IHR, "%", "100 − mean_j A[T,j]", "row T"
     ),
     "word_weighted_avg": Metric(
         "error rate of all test sets together",
@@ -64,6 +66,7 @@ METRICS: Final[dict[str, Metric]] = {
         "common practice: total errors over total reference length",
         "%",
         "100 − Σ_j n_j A[T,j] / Σ_j n_j",
+        "row T",
     ),
     "bwt": Metric(
         "backward transfer (negative: forgetting)",
@@ -73,6 +76,7 @@ METRICS: Final[dict[str, Metric]] = {
         f"{_IHR}; Lopez-Paz & Ranzato, NeurIPS 2017, arXiv 1706.08840, for accuracies",
         "points",
         "mean_{j<T} (A[T,j] − A[j,j])",
+        "row T, diagonal",
     ),
     "fwt": Metric(
         "gain over the first model on new domains (plasticity; not zero-shot transfer)",
@@ -82,7 +86,8 @@ METRICS: Final[dict[str, Metric]] = {
         _IHR,
         "points",
         "mean_{k≥2} (A[k,k] − A[1,k])",
-        "`initial` of the same seed, where the run has not measured R[1,k]",
+        "row 1, diagonal",
+        "the initial model of the same seed, where the run has not measured R[1,k]",
     ),
     "cov": Metric(
         "gap between fine-tuning and separate models that is closed",
@@ -92,7 +97,8 @@ METRICS: Final[dict[str, Metric]] = {
         f"{_IHR}; not clipped at 0 here",
         "%",
         "100 · (ACC − ACC_FT) / (ACC_sep − ACC_FT)",
-        "`ft` and `separate` of the same seed",
+        "row T",
+        "fine-tuning and separate models of the same seed",
     ),
     "forgetting": Metric(
         "loss against the best stage so far",
@@ -102,6 +108,7 @@ METRICS: Final[dict[str, Metric]] = {
         f"{_RWALK}; only stages from j on, where domain j has been seen",
         "points",
         "mean_{j<T} (max_{j≤i<T} A[i,j] − A[T,j])",
+        "diagonal and all below it",
     ),
     "intransigence": Metric(
         "gap to joint training when a domain has just been learned",
@@ -111,10 +118,11 @@ METRICS: Final[dict[str, Metric]] = {
         f"{_RWALK}; J is trained on all T domains, not on the first k",
         "points",
         "mean_k (A_J[k] − A[k,k])",
-        "`joint` of the same seed",
+        "diagonal",
+        "joint training of the same seed",
     ),
     "accuracy": Metric(
-        "average accuracy over domains", "ACC", "100 − mean_j R[T,j]", "higher", _RWALK, "%", "mean_j A[T,j]"
+        "average accuracy over domains", "ACC", "100 − mean_j R[T,j]", "higher", _RWALK, "%", "mean_j A[T,j]", "row T"
     ),
     "aopd": Metric(
         "average order-normalised performance disparity",
@@ -124,6 +132,7 @@ METRICS: Final[dict[str, Metric]] = {
         f"{_ORDER}; there of accuracies, which gives the same number",
         "points",
         "the same with accuracies",
+        "row T",
         "the method in two orders of the same domains at least; P is a mean over seeds",
     ),
     "mopd": Metric(
@@ -134,6 +143,7 @@ METRICS: Final[dict[str, Metric]] = {
         f"{_ORDER}; there of accuracies, which gives the same number",
         "points",
         "the same with accuracies",
+        "row T",
         "the method in two orders of the same domains at least; P is a mean over seeds",
     ),
 }

@@ -18,6 +18,7 @@ from asrcl.exceptions import InputError
 from asrcl.files import read_json, reading
 from asrcl.scoring.counting.errors import MAX_COUNT, Errors, percent, shortened
 from asrcl.scoring.results.metrics import Matrix
+from asrcl.scoring.results.roles import KINDS, Standing, check_standing, standing_of
 
 FORMAT: Final = "asrcl-results/1"
 FILE_NAME: Final = "results.json"
@@ -58,8 +59,7 @@ class RunResult:
 
     Attributes:
         scenario: name of the sequence of domains.
-        method: id of the method. Two ids have a meaning here: "initial" is the first model, never adapted;
-            "separate" has one model per domain, the one of domain j being that of stage j.
+        method: id of the method; nothing follows from it where the next four are given.
         seed: random seed of the run.
         unit: what lengths count: "word", "character", "image".
         domains: names, in order.
@@ -75,6 +75,11 @@ class RunResult:
         environment: versions and hardware: python, torch, cpu, git and the like.
         stages: per stage, free-form; docs/results.md names the keys that reports show (curves, layers, curvature).
         references: other results this run builds on, free-form.
+        role: "initial", "method", "reference" or "oracle", see `roles`. Where it is empty, it and the next three follow from
+            the id of the method, as in files of older versions.
+        kind: what metrics take the run for: "fine_tuning", "separate", "joint", or "".
+        decoded_by: whether domains are decoded by the "stage_model", each by its own "domain_model", or by the "initial_model".
+        label: what tables and figures call the method.
         folder: where results.json lies; set by `save` and `load`, not stored.
     """
 
@@ -95,7 +100,18 @@ class RunResult:
     environment: dict[str, Any] = field(default_factory=dict)
     stages: list[dict[str, Any]] = field(default_factory=list)
     references: dict[str, Any] = field(default_factory=dict)
+    role: str = ""
+    kind: str = ""
+    decoded_by: str = ""
+    label: str = ""
     folder: Path | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        told = Standing(self.role, self.kind) if self.role or self.kind else standing_of(str(self.method))
+        self.role = told.role or next((role for kind, role in KINDS.items() if kind == told.kind), "method")
+        self.kind = told.kind
+        self.decoded_by = self.decoded_by or told.decoded_by
+        self.label = self.label or told.label or self.method
 
     @property
     def name(self) -> str:
@@ -112,29 +128,29 @@ class RunResult:
         return _rates(self.character_errors or _nothing(size), self.character_lengths or [0] * size, size)
 
     def probe_rates(self) -> Matrix:
-        """Error rates of the probes in percent, [T, probes]; of the initial model, every stage has those of the first."""
+        """Error rates of the probes in percent, [T, probes]; a model that never changes has those of the first stage."""
         rates = np.full((len(self.domains), len(self.probes)), np.nan)
         for j, probe in enumerate(self.probes):
             for i, count in enumerate(probe.errors):
                 if count is not None:
                     rates[i, j] = percent(count, probe.length)
-                elif self.method == "initial" and i:
+                elif self.decoded_by == "initial_model" and i:
                     rates[i, j] = rates[i - 1, j]
         return rates
 
     def completed(self, rates: Matrix | None = None) -> Matrix:
-        """R (or `rates`, a matrix like it) with the entries that follow from what the method is, [T, T].
+        """R (or `rates`, a matrix like it) with the entries that follow from which model decodes, [T, T].
 
-        The initial model is the same after every stage: missing entries are those of an earlier row. A
-        separate model of domain j is kept as it is: R[i, j] = R[j, j] for i > j. Other methods: R unchanged.
+        The initial model is the same after every stage: missing entries are those of an earlier row. A model that domain j has
+        for itself is kept as it is: R[i, j] = R[j, j] for i > j. Of all others R is unchanged, and what was not measured is nan.
         """
         matrix = (self.rates() if rates is None else rates).copy()
         size = len(matrix)
         for i in range(1, size):
             for j in range(size):
-                if self.method == "initial" and np.isnan(matrix[i, j]):
+                if self.decoded_by == "initial_model" and np.isnan(matrix[i, j]):
                     matrix[i, j] = matrix[i - 1, j]
-                if self.method == "separate" and i > j and not np.isnan(matrix[j, j]):
+                if self.decoded_by == "domain_model" and i > j and not np.isnan(matrix[j, j]):
                     matrix[i, j] = matrix[j, j]
         return matrix
 
@@ -144,10 +160,10 @@ class RunResult:
 
     def source_stage(self, stage: int, domain: int) -> int:
         """The row of R that holds what `completed` says of domain `domain` after stage `stage` (indices from 0)."""
-        if self.method == "separate" and domain < stage and self.errors[domain][domain] is not None:
+        if self.decoded_by == "domain_model" and domain < stage and self.errors[domain][domain] is not None:
             return domain
         measured = [i for i in range(stage + 1) if self.errors[i][domain] is not None]
-        return measured[-1] if self.method == "initial" and measured else stage
+        return measured[-1] if self.decoded_by == "initial_model" and measured else stage
 
     def items(self, stage: int, domain: int) -> Errors:
         """The stored counts per item on domain `domain` after stage `stage` (indices from 0).
@@ -175,7 +191,9 @@ class RunResult:
         """
         counts = self.probes[probe]
         measured = [i for i, file in enumerate(counts.item_files) if file is not None]
-        if not measured or (measured[-1] < len(self.domains) - 1 and self.method != "initial") or self.folder is None:
+        if not measured or self.folder is None:
+            return None
+        if measured[-1] < len(self.domains) - 1 and self.decoded_by != "initial_model":
             return None
         stage = measured[-1]
         return self._load_items(self.folder / str(counts.item_files[stage]), counts.errors[stage], counts.length)
@@ -251,6 +269,7 @@ class RunResult:
             InputError: a field has the wrong type or shape (the field is named).
         """
         _check_plain(self, where)
+        check_standing(self.role, self.kind, self.decoded_by, where)
         size = len(self.domains)
         _check_row(self.lengths, size, f"{where}: lengths")
         _check_square(self.errors, size, f"{where}: errors", int)
@@ -300,7 +319,7 @@ def _say(counts: tuple[int | None, int, str]) -> str:
 
 def _check_plain(run: RunResult, where: str) -> None:
     kinds: dict[type, tuple[str, ...]] = {
-        str: ("scenario", "method", "unit", "command"),
+        str: ("scenario", "method", "unit", "command", "role", "kind", "decoded_by", "label"),
         int: ("seed",),
         dict: ("validation", "config", "environment", "references"),
         list: (

@@ -108,6 +108,6 @@ def test_rows_are_written_with_all_columns_or_those_asked_for(exp: Path, tmp_pat
     said: list[str] = []
     list_results([exp], out=tmp_path / "r.csv", say=said.append)
     assert said == [f"20 rows: {tmp_path / 'r.csv'}"]
-    assert len((tmp_path / "r.csv").read_text().splitlines()[0].split(",")) == 20
+    assert len((tmp_path / "r.csv").read_text().splitlines()[0].split(",")) == 21
     list_results([exp], out=tmp_path / "s.csv", columns=["method", "avg"], say=said.append)
     assert (tmp_path / "s.csv").read_text().splitlines()[0] == "method,avg"

@@ -118,7 +118,8 @@ def test_latex_leaves_out_columns_of_dashes() -> None:
 
 def test_metrics_are_told_for_spreadsheets() -> None:
     (row,) = csv.DictReader(io.StringIO(metrics_csv(["cov"])))
-    assert row["symbol"] == "COV" and row["references"] == "ft and separate of the same seed" and "ICASSP" in row["source"]
+    assert row["symbol"] == "COV" and "ICASSP" in row["source"] and row["entries"] == "row T"
+    assert row["references"] == "fine-tuning and separate models of the same seed"
 
 
 def test_definitions_name_formula_references_and_source() -> None:

@@ -14,7 +14,8 @@ import numpy as np
 
 from asrcl.scoring.report.html.labels import short_paths
 from asrcl.scoring.report.html.svg import (
-    Look,
+    DASHES,
+    SHAPES,
     Scale,
     area,
     fixed,
@@ -28,6 +29,7 @@ from asrcl.scoring.report.html.svg import (
     text,
     title,
 )
+from asrcl.scoring.report.looks import Look
 from asrcl.scoring.results.metrics import Matrix, pareto_front
 
 # From light to dark, even in lightness, told apart under all common colour deficiencies.
@@ -105,7 +107,7 @@ def curves(lines: Sequence[Line], looks: Mapping[str, Look], x_label: str, y_lab
         seen.add(line.method)
         points = [(chart.x(n), chart.y(v)) for n, v in enumerate(line.values, 1)]
         look = looks[line.method]
-        stroke = {"stroke": look.colour, "stroke_width": width, "stroke_dasharray": look.dash if width > 1 else "3 3"}
+        stroke = {"stroke": look.colour, "stroke_width": width, "stroke_dasharray": DASHES[look.line] if width > 1 else "3 3"}
         parts.append(tag("g", title(line.name) + polyline(points, **stroke), data_m=line.method))
     return chart.draw("".join(parts), f"{y_label} against {x_label}")
 
@@ -123,7 +125,7 @@ def old_against_new(points: Sequence[Point], looks: Mapping[str, Look], x_label:
         look = looks[point.method]
         small = [marker("circle", chart.x(x), chart.y(y), 2, look.colour, fill_opacity=0.55) for x, y in point.seeds]
         words = f"{point.name}: old {point.x:.2f}, new {point.y:.2f}"
-        big = marker(look.marker, chart.x(point.x), chart.y(point.y), 5.5, look.colour, words)
+        big = marker(SHAPES[look.marker], chart.x(point.x), chart.y(point.y), 5.5, look.colour, words)
         parts.append(tag("g", "".join(small) + big, data_m=point.method))
     return chart.draw("".join(parts), f"{y_label} against {x_label}, one marker per method")
 
@@ -239,9 +241,9 @@ def _line(line: Line, look: Look, x: Scale, y: Scale, places: Sequence[float]) -
         fill_opacity=0.13,
     )
     points = [(x(place), y(value)) for place, value in zip(places, line.values, strict=True)]
-    stroke: dict[str, Any] = {"stroke": look.colour, "stroke_width": 2, "stroke_dasharray": look.dash or None}
+    stroke: dict[str, Any] = {"stroke": look.colour, "stroke_width": 2, "stroke_dasharray": DASHES[look.line] or None}
     dots = [
-        marker(look.marker, *point, 4, look.colour, _words(line, i))
+        marker(SHAPES[look.marker], *point, 4, look.colour, _words(line, i))
         for i, point in enumerate(points)
         if math.isfinite(point[1])
     ]

@@ -31,6 +31,7 @@ from asrcl.scoring.report.tables import (
     probe_sizes,
     probe_tables,
     significance_table,
+    unmeasured,
 )
 from asrcl.scoring.results import metrics
 from asrcl.scoring.results.provenance import commits, config_differences, grouped, plain_json, short_names
@@ -183,6 +184,7 @@ def _scenario(view: Scenario, index: int, budget: int) -> dict[str, Any]:
         "caption": caption + ", ".join(f"{domain} {length}" for domain, length in [*sizes, *probe_sizes(summary)]) + ".",
         "main": main_table(summary),
         "main_note": note,
+        "unmeasured": unmeasured(summary),
         "definitions": definitions(),
         "tests": significance_table(summary),
         "probes": probe_tables(summary),

@@ -12,8 +12,8 @@ from asrcl.scoring.counting.errors import counted
 from asrcl.scoring.display.table import Cell, Table
 from asrcl.scoring.report.html import charts
 from asrcl.scoring.report.html.charts import Line, Point
-from asrcl.scoring.report.html.svg import Look, looks
-from asrcl.scoring.report.summary import REFERENCES, MethodSummary, ScenarioSummary, mean_known
+from asrcl.scoring.report.looks import Look, looks
+from asrcl.scoring.report.summary import MethodSummary, ScenarioSummary, mean_known
 from asrcl.scoring.report.tables import number
 from asrcl.scoring.results import stage_records
 from asrcl.scoring.results.metrics import Matrix, old_and_new, stage_averages
@@ -36,8 +36,7 @@ class Scenario:
 
     def __init__(self, summary: ScenarioSummary, sweeps: Sequence[stage_records.Sweep]) -> None:
         self.summary, self.sweeps = summary, sweeps
-        others = [sweep.method for sweep in sweeps]
-        self.looks: dict[str, Look] = looks(list(dict.fromkeys([*(m.method for m in summary.methods), *others])))
+        self.looks: dict[str, Look] = looks(summary.methods, [sweep.method for sweep in sweeps])
         self.labels = {method.method: method.label for method in summary.methods}
 
     def stages(self) -> dict[str, Any]:
@@ -126,7 +125,7 @@ class Scenario:
             old, new = mean_known(seeds).tolist()
             pairs = [(float(x), float(y)) for x, y in seeds if np.isfinite([x, y]).all()]
             shown = pairs if len(pairs) > 1 else []
-            points.append(Point(method.method, method.label, old, new, shown, method.method not in REFERENCES))
+            points.append(Point(method.method, method.label, old, new, shown, method.competes))
             rows.append([Cell(method.label), Cell(number(old), old), Cell(number(new), new)])
         rate = self.summary.rate_name
         chart = charts.old_against_new(points, self.looks, f"mean {rate} on old domains (%)", f"{rate} on the newest domain (%)")

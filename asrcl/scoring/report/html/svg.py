@@ -12,38 +12,15 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, Final
 
-from asrcl.scoring.report.plots import COLOURS, REFERENCES
+from asrcl.scoring.report.looks import Look
 from asrcl.visible import visible
 
 FONT: Final = 12
-_MARKERS: Final = ("circle", "square", "up", "diamond", "down", "plus", "cross")
-_DASHES: Final = {"--": "6 4", ":": "2 3", "-": "", "-.": "8 3 2 3"}
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """How a method is drawn everywhere: colour, dash pattern and marker, so that no two rest on colour alone."""
-
-    colour: str
-    dash: str
-    marker: str
-
-
-def looks(methods: Sequence[str]) -> dict[str, Look]:
-    """A look for every method id; references are grey or black."""
-    adapted = [method for method in methods if method not in REFERENCES]
-    found = {}
-    for method in methods:
-        if method in REFERENCES:
-            colour, dash = REFERENCES[method]
-            found[method] = Look(colour, _DASHES[dash], {"initial": "cross", "separate": "square"}.get(method, "up"))
-        else:
-            index = adapted.index(method)
-            dash = _DASHES["-" if index < len(COLOURS) else "-."]
-            # The markers move on by one with every round of colours, so that a pair of both does not come again.
-            marker = _MARKERS[(index + index // len(COLOURS)) % len(_MARKERS)]
-            found[method] = Look(COLOURS[index % len(COLOURS)], dash, marker)
-    return found
+SHAPES: Final = {
+    "o": "circle", "s": "square", "^": "up", "D": "diamond", "d": "diamond", "v": "down", "P": "plus", "X": "cross", "x": "cross",
+    "*": "up", "h": "circle",
+}  # fmt: skip
+DASHES: Final = {"--": "6 4", ":": "2 3", "-": "", "-.": "8 3 2 3"}
 
 
 def tag(name: str, content: str = "", /, **attributes: Any) -> str:
@@ -239,6 +216,6 @@ def marker(shape: str, x: float, y: float, size: float, colour: str, words: str 
 
 def swatch(look: Look) -> str:
     """The sample of a legend."""
-    line = tag("line", x1=1, x2=27, y1=8, y2=8, stroke=look.colour, stroke_width=2, stroke_dasharray=look.dash or None)
-    content = line + marker(look.marker, 14, 8, 4, look.colour)
+    line = tag("line", x1=1, x2=27, y1=8, y2=8, stroke=look.colour, stroke_width=2, stroke_dasharray=DASHES[look.line] or None)
+    content = line + marker(SHAPES[look.marker], 14, 8, 4, look.colour)
     return tag("svg", content, viewBox="0 0 28 16", class_="swatch", aria_hidden="true")

@@ -6,7 +6,7 @@ import pytest
 
 from asrcl.scoring.report.html import charts
 from asrcl.scoring.report.html.charts import Line, Point
-from asrcl.scoring.report.html.svg import looks
+from asrcl.scoring.report.looks import looks
 
 NAN = math.nan
 
@@ -22,7 +22,7 @@ def parsed(drawn: str) -> ElementTree.Element:
 
 def test_lines_carry_their_method_their_band_and_their_numbers() -> None:
     lines = [Line("ft", "FT", [1.0, 2.0, 3.0], [0.5, 1.5, NAN], [1.5, 2.5, NAN]), Line("initial", "First", [NAN, 4.0, NAN])]
-    node = parsed(charts.stage_lines(lines, looks(["ft", "initial"]), ["a", "b", "c"], "WER"))
+    node = parsed(charts.stage_lines(lines, looks((), ["ft", "initial"]), ["a", "b", "c"], "WER"))
     groups = {group.attrib["data-m"]: group for group in node.iter("g")}
     assert list(groups) == ["ft", "initial"]
     assert len(groups["ft"].findall("polygon")) == 1 and not groups["initial"].findall("polygon")
@@ -31,7 +31,7 @@ def test_lines_carry_their_method_their_band_and_their_numbers() -> None:
 
 
 def test_names_of_domains_stand_under_the_axis_where_they_fit() -> None:
-    lines, look = [Line("ft", "FT", [1.0, 2.0])], looks(["ft"])
+    lines, look = [Line("ft", "FT", [1.0, 2.0])], looks((), ["ft"])
     short = parsed(charts.stage_lines(lines, look, ["US", "India"], "WER"))
     assert "India" in [node.text for node in short.iter("text")]
     long = parsed(charts.stage_lines(lines, look, ["US", "a very long name of a domain, too long"], "WER"))
@@ -43,14 +43,14 @@ def test_the_front_joins_what_nothing_beats() -> None:
         Point("a", "A", 1.0, 9.0), Point("b", "B", 5.0, 5.0), Point("c", "C", 6.0, 6.0),
         Point("d", "D", 0.5, 0.5, competes=False), Point("e", "E", NAN, 1.0),
     ]  # fmt: skip
-    node = parsed(charts.old_against_new(points, looks(list("abcde")), "old", "new"))
+    node = parsed(charts.old_against_new(points, looks((), list("abcde")), "old", "new"))
     front = next(path for path in node.iter("path") if path.attrib.get("class") == "front")
     assert front.attrib["d"].count("L") == 1
     assert [group.attrib["data-m"] for group in node.iter("g")] == list("abcd")
 
 
 def test_charts_of_nothing_known_are_still_charts() -> None:
-    look = looks(["a"])
+    look = looks((), ["a"])
     parsed(charts.stage_lines([Line("a", "A", [NAN])], look, ["only"], "WER"))
     parsed(charts.old_against_new([Point("a", "A", NAN, NAN)], look, "x", "y"))
     parsed(charts.curves([Line("a", "A", [5.0])], look, "epoch", "loss"))

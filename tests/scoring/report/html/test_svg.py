@@ -47,12 +47,6 @@ def test_a_gap_breaks_the_line() -> None:
     assert svg.polyline([(math.nan, 1)]) == ""
 
 
-def test_looks_differ_for_many_methods_and_references_are_grey_or_black() -> None:
-    found = svg.looks(["initial", "separate", "joint", *(f"m{k}" for k in range(14))])
-    assert len({(look.colour, look.marker) for look in found.values()}) == 17
-    assert {found[name].colour for name in ("initial", "separate", "joint")} <= {"#888888", "#222222"}
-
-
 @pytest.mark.parametrize("shape", ["circle", "square", "up", "down", "diamond", "plus", "cross"])
 def test_every_marker_is_an_element_with_words(shape: str) -> None:
     node = ElementTree.fromstring(svg.marker(shape, 3, 4, 5, "#123456", "hello"))
