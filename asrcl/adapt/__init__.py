@@ -8,11 +8,10 @@ from asrcl.adapt.observers import Moved, Observer, standard_observers
 from asrcl.adapt.scenario import Scenario, UnionDomain
 from asrcl.adapt.tracking import Tracking, TrackingConfig
 from asrcl.adapt.training import DivergedError, TrainConfig, Trainer
-from asrcl.adapt.tuning import dev_rates, draw, grid, tune
+from asrcl.adapt.tuning import dev_rates, draw, tune
 from asrcl.contract.outputs import Outputs, distillation
 from asrcl.contract.protocols import Batch, Domain, Learner, Task
 from asrcl.contract.weights import (
-    StateDict,
     Weights,
     average_states,
     fingerprint,
@@ -22,6 +21,7 @@ from asrcl.contract.weights import (
     save_state,
     state_of,
 )
+from asrcl.state import StateDict
 
 __all__ = [  # noqa: RUF022 - grouped by purpose
     # what a benchmark offers
@@ -59,7 +59,6 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     # choosing hyper-parameters
     "dev_rates",
     "draw",
-    "grid",
     "tune",
     # results kept by content
     "Cache",

@@ -22,13 +22,14 @@ from asrcl.adapt.tracking import MARKER, Tracking
 from asrcl.adapt.training import TrainConfig, Trainer
 from asrcl.contract.method import Method
 from asrcl.contract.protocols import Batch, Domain, Task
-from asrcl.contract.weights import StateDict, Weights, fingerprint, load_state, save_recorded, save_state
+from asrcl.contract.weights import Weights, fingerprint, load_state, save_recorded, save_state
 from asrcl.curvature import Curvature, estimate
 from asrcl.distributed import processes
 from asrcl.entries import remove_entry
 from asrcl.exceptions import InputError
 from asrcl.files import read_json, write_json
 from asrcl.scoring import Errors
+from asrcl.state import StateDict
 
 logger = logging.getLogger(__name__)
 

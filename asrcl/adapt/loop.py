@@ -46,12 +46,21 @@ def adapt_domains(learner: DomainLearner, method: Method, folder: Path) -> None:
     Raises:
         InputError: the scenario has no initial model.
     """
-    for stage in run_stages(learner, method, None):
+    for _ in _kept(learner, run_stages(learner, method, None), folder):
+        pass
+
+
+def _kept(learner: DomainLearner, stages: Iterator[Stage], folder: Path) -> Iterator[Stage]:
+    """The stages, the weights and costs of each written."""
+    for stage in stages:
         save_recorded(stage.models[learner.stage - 1], folder / f"stage{learner.stage}" / "model.safetensors", {})
         write_json(folder / f"stage{learner.stage}" / "costs.json", stage.costs)
+        yield stage
 
 
-def run_method(learner: DomainLearner, method: Method, folder: Path, *, name: str = "", command: str = "") -> RunResult:
+def run_method(
+    learner: DomainLearner, method: Method, folder: Path, *, name: str = "", command: str = "", keep_weights: bool = False
+) -> RunResult:
     """Adapt, decode every domain's test set after every stage, and write `results.json`; finished work is taken from the cache.
 
     Args:
@@ -60,11 +69,14 @@ def run_method(learner: DomainLearner, method: Method, folder: Path, *, name: st
         folder: result folder of this method and seed.
         name: of the method in the result file, where it is not the method's own.
         command: what the user typed, for the result file.
+        keep_weights: also write the weights of every stage, as `adapt_domains` does.
 
     Raises:
         InputError: the scenario has no initial model.
     """
-    return write_results(learner, name or method.name, list(run_stages(learner, method, "test")), folder, command)
+    stages = run_stages(learner, method, "test")
+    history = list(_kept(learner, stages, folder) if keep_weights else stages)
+    return _write_results(learner, method, name or method.name, history, folder, command)
 
 
 def run_stages(learner: DomainLearner, method: Method, split: str | None, count: int | None = None) -> Iterator[Stage]:
@@ -125,19 +137,25 @@ def _log_stage(learner: DomainLearner, method: Method, domain: str, errors: Sequ
     logger.info("%s: %s%s", name, what, f"; {progress}" if progress else "")
 
 
-def write_results(learner: DomainLearner, method: str, history: list[Stage], folder: Path, command: str) -> RunResult:
+def _write_results(
+    learner: DomainLearner, method: Method, name: str, history: list[Stage], folder: Path, command: str
+) -> RunResult:
     """Write the decodes of every stage and domain, and `results.json` that sums them up."""
     domains = [domain.name for domain in learner.scenario.domains]
     for number, stage in enumerate(history, 1):
-        for name, errors in zip(domains, stage.errors, strict=True):
+        for domain, errors in zip(domains, stage.errors, strict=True):
             if errors is not None:
-                write_decode(errors, folder / f"stage{number}" / name)
-    probes = [_probe_counts(name, n, history, folder) for n, name in enumerate(p.name for p in learner.scenario.probes)]
+                write_decode(errors, folder / f"stage{number}" / domain)
+    probes = [_probe_counts(probe.name, n, history, folder) for n, probe in enumerate(learner.scenario.probes)]
     last = history[-1].errors
     assert all(errors is not None for errors in last)
     result = RunResult(
         scenario=learner.scenario.name,
-        method=method,
+        method=name,
+        role=method.role,
+        kind=method.kind,
+        decoded_by=method.decoded_by,
+        label=method.label,
         seed=learner.seed,
         unit=last[0].unit if last[0] else "word",
         domains=domains,
@@ -146,7 +164,7 @@ def write_results(learner: DomainLearner, method: str, history: list[Stage], fol
         character_errors=[[e.character_errors if e else None for e in stage.errors] for stage in history],
         character_lengths=[e.character_length if e else 0 for e in last],
         item_files=[
-            [f"stage{n}/{name}/utterances.jsonl" if e else None for name, e in zip(domains, stage.errors, strict=True)]
+            [f"stage{n}/{domain}/utterances.jsonl" if e else None for domain, e in zip(domains, stage.errors, strict=True)]
             for n, stage in enumerate(history, 1)
         ],
         probes=[probe for probe in probes if probe is not None],

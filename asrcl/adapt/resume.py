@@ -15,8 +15,9 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from asrcl.contract.weights import StateDict, save_state
+from asrcl.contract.weights import save_state
 from asrcl.entries import DamagedEntry, remove_entry, seal, unseal
+from asrcl.state import StateDict
 
 logger = logging.getLogger(__name__)
 

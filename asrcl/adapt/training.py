@@ -28,9 +28,10 @@ from asrcl.adapt.resume import clear_progress, load_progress, save_progress, sav
 from asrcl.adapt.trackers import TrackedRun
 from asrcl.contract.method import Method
 from asrcl.contract.protocols import Batch, Domain, Learner
-from asrcl.contract.weights import StateDict, average_states, fingerprint, load_state, save_state
+from asrcl.contract.weights import average_states, fingerprint, load_state, save_state
 from asrcl.distributed import processes
 from asrcl.exceptions import InputError
+from asrcl.state import StateDict
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -15,13 +14,9 @@ from asrcl.adapt.loop import run_stages
 from asrcl.contract.method import Method
 from asrcl.exceptions import InputError
 from asrcl.methods import build_method
+from asrcl.search import grid
 
 logger = logging.getLogger(__name__)
-
-
-def grid(choices: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """All combinations: {"tau": [1, 2], "damping": [1]} gives two settings."""
-    return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
 
 
 def draw(choices: Mapping[str, Sequence[Any]], count: int, seed: int = 0) -> list[dict[str, Any]]:

@@ -28,15 +28,15 @@ from typing import Any, ClassVar, Final, Literal, Self, TypeVar
 from torch import Tensor, nn
 
 from asrcl.contract.protocols import Batch, Domain, Learner
-from asrcl.contract.weights import StateDict, Weights
+from asrcl.contract.weights import Weights
 from asrcl.exceptions import InputError
+from asrcl.state import StateDict
 
 PLAIN: Final = (str, int, float, bool, type(None))
 TRAINING_HOOKS: Final = ("wrap", "unwrap", "loss", "penalty", "after_backward", "after_step")
 """The hooks that decide what a fine-tune is; a method that overrides one does not share plain fine-tuning's weights."""
 HOOKS: Final = ("start_run", "start_domain", "learn", *TRAINING_HOOKS, "end_domain", "weights_for")
 CODE_LETTERS: Final = 16
-Role = Literal["initial", "reference", "method", "oracle"]
 
 
 class Method:
@@ -45,8 +45,8 @@ class Method:
     Attributes:
         name: under which it is registered.
         label: what tables call it; by default its name.
-        role: in reports: the "initial" model, a "reference" that others are measured against (fine-tuning), a "method", or an
-            "oracle" that is told or given what a method is not (the domain, all data).
+        role, kind, decoded_by: what reports take it for, in the words of `asrcl.scoring.results.roles`: an "oracle" is told or
+            given what a method is not (the domain, all data); metrics know plain fine-tuning and two oracles by their kind.
         version: raise it when code outside of the method's own module changes what it computes.
         shares_fine_tuning: True for a method that fine-tunes exactly as `ft` does and acts before or after; it then shares the
             fine-tunes of all such methods. It has no effect on a subclass that overrides one of `TRAINING_HOOKS`.
@@ -55,8 +55,10 @@ class Method:
     """
 
     name: ClassVar[str] = ""
-    label: ClassVar[str] = ""
-    role: ClassVar[Role] = "method"
+    label: str = ""
+    role: ClassVar[Literal["initial", "method", "reference", "oracle"]] = "method"
+    kind: ClassVar[Literal["", "fine_tuning", "separate", "joint"]] = ""
+    decoded_by: ClassVar[Literal["stage_model", "domain_model", "initial_model"]] = "stage_model"
     version: ClassVar[int] = 1
     shares_fine_tuning: ClassVar[bool] = False
     continues: ClassVar[bool] = True
@@ -90,7 +92,8 @@ class Method:
         """
         if self.trains_plainly:
             return {}
-        settings = {name: value for name, value in vars(self).items() if isinstance(value, PLAIN) and not name.startswith("_")}
+        public = {name: value for name, value in vars(self).items() if not name.startswith("_") and name != "label"}
+        settings = {name: value for name, value in public.items() if isinstance(value, PLAIN)}
         cls = type(self)
         return {
             "class": f"{cls.__module__}.{cls.__qualname__}",

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from asrcl.entries import FILES, DamagedEntry, read_record, seal, unseal
 from asrcl.exceptions import InputError
 from asrcl.files import atomic_path
+from asrcl.state import StateDict
 
 logger = logging.getLogger(__name__)
-
-StateDict = dict[str, Tensor]
 
 
 class Weights(Mapping[str, Tensor]):

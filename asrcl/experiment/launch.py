@@ -104,8 +104,8 @@ def in_jobs(
     Raises:
         InputError: nothing to do, a process was killed, or what `function` raises.
     """
-    from asrcl.distributed import processes
     from asrcl.adapt.progress import Progress
+    from asrcl.distributed import processes
 
     if not runs:
         raise InputError("nothing to do: name at least one method (--methods) and one seed (--seeds)")

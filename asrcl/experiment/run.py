@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -15,25 +15,22 @@ from asrcl.adapt import (
     CurvatureConfig,
     Domain,
     DomainLearner,
+    EvaluationPolicy,
     Scenario,
-    Stage,
     TrainConfig,
     adapt_domains,
     estimate_on_domain,
     load_recorded,
     run_method,
-    run_stages,
-    save_recorded,
     standard_observers,
 )
-from asrcl.adapt.loop import write_results
 from asrcl.curvature import Curvature
 from asrcl.exceptions import InputError
 from asrcl.experiment import launch
 from asrcl.experiment.config import Config
 from asrcl.experiment.initial import TRAIN_STAGE, check_fits, initial_path, take_checkpoint, tracking
 from asrcl.experiment.registry import benchmark_of
-from asrcl.files import hash_json, write_json
+from asrcl.files import hash_json
 from asrcl.methods import Method, build_method
 from asrcl.scoring import Errors
 
@@ -62,8 +59,6 @@ def _policies(config: Config) -> dict[str, Any]:
     """What is evaluated after a stage, and whether the first domain is learned, too, as arguments of `Scenario`."""
     chosen: dict[str, Any] = {}
     if config.tree["evaluation"] != {"domains": "all", "every": 1}:
-        from asrcl.adapt import EvaluationPolicy  # type: ignore[attr-defined]
-
         chosen["evaluation"] = config.settings(EvaluationPolicy, "evaluation")
     if config.tree["scenario"].get("learn_first"):
         chosen["learn_first"] = True
@@ -121,20 +116,10 @@ def adapt(config: Config, method: str, seed: int, command: str = "", decode: boo
     learner = learner_of(config, build_scenario(config, seed), seed, diagnostics=config.tree["diagnostics"], label=method)
     learner.progress = launch.step
     folder = config.home / method / str(seed)
-    if decode and save:
-        write_results(learner, method, list(_saved_stages(learner, built, folder)), folder, command)
-    elif decode:
-        run_method(learner, built, folder, name=method, command=command)
+    if decode:
+        run_method(learner, built, folder, name=method, command=command, keep_weights=save)
     else:
         adapt_domains(learner, built, folder)
-
-
-def _saved_stages(learner: DomainLearner, method: Method, folder: Path) -> Iterator[Stage]:
-    """The stages of a run with their decodes, each one's weights and costs written as `adapt_domains` does."""
-    for stage in run_stages(learner, method, "test"):
-        save_recorded(stage.models[learner.stage - 1], folder / f"stage{learner.stage}" / "model.safetensors", {})
-        write_json(folder / f"stage{learner.stage}" / "costs.json", stage.costs)
-        yield stage
 
 
 def configured_method(config: Config, name: str, **changes: Any) -> tuple[Config, Method]:
@@ -142,7 +127,7 @@ def configured_method(config: Config, name: str, **changes: Any) -> tuple[Config
 
     Args:
         config: the experiment; `methods.<name>.run` holds options of the run that are otherwise for this method, but for those
-            that the user has typed.
+            that the user has typed, and `methods.<name>.label` is what tables call it.
         name: under `methods`.
         **changes: further options of the method.
 
@@ -153,10 +138,12 @@ def configured_method(config: Config, name: str, **changes: Any) -> tuple[Config
     if name not in known:
         raise InputError(f"method {name}: not in the configuration; choose from {', '.join(known)}")
     options = {**known[name], **changes}
-    own = options.pop("run", None) or {}
+    own, label = options.pop("run", None) or {}, options.pop("label", None)
     if typed := config.typed_over(own):
         logger.info("%s: %s as typed, not as in methods.%s.run", name, ", ".join(typed), name)
-    return config.changed(own, f"methods.{name}.run", keep_typed=True), build_method(options.pop("name"), **options)
+    built = build_method(options.pop("name"), **options)
+    built.label = label or (built.label if built.name == name else name)
+    return config.changed(own, f"methods.{name}.run", keep_typed=True), built
 
 
 def train_all(config: Config, seeds: Sequence[int]) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import yaml
 
-from asrcl.adapt import CurvatureConfig, DivergedError, TrainConfig, dev_rates, draw, grid
+from asrcl.adapt import CurvatureConfig, DivergedError, TrainConfig, dev_rates, draw
 from asrcl.entries import seal
 from asrcl.exceptions import InputError
 from asrcl.experiment import launch
@@ -27,6 +27,7 @@ from asrcl.experiment.reading import reading
 from asrcl.experiment.run import build_scenario, configured_method, learner_of
 from asrcl.files import file_lock, write_text
 from asrcl.methods import Method
+from asrcl.search import grid
 
 logger = logging.getLogger(__name__)
 

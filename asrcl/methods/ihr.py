@@ -13,11 +13,12 @@ from torch import Tensor
 
 from asrcl.contract.method import Method, parted_state, register
 from asrcl.contract.protocols import Domain, Learner
-from asrcl.contract.weights import StateDict, Weights
+from asrcl.contract.weights import Weights
 from asrcl.curvature import Curvature
 from asrcl.exceptions import InputError
 from asrcl.merge import merge
 from asrcl.merge.steps.ihr import IHR_DAMPING, LAPLACE_DAMPING
+from asrcl.state import StateDict
 
 
 class _CurvatureMerge(Method):

@@ -19,8 +19,8 @@ from torch.nn.utils import parametrize
 
 from asrcl.contract.method import Method, register
 from asrcl.contract.protocols import Learner
-from asrcl.contract.weights import StateDict
 from asrcl.exceptions import InputError
+from asrcl.state import StateDict
 
 
 class LowRankUpdate(nn.Module):

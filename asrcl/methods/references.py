@@ -11,7 +11,8 @@ from asrcl.contract.weights import Weights
 class Initial(Method):
     """The initial model, never adapted."""
 
-    label, role, continues = "Initial model", "initial", False
+    label, continues = "Initial model", False
+    role, decoded_by = "initial", "initial_model"
 
     def learn(self, learner: Learner, domain: Domain, old: Weights) -> Weights:
         return old
@@ -21,7 +22,8 @@ class Initial(Method):
 class FineTuning(Method):
     """Sequential fine-tuning: each domain starts from the last one's weights and keeps nothing else."""
 
-    label, role, shares_fine_tuning = "Fine-tuning (FT)", "reference", True
+    label, shares_fine_tuning = "Fine-tuning (FT)", True
+    role, kind = "reference", "fine_tuning"
 
 
 @register("separate")
@@ -31,7 +33,8 @@ class Separate(Method):
     (The separate models of Vander Eeckt and Van hamme are snapshots of sequential fine-tuning; these are independent.)
     """
 
-    label, role, shares_fine_tuning, continues = "Separate models", "oracle", True, False
+    label, shares_fine_tuning, continues = "Separate models", True, False
+    role, kind, decoded_by = "oracle", "separate", "domain_model"
 
     def __init__(self) -> None:
         self._own: dict[str, Weights] = {}
@@ -57,7 +60,8 @@ class Separate(Method):
 class Joint(Method):
     """An upper bound: the initial model trained once, at the last stage, on the data of all domains together."""
 
-    label, role, shares_fine_tuning, continues = "Joint training", "oracle", True, False
+    label, shares_fine_tuning, continues = "Joint training", True, False
+    role, kind = "oracle", "joint"
 
     def learn(self, learner: Learner, domain: Domain, old: Weights) -> Weights | None:
         if not learner.last:

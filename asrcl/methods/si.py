@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from asrcl.contract.method import Method, check_fits, joined_state, parted_state, register
 from asrcl.contract.protocols import Batch, Domain, Learner
-from asrcl.contract.weights import StateDict, Weights
+from asrcl.contract.weights import Weights
 from asrcl.exceptions import InputError
+from asrcl.state import StateDict
 
 
 @register("si")

@@ -58,7 +58,7 @@ def spec_augment(config: SpecAugmentConfig) -> Callable[[Tensor], Tensor]:
 
 @dataclass
 class RecognitionTask:
-    """Recognition behind the `asrcl.contract.protocols.Task` protocol, by any model that is a `asrcl.speech.recogniser.Recogniser`.
+    """Recognition as a task (`asrcl.contract.protocols.Task`), by any model that is a `asrcl.speech.recogniser.Recogniser`.
 
     The loss of an utterance is `ctc_weight * CTC + (1 - ctc_weight) * cross entropy`, each summed over its tokens and not divided
     by its length, as in the ESPnet models of the IHR paper; the loss of a batch is the mean over its utterances.

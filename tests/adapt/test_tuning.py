@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 from adapt_cases import QUICK, with_domain
 
-from asrcl.adapt import dev_rates, draw, grid, run_stages, tune
+from asrcl.adapt import dev_rates, draw, run_stages, tune
 from asrcl.exceptions import InputError
 from asrcl.methods import build_method, method_names
 from asrcl.testing import blob_domain, tiny_learner, tiny_scenario
