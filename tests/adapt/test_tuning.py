@@ -6,6 +6,7 @@ from adapt_cases import QUICK, with_domain
 from asrcl.adapt import dev_rates, draw, run_stages, tune
 from asrcl.exceptions import InputError
 from asrcl.methods import build_method, method_names
+from asrcl.search import grid
 from asrcl.testing import blob_domain, tiny_learner, tiny_scenario
 
 COLUMNS = ["old", "new", "average"]

@@ -78,7 +78,7 @@ def test_defaults_compose_with_all_methods():
     config.settings(CurvatureConfig, "curvature")
     assert set(config.tree["methods"]) == set(shipped("method"))
     for options in config.tree["methods"].values():
-        build_method(options["name"], **{key: value for key, value in options.items() if key not in ("name", "run")})
+        build_method(options["name"], **{key: value for key, value in options.items() if key not in ("name", "run", "label")})
 
 
 @pytest.mark.parametrize("name", ["ihr", "laplace"])
@@ -93,7 +93,7 @@ def test_library_methods_and_configuration_have_the_same_defaults(name):
 
 def test_the_settings_of_the_paper_have_a_name():
     config, method = configured_method(load_config(), "ihr_paper")
-    assert method.knobs | {"tau": 1.0, "damping": 1e-3, "damping_kind": "absolute", "rest": "1/t"} == method.knobs
+    assert method.options | {"tau": 1.0, "damping": 1e-3, "damping_kind": "absolute", "rest": "1/t"} == method.options
     assert config.tree["curvature"]["fisher"] == "empirical"
 
 
@@ -190,7 +190,7 @@ def test_settings_of_the_wrong_kind_are_refused(override, word):
     assert word in str(caught.value)
 
 
-@pytest.mark.parametrize("override", ["train.adapt.optimizer=sgd", "train.adapt.schedule=linear", "train.adapt.epochs=0"])
+@pytest.mark.parametrize("override", ["train.adapt.optimizer=rmsprop", "train.adapt.schedule=cosine", "train.adapt.epochs=0"])
 def test_training_that_does_not_exist_is_refused(override):
     with pytest.raises(InputError):
         load_config([override]).settings(TrainConfig, "train", "adapt")

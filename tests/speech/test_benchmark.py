@@ -321,7 +321,7 @@ def test_broken_utterances_are_listed_and_left_out(tones, tmp_path):
 
 def test_processes_of_one_torchrun_stay_together(start, monkeypatch):
     """A pool in each of them would start runs in different orders and wait for ever."""
-    monkeypatch.setattr("asrcl.adapt.distributed.Processes", lambda: SimpleNamespace(count=2))
+    monkeypatch.setattr("asrcl.distributed.processes", lambda: SimpleNamespace(count=2))
     monkeypatch.setattr(launch, "ProcessPoolExecutor", None)
     config = start("launcher.jobs=4")
     runs = [(config, number) for number in (1, 2, 3)]
@@ -385,7 +385,7 @@ def test_a_checkpoint_of_another_model_is_refused(start):
         ("+model.wings=2", "wings"),
         ("model.width=15", "width (15)"),
         ("methods.ihr.curvature=median", "median"),
-        ("train.adapt.optimizer=sgd", "train.adapt.optimizer=sgd"),
+        ("train.adapt.optimizer=rmsprop", "train.adapt.optimizer=rmsprop"),
         ("+methods.ft.strength=3", "method ft: "),
     ],
 )
