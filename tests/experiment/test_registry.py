@@ -1,4 +1,4 @@
-"""Benchmarks by name: one of a plugin goes through an experiment without the speech packages; what is unknown is refused."""
+"""Benchmarks by name: that of docs/adapt.md runs without the speech packages; what is unknown is refused."""
 
 import os
 import subprocess
@@ -6,38 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from doc_cases import example
 
 from asrcl.exceptions import InputError
 from asrcl.experiment.config import config_folder, load_config
 from asrcl.experiment.registry import BENCHMARKS, Registry, benchmark_of, import_plugins
 
-PLUGIN = '''
-from dataclasses import replace
-
-from asrcl.experiment.initial import train_first
-from asrcl.experiment.registry import register_benchmark
-from asrcl.testing import tiny_scenario
-
-
-@register_benchmark("blobs")
-class BlobBenchmark:
-    """Clouds of points in the plane."""
-
-    stages = ()
-    needs = {"scenario.points": int}
-
-    def checked(self, scenario):
-        return {"points": 60, **scenario}
-
-    def prepare(self, config, stage, only=None):
-        pass
-
-    def scenario(self, config, seed=None):
-        return replace(tiny_scenario(len(config.tree["scenario"]["domains"])), name="blobs", initial=None)
-
-    def train_initial(self, config, seed):
-        train_first(config, self.scenario(config, seed), seed)
-'''
 SCENARIO = "name: blobs\nbenchmark: blobs\ndomains: [{name: a}, {name: b}, {name: c}]\n"
 PROGRAM = """
 import sys
@@ -48,6 +22,7 @@ import asrcl.cli
 overrides = sys.argv[1:]
 model = Path("exp/blobs/initial/1/model.safetensors")
 for command in (
+    ["run", "--methods", "fta"],
     ["train"],
     ["adapt", "--methods", "ft ihr"],
     ["decode", "--methods", "ft ihr"],
@@ -68,7 +43,7 @@ print(sorted(name for name in sys.modules if name.split(".")[0] in
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
     """The folder of the benchmark's module, on the path, and of its configuration."""
-    (tmp_path / "blob_plugin.py").write_text(PLUGIN)
+    (tmp_path / "blob_plugin.py").write_text(example("blob_plugin.py"))
     (tmp_path / "conf" / "scenario").mkdir(parents=True)
     (tmp_path / "conf" / "scenario" / "blobs.yaml").write_text(SCENARIO)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -1,6 +1,7 @@
 """A configured experiment from audio to results on a scenario of tones, and what it refuses."""
 
 import importlib.util
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from doc_cases import example
 
 from asrcl.adapt import DivergedError, load_state, save_state
 from asrcl.exceptions import InputError
@@ -20,7 +22,7 @@ from asrcl.scoring import RunResult
 from asrcl.scoring.commands.verify import recount
 from asrcl.speech import initial
 from asrcl.speech.features import FeatureStore
-from asrcl.speech.prepare import load_domains, prepare_data, prepare_tokens, tokenizer_path
+from asrcl.speech.prepare import data_folder, load_domains, prepare_data, prepare_tokens, tokenizer_path
 
 ROOT = Path(__file__).resolve().parents[2]
 spec = importlib.util.spec_from_file_location("ship_initial", ROOT / "tools" / "ship_initial.py")
@@ -145,12 +147,12 @@ def test_a_setting_that_diverges_is_left_out_and_named(start, monkeypatch):
     (rows,) = search_all(config, searches(config, ["ft"], space), [1]).values()
     assert [row["train.adapt.learning_rate"] for row in rows] == [1e-3]
     assert read_json(config.home / "tuning" / "ft.json")["diverged"] == [{"train.adapt.learning_rate": 2.0}]
-    with pytest.raises(InputError, match="not finite in any of 1 settings"):
+    with pytest.raises(InputError, match=r"ft: .* 1 settings"):
         search_all(config, searches(config, ["ft"], {"train.adapt.learning_rate": [2.0]}), [1])
 
 
 def test_what_is_typed_is_not_searched(start):
-    with pytest.raises(InputError, match=r"train.adapt.epochs: is also set on the command line"):
+    with pytest.raises(InputError, match=r"train.adapt.epochs: "):
         searches(start("train.adapt.epochs=2"), ["ft"])
 
 
@@ -159,7 +161,7 @@ def test_all_adaptations_are_searched_in_another_order(start):
     search_all(config, searches(config, ["fta"], {"strength": [0.5]}), [1], "sequence")
     kept = read_json(config.home / "tuning" / "fta-sequence.json")
     assert kept["domains"] == ["low", "high"] and kept["protocol"] == "sequence"
-    with pytest.raises(InputError, match=r"search.order=\['high', 'low'\]: give all domains, each once, low first"):
+    with pytest.raises(InputError, match=r"search.order=\['high', 'low'\]: .*low, high"):
         search_all(start("search.order=[high,low]"), searches(config, ["fta"], {"strength": [0.5]}), [1], "sequence")
 
 
@@ -220,7 +222,7 @@ def test_a_seed_that_did_not_come_is_trained_with_the_tokeniser_that_did(shipped
 
 def test_a_model_that_came_is_not_served_with_another_tokeniser(shipped):
     tokenizer_path(shipped).write_bytes(b"another")
-    with pytest.raises(InputError, match=r"not the tokeniser of .*seed1.safetensors; run the tokens stage"):
+    with pytest.raises(InputError, match=r"pieces.model: .*seed1.safetensors"):
         experiment.train(shipped, 1)
 
 
@@ -230,7 +232,7 @@ def test_a_damaged_first_model_is_refused_with_the_remedy(shipped, tmp_path, nam
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
-    with pytest.raises(InputError, match=rf"models/{name}: missing, or not what models.json describes; .*--train-initial"):
+    with pytest.raises(InputError, match=rf"models/{name}: .*--train-initial"):
         prepare_tokens(shipped)
         experiment.train(shipped, 1)
 
@@ -250,7 +252,7 @@ def test_first_models_that_were_made_with_other_settings_are_refused(shipped, pa
 
 def test_a_training_that_is_not_going_to_be_is_refused(shipped):
     asked = replace(shipped, overrides=(*shipped.overrides, "train.initial.epochs=3"))
-    with pytest.raises(InputError, match=r"train.initial.epochs: has no effect on the trained first models"):
+    with pytest.raises(InputError, match=r"train.initial.epochs: .*models"):
         experiment.train(asked, 1)
     experiment.train(shipped.changed({"model.dropout": 0.3}), 1)
 
@@ -281,7 +283,7 @@ def test_two_corpora_of_one_domain_that_share_ids_keep_all_utterances(tones, tmp
 def test_a_topic_that_does_not_exist_is_refused_before_any_corpus_is_made(tmp_path):
     config = load_config(["scenario=accents_quick", f"exp={tmp_path}"])
     config.tree["scenario"]["domains"][4]["corpus"]["topic"] = "sports"
-    with pytest.raises(InputError, match="domain WMI: topic 'sports': no such topic; choose one of home"):
+    with pytest.raises(InputError, match=r"domain WMI: topic .sports.: .*home"):
         prepare_data(config)
     assert not list(tmp_path.iterdir())
 
@@ -368,14 +370,14 @@ def test_a_checkpoint_of_another_model_is_refused(start):
         lambda: experiment.decode_checkpoint(other, path, "low"),
         lambda: experiment.adapt_all(other, ["ft"], [1]),
     ):
-        with pytest.raises(InputError, match=r"model.safetensors: not a checkpoint of this model"):
+        with pytest.raises(InputError, match=r"model.safetensors: .*tensors differ"):
             call()
     state = load_state(path)
     save_state({f"module.{name}": value for name, value in state.items()}, path)
     with pytest.raises(InputError, match=r"model\.safetensors has \d+ bytes, .* or remove model\.json"):
         experiment.decode_checkpoint(config, path, "low")
     path.with_suffix(".json").unlink()
-    with pytest.raises(InputError, match=r"not a checkpoint of this model"):
+    with pytest.raises(InputError, match=r"model.safetensors: .*tensors differ"):
         experiment.decode_checkpoint(config, path, "low")
 
 
@@ -397,9 +399,9 @@ def test_settings_that_do_not_exist_are_refused(override, word, start):
 
 def test_training_needs_data_and_tokens(tones, tmp_path):
     config = load_config(tones.overrides(tmp_path))
-    with pytest.raises(InputError, match="run the data stage"):
+    with pytest.raises(InputError, match="data stage"):
         prepare_tokens(config)
-    with pytest.raises(InputError, match="run the tokens stage"):
+    with pytest.raises(InputError, match="tokens stage"):
         experiment.train(config, 1)
 
 
@@ -425,3 +427,21 @@ def test_a_corpus_that_cannot_be_loaded_is_refused(corpus, word, tones, tmp_path
 def test_recorded_corpora_ask_for_their_folder(tmp_path):
     with pytest.raises(InputError, match="data_dir=FOLDER"):
         prepare_data(load_config(["scenario=real_speech", f"exp={tmp_path}"]))
+
+
+def test_the_scenario_of_the_page_on_adapting_is_prepared(tones, tmp_path, monkeypatch):
+    (tmp_path / "my_conf" / "scenario").mkdir(parents=True)
+    (tmp_path / "my_conf" / "scenario" / "mine.yaml").write_text(example("mine.yaml"))
+    shutil.copytree(tones.data / "low", tmp_path / "data" / "office")
+    for split in ("train", "dev", "test"):
+        lines = (tones.data / "high" / split / "text").read_text().splitlines()
+        rows = [
+            {"audio_filepath": str(tones.data / "high" / split / f"{name}.wav"), "text": text, "duration": 0.5}
+            for name, text in (line.split(maxsplit=1) for line in lines)
+        ]
+        (tmp_path / f"phone_{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    config = load_config(["config_dir=my_conf", "scenario=mine"])
+    prepare_data(config)
+    sizes = {name: len(FeatureStore(data_folder(config, name) / "features").rows("train")) for name in ("office", "phone")}
+    assert sizes == {"office": 6, "phone": 6}

@@ -153,7 +153,7 @@ def test_dataset_that_cannot_be_reached(tmp_path, monkeypatch):
 
     monkeypatch.setattr(hub, "load_dataset", refuse)
     with pytest.raises(
-        InputError, match=r"someone/corpus \(config en, split train\).*no route to host.*hf auth login"
+        InputError, match=r"someone/corpus \(.*en.*train\).*no route.*hf auth login"
     ):
         load_hub("someone/corpus", "en", audio_dir=tmp_path)
 
@@ -179,5 +179,5 @@ def test_audiofolder_without_streaming_names_the_way_out(tmp_path, monkeypatch):
         raise ImportError("torchcodec")
 
     monkeypatch.setattr(hub, "load_dataset", refuse)
-    with pytest.raises(InputError, match="set streaming=True or install it"):
+    with pytest.raises(InputError, match="streaming=True"):
         load_hub("audiofolder", audio_dir=tmp_path, streaming=False)

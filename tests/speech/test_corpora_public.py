@@ -111,7 +111,7 @@ def test_lists_give_the_split(release, tmp_path):
         "common_voice_en_40": ("SCO", "test"),
     }
     (tmp_path / "test.txt").write_text("common_voice_en_0.mp3\n")
-    with pytest.raises(InputError, match=r"test.txt:1: clip common_voice_en_0 is in the list of train too"):
+    with pytest.raises(InputError, match=r"test.txt:1: .*common_voice_en_0"):
         load_commonvoice(release, accents=["US"], lists=lists)
     (tmp_path / "test.txt").write_text("\ncommon_voice_en_7777.mp3\n")
     with pytest.raises(InputError, match=r"test.txt:2: clip common_voice_en_7777 is not among"):
@@ -151,7 +151,7 @@ def test_commonvoice_needs_its_files(tmp_path):
     with pytest.raises(InputError, match=r"validated.tsv: cannot be read"):
         load_commonvoice(tmp_path)
     (tmp_path / "validated.tsv").write_text("client_id\tpath\tsentence\na\tb\tc\n")
-    with pytest.raises(InputError, match="neither a column accents nor accent"):
+    with pytest.raises(InputError, match="accents"):
         load_commonvoice(tmp_path)
 
 
@@ -252,5 +252,5 @@ def test_libri_adapt_refusals(tmp_path):
     with pytest.raises(InputError, match="lists no audio"):
         load_libri_adapt(root, "en-gb", "matrix")
     table.write_text("wav_filename,wav_filesize,transcript\nelsewhere/9-9-9.wav,1,hi\n")
-    with pytest.raises(InputError, match=r"its first file elsewhere/9-9-9.wav is not found"):
+    with pytest.raises(InputError, match=r"elsewhere/9-9-9.wav"):
         load_libri_adapt(root, "en-gb", "matrix")

@@ -121,7 +121,7 @@ def test_split_with_nothing_left_is_named(folder):
     rows = [utterance(folder, identity=f"g{i}") for i in range(3)]
     rows.append(utterance(folder, "gone.wav", "t", domain="scots", split="test"))
     with pytest.raises(
-        InputError, match=r"domain scots, split test: all 1 utterances are broken; .*no such audio file"
+        InputError, match=r"domain scots, split test: .*broken"
     ):
         validate(to_dataset(rows), max_broken_share=0.5)
 

@@ -220,7 +220,7 @@ def test_stored_cepstra_and_audio_share_a_domain(make_corpus, tmp_path):
 
 
 def test_cepstra_cannot_become_logmel(tmp_path):
-    with pytest.raises(InputError, match=r"feats.npy: holds 13 cepstra, not audio; set features.kind=mfcc13"):
+    with pytest.raises(InputError, match=r"feats.npy: .*features.kind=mfcc13"):
         build_features(cepstra_corpus(tmp_path), CONFIG, tmp_path / "features")
 
 

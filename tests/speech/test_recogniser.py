@@ -1,7 +1,8 @@
-"""Recognisers are exchangeable: a linear CTC model of a plugin goes through a scenario; what is unknown is refused."""
+"""Recognisers are exchangeable: the linear CTC model of docs/adapt.md goes through a scenario; what is unknown is refused."""
 
 import pytest
 import torch
+from doc_cases import example
 
 from asrcl.adapt import save_state
 from asrcl.exceptions import InputError
@@ -16,49 +17,11 @@ from asrcl.speech.prepare import open_tokenizer
 from asrcl.speech.recogniser import Recogniser, recogniser_of
 from asrcl.speech.task import RecognitionTask
 
-PLUGIN = '''
-import torch
-from torch import nn
-
-from asrcl.contract.outputs import Outputs
-from asrcl.speech.recogniser import joint_loss, real, register_model
-
-
-@register_model("linear_ctc")
-class LinearCTC(nn.Module):
-    """The logits of a frame are a linear map of its features."""
-
-    def __init__(self, features, vocabulary, bias=True):
-        super().__init__()
-        self.head = nn.Linear(features, vocabulary, bias=bias)
-
-    def forward(self, batch):
-        return Outputs((self.head(batch.features),), (real(batch.lengths, batch.features.shape[1]),))
-
-    def loss(self, outputs, batch, objective):
-        return joint_loss(outputs, batch, objective)
-
-    def transcribe(self, batch, options, tokenizer):
-        best = self(batch).logits[0].argmax(-1)
-        return [tokenizer.decode(row[:size].unique_consecutive().tolist()) for row, size in zip(best, batch.lengths)]
-
-    def padding(self, batch):
-        return [real(batch.lengths)]
-
-    @classmethod
-    def describe(cls, **settings):
-        return settings
-
-    @classmethod
-    def pretrained(cls, name, config):
-        return {"head.weight": torch.ones(int(name), 8), "head.bias": torch.zeros(int(name))}
-'''
-
 
 @pytest.fixture
 def linear(tones, tmp_path, monkeypatch):
     """Makes a configuration whose model is the plugin's: (*overrides)."""
-    (tmp_path / "linear_plugin.py").write_text(PLUGIN)
+    (tmp_path / "linear_plugin.py").write_text(example("linear_plugin.py"))
     (tmp_path / "conf" / "model").mkdir(parents=True)
     (tmp_path / "conf" / "model" / "linear.yaml").write_text("kind: linear_ctc\nbias: true\n")
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -78,7 +78,7 @@ def test_damaged_features_are_made_again(config, name, damage, caplog):
     folder = config.home / "data" / "low" / "features"
     whole = content_of(FeatureStore(folder))
     DAMAGES[damage](folder / name)
-    with pytest.raises(InputError, match="run the data stage") as caught:
+    with pytest.raises(InputError, match="data stage") as caught:
         FeatureStore(folder)
     assert "\n" not in str(caught.value)
     prepare_data(config, ["low"])
@@ -113,7 +113,7 @@ def test_a_damaged_first_model_is_refused_until_it_is_trained_again(config, dama
     path = experiment.initial_path(config, 1)
     whole = path.read_bytes()
     DAMAGES[damage](path)
-    with pytest.raises(InputError, match=r"model\.safetensors.*run (the train stage|the stage that makes it)"):
+    with pytest.raises(InputError, match=r"model\.safetensors.*(asrcl train|stage)"):
         experiment.build_scenario(config, 1)
     if damage == "folder":
         path.rmdir()
@@ -307,7 +307,7 @@ def test_a_full_disk_is_one_line(config, monkeypatch):
 
     flip(config.home / "data" / "low" / "features" / "features.npy")
     monkeypatch.setattr("asrcl.speech.features._write_frames", full)
-    with pytest.raises(InputError, match=r"features: cannot write it: No space left on device;.*make room"):
+    with pytest.raises(InputError, match=r"features: .*No space left"):
         prepare_data(config, ["low"])
 
 

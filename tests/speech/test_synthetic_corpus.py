@@ -212,6 +212,6 @@ def test_more_takes_bring_more_speakers(tmp_path):
 
 @pytest.mark.parametrize("topics", [True, False])
 def test_a_topic_that_does_not_exist_is_refused_with_those_that_do(topics, tmp_path):
-    with pytest.raises(InputError, match=r"'sports': no such topic; choose one of .*sport"):
+    with pytest.raises(InputError, match=r"'sports': .*sport"):
         make(tmp_path, topic="sports", topics=topics)
     assert not list(tmp_path.iterdir())
