@@ -20,7 +20,7 @@ LONGEST = 150  # bytes in UTF-8; file systems allow 255, and hashes, locks and t
 OF_RUNS = ("cache", "data", "mlflow", "tensorboard", "tokens", "tuning")
 """Folders beside those of methods in an experiment."""
 FIRST = "_initial"
-"""The folder, beside those of domains, of what the first model is trained on."""
+"""The folder, beside those of domains, of what the initial model is trained on."""
 _ENDINGS = (".safetensors", ".json", ".lock", ".part")
 
 

@@ -1,1 +1,1 @@
-"""Domains of speech: corpora, features, tokeniser, Conformer, decoding."""
+"""The speech benchmark: corpora, features, tokeniser, recognisers, decoding."""

@@ -4,7 +4,7 @@
 class of `model.kind` knows by name or folder. Where such a model was not trained on the first domain, `learn_first: true` in the
 scenario makes that a domain to learn like the others.
 
-`scenario.initial.models` names a folder of trained first models, relative to the repository: `seed<N>.safetensors` (in half
+`scenario.initial.models` names a folder of trained initial models, relative to the repository: `seed<N>.safetensors` (in half
 precision), the tokeniser `pieces.model` they need, and `models.json`, which says how they were made and holds their hashes.
 `scenario.initial.models=null` trains, on `scenario.initial.corpus` or, where that is missing, on the first domain;
 `scenario.initial.train` has options in place of those of `train.initial`.
@@ -27,7 +27,7 @@ from asrcl.speech.recogniser import CONFORMER
 logger = logging.getLogger(__name__)
 
 OF_TRAINING = ("train.initial", "scenario.initial.corpus", "scenario.initial.train")
-TRAIN_AGAIN = "train the first model yourself: run.sh --train-initial (scenario.initial.models=null)"
+TRAIN_AGAIN = "train the initial model yourself: run.sh --train-initial (scenario.initial.models=null)"
 
 
 def tokenizer_path(config: Config) -> Path:
@@ -42,14 +42,14 @@ def training_settings(config: Config) -> Config:
 
 
 def what_it_depends_on(config: Config) -> dict[str, Any]:
-    """What a model hears, writes and is: one that was made with other settings is no first model for this run."""
+    """The features, transcripts, tokens and model settings of an initial model; a run takes only what was made with its own."""
     scenario, left_out = config.tree["scenario"], {("kind", CONFORMER)}
     model = {key: value for key, value in config.tree["model"].items() if key != "dropout" and (key, value) not in left_out}
     return {**{f"scenario.{key}": scenario[key] for key in ("features", "text", "tokens")}, "model": model}
 
 
 def shipped_models(config: Config) -> Path | None:
-    """The folder of trained first models; None where the scenario has none, or where they were not installed with the package.
+    """The folder of trained initial models; None where the scenario has none, or where they were not installed with the package.
 
     Raises:
         InputError: they were made with other settings, the user asks for a training that is not going to be, or the
@@ -60,16 +60,16 @@ def shipped_models(config: Config) -> Path | None:
         return None
     folder = config_folder().parent / wanted
     if not (folder / "models.json").is_file():
-        logger.warning("%s: no trained first models there; training one", folder)
+        logger.warning("%s: no trained initial models there; training one", folder)
         return None
     if without_effect := [name for name in sorted(config.typed) if name.startswith(OF_TRAINING)]:
-        raise InputError(f"{without_effect[0]}: has no effect on the trained first models in {folder}; {TRAIN_AGAIN}")
+        raise InputError(f"{without_effect[0]}: has no effect on the trained initial models in {folder}; {TRAIN_AGAIN}")
     made = _flat(_record(folder)["settings"])
     here = _flat(what_it_depends_on(config))
     if differing := [name for name in {**made, **here} if made.get(name) != here.get(name)]:
         name = differing[0]
         raise InputError(
-            f"{name}={here.get(name)}: the trained first models in {folder} were made with {made.get(name)}; {TRAIN_AGAIN}"
+            f"{name}={here.get(name)}: the trained initial models in {folder} were made with {made.get(name)}; {TRAIN_AGAIN}"
         )
     _check(folder, "pieces.model")
     return folder
@@ -82,7 +82,7 @@ def _flat(tree: Any, name: str = "") -> dict[str, Any]:
 
 
 def shipped_model(config: Config, seed: int) -> dict[str, torch.Tensor] | None:
-    """The trained first model of a seed in single precision; None if there is none.
+    """The trained initial model of a seed in single precision; None if there is none.
 
     Raises:
         InputError: its file is not the one that `models.json` describes, or the run's tokeniser is not the one it needs.

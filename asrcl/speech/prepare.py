@@ -62,7 +62,7 @@ def domain_names(config: Config) -> list[str]:
 
 
 def initial_corpus(config: Config) -> dict[str, Any]:
-    """What the first model is trained on, as a domain: the corpus of `scenario.initial`, or else the first domain itself."""
+    """What the initial model is trained on, as a domain: the corpus of `scenario.initial`, or else the first domain itself."""
     scenario = config.tree["scenario"]
     first = scenario["domains"][0]
     return {"name": first["name"], **{key: scenario["initial"][key] for key in ("corpus",) if scenario["initial"].get(key)}}
@@ -95,7 +95,7 @@ def _prepare_entry(config: Config, entry: Mapping[str, Any]) -> None:
 
 
 def prepare_initial(config: Config) -> FeatureStore:
-    """The features of what the first model is trained on, made where they are not there yet.
+    """The features of what the initial model is trained on, made where they are not there yet.
 
     Raises:
         InputError: as `prepare_data`.
@@ -195,7 +195,7 @@ def _check_synthetic(config: Config, domain: Mapping[str, Any]) -> None:
 
 
 def prepare_tokens(config: Config) -> Tokenizer:
-    """Take the tokeniser that came with trained first models, or train one on the transcripts the first model is trained on.
+    """Take the tokeniser that came with trained initial models, or train one on the transcripts the initial model is trained on.
 
     Raises:
         InputError: the data stage has not run, or SentencePiece refuses the size.
@@ -251,7 +251,7 @@ def load_probes(config: Config) -> list[SpeechDomain]:
 
 
 def load_initial_domain(config: Config) -> SpeechDomain:
-    """What the first model is trained on, made where it is not there yet.
+    """What the initial model is trained on, made where it is not there yet.
 
     Raises:
         InputError: as `prepare_data`.

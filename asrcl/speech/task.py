@@ -27,7 +27,7 @@ REVISION = 2
 
 @dataclass(frozen=True)
 class SpecAugmentConfig:
-    """SpecAugment (Park et al., 2019), applied in training only; a count of 0 turns a part off.
+    """SpecAugment (Park et al., 2019), applied in training only; a count of 0 switches a part off.
 
     Attributes:
         frequency_masks, frequency_width: number of masks and their greatest width in bins.

@@ -183,12 +183,12 @@ def test_a_probe_is_scored_after_every_stage_and_enters_nothing_else(start):
         recount(config.home)
 
 
-# --- first models that come with a recipe
+# --- initial models that come with a recipe
 
 
 @pytest.fixture
 def shipped(start, monkeypatch, tmp_path):
-    """A configuration whose trained first model of seed 1 lies in a folder of its recipe."""
+    """A configuration whose trained initial model of seed 1 lies in a folder of its recipe."""
     config = start()
     config.tree["scenario"]["initial"] = {"models": "models", "corpus": config.tree["scenario"]["domains"][0]["corpus"]}
     monkeypatch.setattr(initial, "config_folder", lambda: tmp_path / "conf")
@@ -240,8 +240,8 @@ def test_a_damaged_first_model_is_refused_with_the_remedy(shipped, tmp_path, nam
 @pytest.mark.parametrize(
     "path, word",
     [
-        ("model.feed_forward", r"model.feed_forward=20: the trained first models in .*models were made with 24"),
-        ("scenario.tokens.size", r"scenario.tokens.size=20: the trained first models in .* were made with 40"),
+        ("model.feed_forward", r"model.feed_forward=20: the trained initial models in .*models were made with 24"),
+        ("scenario.tokens.size", r"scenario.tokens.size=20: the trained initial models in .* were made with 40"),
         ("scenario.features.bins", r"scenario.features.bins=20: the trained"),
     ],
 )
@@ -262,7 +262,7 @@ def test_where_the_models_were_not_installed_one_is_trained(start, monkeypatch, 
     config = start()
     config.tree["scenario"]["initial"] = {"models": "nowhere", "corpus": config.tree["scenario"]["domains"][0]["corpus"]}
     experiment.train(config, 2)
-    assert "no trained first models there" in caplog.text
+    assert "no trained initial models there" in caplog.text
     assert "training" in read_json(experiment.initial_path(config, 2).with_suffix(".json"))
 
 
@@ -322,7 +322,7 @@ def test_broken_utterances_are_listed_and_left_out(tones, tmp_path):
 
 
 def test_processes_of_one_torchrun_stay_together(start, monkeypatch):
-    """A pool in each of them would start runs in different orders and wait for ever."""
+    """A pool in each of them would start runs in different orders and wait for each other without end."""
     monkeypatch.setattr("asrcl.distributed.processes", lambda: SimpleNamespace(count=2))
     monkeypatch.setattr(launch, "ProcessPoolExecutor", None)
     config = start("launcher.jobs=4")

@@ -215,8 +215,8 @@ def test_stored_cepstra_and_audio_share_a_domain(make_corpus, tmp_path):
     assert config.size == 26
     stored = build_features(cepstra_corpus(tmp_path), config, tmp_path / "a")
     assert [row["frames"] for row in stored.rows("train")] == [20]  # cepstra have no speeds
-    heard = build_features(make_corpus({"train": 1}), config, tmp_path / "b")
-    assert [store.frames(store.rows("train")[0]).shape[1] for store in (stored, heard)] == [26, 26]
+    computed = build_features(make_corpus({"train": 1}), config, tmp_path / "b")
+    assert [store.frames(store.rows("train")[0]).shape[1] for store in (stored, computed)] == [26, 26]
 
 
 def test_cepstra_cannot_become_logmel(tmp_path):

@@ -29,7 +29,7 @@ def written(path, form, kind, channels=1, rate=16000):
     return path.read_bytes()
 
 
-def heard(path, rate=16000):
+def read_samples(path, rate=16000):
     return read_audio(path, rate=rate, channel=0).numpy()
 
 
@@ -39,11 +39,11 @@ def test_a_cut_file_is_refused_and_a_whole_one_is_not(tmp_path, form, kind, chan
     path = tmp_path / "a.audio"
     whole = written(path, form, kind, channels)
     wanted, _ = soundfile.read(path, dtype="float32", always_2d=True)
-    np.testing.assert_array_equal(heard(path), wanted[:, 0])
+    np.testing.assert_array_equal(read_samples(path), wanted[:, 0])
     for share in (0.3, 0.5, 0.9):
         path.write_bytes(whole[: int(len(whole) * share)])
         with pytest.raises(InputError, match=r"a.audio: (was cut off|cannot be decoded|the audio stops|not readable)"):
-            heard(path)
+            read_samples(path)
 
 
 @pytest.mark.parametrize(("form", "kind"), [pair for pair in STORED if "ADPCM" not in pair[1]])
@@ -63,10 +63,10 @@ def test_no_cut_changes_what_is_heard(tmp_path_factory, form, missing):
     path = tmp_path_factory.mktemp("cut") / "a.audio"
     kind = "VORBIS" if form == "OGG" else "PCM_16"
     whole = written(path, form, kind)
-    wanted = heard(path)
+    wanted = read_samples(path)
     path.write_bytes(whole[: max(0, len(whole) - missing)])
     try:
-        found = heard(path)
+        found = read_samples(path)
     except InputError as error:
         assert "\n" not in str(error)
     else:
@@ -79,14 +79,14 @@ def test_no_cut_changes_what_is_heard(tmp_path_factory, form, missing):
 def test_a_streamed_wav_is_read_whole(tmp_path, kind, size, outer):
     path = tmp_path / "pipe.wav"
     whole = written(path, "WAV", kind)
-    wanted = heard(path)
+    wanted = read_samples(path)
     field = whole.index(b"data") + 4
     mended = whole[:field] + struct.pack("<I", size) + whole[field + 4 :][: samples_of(path).promised]  # without a pad byte
     if outer is not None:
         mended = mended[:4] + struct.pack("<I", outer) + mended[8:]
     path.write_bytes(mended)
     assert audio_info(path).frames == 8001
-    np.testing.assert_array_equal(heard(path), wanted)
+    np.testing.assert_array_equal(read_samples(path), wanted)
     np.testing.assert_array_equal(read_audio(path, 17, 4000, rate=16000).numpy(), wanted[17:4000])
     path.write_bytes(mended[:-4000])  # nothing says that it was longer
     assert 0 < audio_info(path).frames < 8001
@@ -99,22 +99,22 @@ def test_a_streamed_wav_is_read_whole(tmp_path, kind, size, outer):
 def test_other_streamed_files_are_read_whole(tmp_path, form, field, unknown):
     path = tmp_path / "pipe.audio"
     whole = written(path, form, "PCM_16")
-    wanted = heard(path)
+    wanted = read_samples(path)
     path.write_bytes(whole[:field] + unknown + whole[field + len(unknown) :])
-    np.testing.assert_array_equal(heard(path), wanted)
+    np.testing.assert_array_equal(read_samples(path), wanted)
 
 
 def test_chunks_before_and_after_the_samples(tmp_path):
     """One of an odd size with its pad byte before, one after: both as other programs write them."""
     path = tmp_path / "a.wav"
     whole = written(path, "WAV", "PCM_U8")
-    wanted, field = heard(path), whole.index(b"data")
+    wanted, field = read_samples(path), whole.index(b"data")
     odd, last = b"LIST" + struct.pack("<I", 5) + b"INFO\0\0", b"id3 " + struct.pack("<I", 4) + b"ID3\0"
     body = whole[12:field] + odd + whole[field:] + last
     path.write_bytes(b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WAVE" + body)
-    np.testing.assert_array_equal(heard(path), wanted)
+    np.testing.assert_array_equal(read_samples(path), wanted)
     path.write_bytes(path.read_bytes()[: -len(last) - 1])  # neither that chunk nor the pad byte: no sample is missing
-    np.testing.assert_array_equal(heard(path), wanted)
+    np.testing.assert_array_equal(read_samples(path), wanted)
 
 
 def test_an_empty_chunk_of_samples_may_be_meant(tmp_path):
@@ -123,7 +123,7 @@ def test_an_empty_chunk_of_samples_may_be_meant(tmp_path):
     content = path.read_bytes() + b"LIST" + struct.pack("<I", 4) + b"INFO"
     path.write_bytes(content[:4] + struct.pack("<I", len(content) - 8) + content[8:])
     with pytest.raises(InputError, match="holds no samples"):
-        heard(path)
+        read_samples(path)
 
 
 @pytest.mark.parametrize("form", ["WAV", "FLAC", "AIFF", "NIST"])
@@ -133,7 +133,7 @@ def test_a_file_of_no_bytes_or_of_a_header_alone(tmp_path, form):
     for length in (0, 3, 11, 20, 44, 100):
         path.write_bytes(whole[:length])
         with pytest.raises(InputError):
-            heard(path)
+            read_samples(path)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_flac_whose_header_is_wrong_takes_no_memory(tmp_path, total, words):
     whole[22:26] = struct.pack(">I", total & 0xFFFFFFFF)
     path.write_bytes(whole)
     with pytest.raises(InputError, match=words):
-        heard(path)
+        read_samples(path)
 
 
 @pytest.mark.parametrize(("rate", "words"), [(1, "fewer than 1000"), (44101, "no simple ratio to 16000"), (2**31 - 1, "ratio")])
@@ -154,7 +154,7 @@ def test_rates_that_no_recorder_has(tmp_path, rate, words):
     path = tmp_path / "a.wav"
     written(path, "WAV", "PCM_16", rate=rate)
     with pytest.raises(InputError, match=words):
-        heard(path)
+        read_samples(path)
 
 
 def test_long_audio_is_decoded_piece_by_piece_to_the_same_samples(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from asrcl.speech.synthetic import synthesise
 
 @pytest.fixture(scope="module")
 def prepared(tones, tmp_path_factory):
-    """The folder of an experiment with its data, tokeniser and first model; read only."""
+    """The folder of an experiment with its data, tokeniser and initial model; read only."""
     exp = tmp_path_factory.mktemp("exp")
     config = load_config(tones.overrides(exp))
     prepare_data(config)

@@ -133,12 +133,12 @@ class Scripted(torch.nn.Module):
 
 @pytest.fixture
 def scripted(tokenizer, make_model, make_batch):
-    """A batch of two utterances, and a model that hears "turn on the lit" and "play some jazz"."""
+    """A batch of two utterances, and a model that recognises "turn on the lit" and "play some jazz"."""
     model, batch = make_model(vocabulary=len(tokenizer)), make_batch([240, 200], vocabulary=len(tokenizer))
-    heard = [spelled(tokenizer, text, 60) for text in ("turn on the lit", "play some jazz")]
-    heard[1][50:] = 0.0
-    heard[1][50:, tokenizer.encode("x")[-1]] = 9.0  # in the padding
-    model.ctc_head = Scripted(torch.stack(heard))
+    logits = [spelled(tokenizer, text, 60) for text in ("turn on the lit", "play some jazz")]
+    logits[1][50:] = 0.0
+    logits[1][50:, tokenizer.encode("x")[-1]] = 9.0  # in the padding
+    model.ctc_head = Scripted(torch.stack(logits))
     return model, batch
 
 

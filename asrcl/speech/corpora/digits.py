@@ -5,7 +5,7 @@ gaps are filled with noise of two 16-bit steps, so that every frame has a finite
 one seven".
 
 The source has six speakers: jackson, theo (US), lucas, yweweler (German), nicolas (Belgian French), george
-(Greek), 50 takes of each digit. Test speakers are never heard in training:
+(Greek), 50 takes of each digit. Test speakers do not occur in training data:
 
 - all six: train jackson, lucas, george; dev nicolas; test theo, yweweler (all disjoint);
 - an accent with two speakers: train and dev one of them (dev takes 0-4 of each digit, train the others), test
@@ -95,7 +95,7 @@ def load_digits(
             plan is the same and they are what was written.
         test_speakers: who is held out; see the module's docstring for the default.
         dev_speakers: who is used for dev alone.
-        shared: allow a single speaker to be split by takes, with a test speaker that was heard in training.
+        shared: allow a single speaker to be split by takes, with a test speaker who also occurs in the training data.
         domain: name of the domain; "digits", or "digits_usa" and so on by default.
 
     Raises:

@@ -28,7 +28,7 @@ POOLS: dict[str, tuple[str, ...]] = {
     "dev": ("m7", "steph2", "victor", "ed", "klatt3", "Jacky"),
     "test": ("m8", "f2", "Michael", "anika", "robert", "Andrea", "pablo", "Gene", "antonio", "paul"),
 }  # fmt: skip
-"""Voice variants by split: disjoint, so that test speakers are never heard in training, in any accent."""
+"""Voice variants by split: disjoint, so that no test speaker occurs in the training data of any accent."""
 
 VARIANTS: tuple[str, ...] = tuple(variant for pool in POOLS.values() for variant in pool)
 """All usable variants."""
