@@ -51,18 +51,13 @@ def build_scenario(config: Config, seed: int | None = None) -> Scenario:
         path = initial_path(config, seed)
         initial = load_recorded(path, TRAIN_STAGE, expected=True)
         check_fits(scenario.build_model(), initial, path)
-    chosen = {"initial": initial, "config": {**config.tree, "overrides": list(config.overrides)}, **_policies(config)}
-    return replace(scenario, **chosen)
-
-
-def _policies(config: Config) -> dict[str, Any]:
-    """What is evaluated after a stage, and whether the first domain is learned, too, as arguments of `Scenario`."""
-    chosen: dict[str, Any] = {}
-    if config.tree["evaluation"] != {"domains": "all", "every": 1}:
-        chosen["evaluation"] = config.settings(EvaluationPolicy, "evaluation")
-    if config.tree["scenario"].get("learn_first"):
-        chosen["learn_first"] = True
-    return chosen
+    return replace(
+        scenario,
+        initial=initial,
+        config={**config.tree, "overrides": list(config.overrides)},
+        evaluation=config.settings(EvaluationPolicy, "evaluation"),
+        learn_first=config.tree["scenario"].get("learn_first", False),
+    )
 
 
 def learner_of(config: Config, scenario: Scenario, seed: int, **options: Any) -> DomainLearner:
@@ -80,7 +75,8 @@ def learner_of(config: Config, scenario: Scenario, seed: int, **options: Any) ->
 
 
 def _check_settings(config: Config) -> None:
-    """Refuse what would fail late: dashboards that are not there, diagnostics of an unknown kind."""
+    """Refuse what would fail late: dashboards that are not there, diagnostics of an unknown kind, an evaluation that is none."""
+    config.settings(EvaluationPolicy, "evaluation")
     tracking(config)
     standard_observers(config.tree["diagnostics"])
 

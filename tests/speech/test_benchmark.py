@@ -134,6 +134,25 @@ def test_options_of_the_run_are_searched_too_and_what_was_chosen_is_a_file_of_th
         (tones.conf / "tuned" / "tones.yaml").unlink()
 
 
+def test_only_what_has_been_learned_may_be_evaluated(start):
+    config = start("evaluation.domains=seen")
+    experiment.adapt_all(config, ["ft"], [1], decode=True)
+    errors = RunResult.load(config.home / "ft" / "1" / "results.json").errors
+    assert [[count is not None for count in row] for row in errors] == [[True, False], [True, True]]
+    for override in ("evaluation.domains=some", "evaluation.every=0", "evaluation.every=often"):
+        name, _, value = override.partition("=")
+        with pytest.raises(InputError, match=f"{name}={value}: "):
+            experiment.adapt_all(start(override), ["ft"], [1])
+
+
+def test_a_model_of_other_data_learns_the_first_domain_too(start):
+    config = start("+scenario.learn_first=true")
+    initial = load_state(experiment.initial_path(config, 1))
+    experiment.adapt_all(config, ["ft"], [1])
+    first = load_state(config.home / "ft" / "1" / "stage1" / "model.safetensors")
+    assert any(not torch.equal(value, initial[name]) for name, value in first.items())
+
+
 def test_a_setting_that_diverges_is_left_out_and_named(start, monkeypatch):
     config = start()
 
