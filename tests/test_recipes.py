@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -187,6 +188,35 @@ def test_devices():
 )
 def test_wrong_options_are_refused_in_one_line(options, word):
     assert word in refusal("accents", *options)
+
+
+@pytest.fixture
+def rehearsal(tmp_path):
+    """Runs the accents recipe of a copy whose programs say what they were called with: (*options) -> their lines."""
+    for part in ("common", "accents"):
+        shutil.copytree(ROOT / "recipes" / part, tmp_path / "recipes" / part, ignore=shutil.ignore_patterns("initial", "results"))
+    programs = {".venv/bin/asrcl": 'echo asrcl "$@"', ".venv/bin/torchrun": 'echo torchrun "$@"', ".venv/bin/python": "echo fast"}
+    for name, line in {**programs, "tools/setup.sh": "exit 0"}.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{line}\n")
+        path.chmod(0o755)
+
+    def rehearse(*options):
+        command = ["bash", str(tmp_path / "recipes" / "accents" / "run.sh"), *options]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+        return [line.split() for line in done.stdout.splitlines() if line.startswith(("asrcl", "torchrun"))]
+
+    return rehearse
+
+
+def test_all_stages_are_one_command_and_some_are_single_ones(rehearsal):
+    (whole,) = rehearsal("--methods", "ft ihr", "--seeds", "1 2")
+    assert whole[:8] == ["asrcl", "run", "--methods", "ft", "ihr", "--seeds", "1", "2"] and "scenario=accents" in whole
+    assert [line[1] for line in rehearsal("--stop_stage", "4")] == ["prepare", "prepare", "train", "adapt"]
+    assert [line[1] for line in rehearsal("--stage", "5")] == ["decode", "score", "report"]
+    several = rehearsal("--ngpu", "2")
+    assert [line[0] for line in several] == ["asrcl", "asrcl", *["torchrun"] * 3, "asrcl", "asrcl"]
 
 
 @pytest.mark.parametrize("recipe", NEED_DATA)
