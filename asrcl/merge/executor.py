@@ -93,7 +93,7 @@ class Executor:
         """Refuse what cannot work before the first tensor is read: a merge of large models takes minutes."""
         setup, method, models = self.setup, self.setup.method, self.setup.models
         method.check(setup.knobs)
-        _ = setup.rest
+        _ = setup.rest  # raises where `rest` or `task` is out of range
         if method.takes is not None:
             return
         if len(models) > 1 and not method.several:
