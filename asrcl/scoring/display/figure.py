@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from asrcl.exceptions import InputError
 from asrcl.files import atomic_path
@@ -31,8 +31,8 @@ def drawn(name: str, *, legend: bool = False) -> str:
     return f" {plain}" if legend and plain.startswith("_") else plain
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches.
+def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
+    """An empty figure of a size in inches; without a layout, axes are placed by hand.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -44,7 +44,7 @@ def new_figure(width: float, height: float) -> Figure:
         raise InputError(
             "pictures need matplotlib, which is not installed; pip install 'asrcl[recipes]'"
         ) from error
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)
     FigureCanvasAgg(figure)
     return figure
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from asrcl.exceptions import InputError
-from asrcl.files import atomic_path
 from asrcl.scoring.counting.errors import counted
-from asrcl.scoring.display.figure import drawn
+from asrcl.scoring.display.figure import drawn, new_figure, save_figure
 from asrcl.scoring.display.table import Table, comma_separated, latex, plain
 from asrcl.scoring.significance.compare import Comparison, Pair, rows_of, stars
 from asrcl.scoring.significance.paired_tests import EFFECTS
@@ -23,7 +21,6 @@ from asrcl.visible import visible
 LEGEND: Final = "* p < 0.05, ** p < 0.01, *** p < 0.001 after Holm's correction over all pairs, within each test"
 MAX_NAME: Final = 28
 MAX_SKIPPED: Final = 40
-_KINDS: Final = ("png", "pdf", "svg")
 
 
 def as_text(found: Comparison) -> str:
@@ -89,18 +86,9 @@ def draw_matrix(found: Comparison, test: str, path: AnyPath) -> None:
     Raises:
         InputError: matplotlib is missing, the ending is another, or the test was not made.
     """
-    kind = Path(path).suffix.removeprefix(".").lower()
-    if kind not in _KINDS:
-        raise InputError(f"{path}: pictures are written as {', '.join(_KINDS)}; choose one of these endings")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("pictures need matplotlib, which is not installed; pip install matplotlib") from error
     table, values = matrix(found, test), _values(found)
     size = max(3.2, 0.9 * len(values) + 1.6)
-    figure = Figure(figsize=(size + 0.6, size), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(size + 0.6, size)
     axes = figure.subplots()
     limit = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
     image = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit)
@@ -113,9 +101,9 @@ def draw_matrix(found: Comparison, test: str, path: AnyPath) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_title(f"row − column, points of error rate\nstars: {test}, Holm", fontsize=9)
     figure.colorbar(image, ax=axes, shrink=0.8)
-    with atomic_path(path) as temporary, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the font's own box stands for it
-        figure.savefig(temporary, format=kind)
+        save_figure(figure, path)
 
 
 def _values(found: Comparison) -> np.ndarray:

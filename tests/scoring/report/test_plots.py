@@ -66,7 +66,7 @@ def test_equal_rates_have_a_scale_that_can_be_read_and_endless_ones_dark_ink(tmp
     image = figures[0].axes[0].get_images()[0]
     assert image.get_clim() == (99.5, 100.5)
     inks = {text.get_text(): text.get_color() for text in figures[1].axes[0].texts}
-    assert inks["inf"] == "black"
+    assert inks["inf"] == "#000000"
 
 
 def test_unusual_shapes_can_be_drawn(tmp_path: Path, figures) -> None:

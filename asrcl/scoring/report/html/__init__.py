@@ -1,4 +1,5 @@
-"""report.html: a self-contained page of any number of runs. Needs jinja2, and neither matplotlib nor a network.
+"""report.html: a self-contained page of any number of runs. It loads nothing from a network.
 
-`page` gathers and renders, `sections` computes what a scenario shows, `charts` and `svg` draw, `examples` picks utterances.
+`page` gathers and renders, `sections` computes what a scenario shows, `charts` turns figures into SVG, `examples` picks
+utterances.
 """

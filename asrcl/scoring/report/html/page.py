@@ -14,9 +14,9 @@ from asrcl.exceptions import InputError
 from asrcl.files import write_text
 from asrcl.scoring.counting.errors import counted
 from asrcl.scoring.display.table import Cell, Table, plain
+from asrcl.scoring.report.html.charts import swatch
 from asrcl.scoring.report.html.examples import MAX_CHARACTERS, decode_examples
 from asrcl.scoring.report.html.sections import Scenario
-from asrcl.scoring.report.html.svg import swatch
 from asrcl.scoring.report.orders import summarise_orders
 from asrcl.scoring.report.step_tables import step_tables
 from asrcl.scoring.report.summary import ScenarioSummary

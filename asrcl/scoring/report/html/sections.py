@@ -10,15 +10,15 @@ import numpy as np
 
 from asrcl.scoring.counting.errors import counted
 from asrcl.scoring.display.table import Cell, Table
+from asrcl.scoring.report.drawing import Line, Point, plane_points, stage_lines
+from asrcl.scoring.report.heat import heat_colour
 from asrcl.scoring.report.html import charts
-from asrcl.scoring.report.html.charts import Line, Point
 from asrcl.scoring.report.looks import Look, looks
 from asrcl.scoring.report.summary import MethodSummary, ScenarioSummary, mean_known
 from asrcl.scoring.report.tables import number
 from asrcl.scoring.results import stage_records
-from asrcl.scoring.results.metrics import Matrix, old_and_new, stage_averages
+from asrcl.scoring.results.metrics import Matrix, old_and_new
 from asrcl.scoring.results.run_result import RunResult
-from asrcl.scoring.significance.bootstrap import Interval
 
 MAX_LAYERS: Final = 40
 MAX_BLOCKS: Final = 24
@@ -41,12 +41,10 @@ class Scenario:
 
     def stages(self) -> dict[str, Any]:
         """WER per stage: chart and table."""
-        lines, rows = [], []
-        for method in self.summary.methods:
-            curve, bands = mean_known([stage_averages(matrix) for matrix in method.matrices]), self._bands(method)
-            low, high = ([math.nan if band is None else getattr(band, end) for band in bands] for end in ("low", "high"))
-            lines.append(Line(method.method, method.label, curve.tolist(), low, high))
-            rows.append([Cell(method.label), *(_with_limits(*entry) for entry in zip(curve, low, high, strict=True))])
+        lines, rows = stage_lines(self.summary), []
+        for line in lines:
+            cells = [_with_limits(*entry) for entry in zip(line.values, line.low, line.high, strict=True)]
+            rows.append([Cell(line.name), *cells])
         name = f"mean {self.summary.rate_name} over the domains seen so far (%)"
         header = ["Method", *(f"{n} {domain}" for n, domain in enumerate(self.summary.domains, 1))]
         chart = charts.stage_lines(lines, self.looks, self.summary.domains, name)
@@ -72,7 +70,7 @@ class Scenario:
             spread = np.std(method.matrices, axis=0, ddof=1) if enough else np.full_like(method.matrix, np.nan)
             cells = charts.heat_cells(method.matrix, spread, low, high)
             maps.append({"method": method.method, "label": method.label, "cells": cells})
-        steps = [charts.heat_colour(share)[0] for share in np.linspace(0, 1, 6)]
+        steps = [heat_colour(share)[0] for share in np.linspace(0, 1, 6)]
         return {"maps": maps, "low": number(low), "high": number(high), "steps": steps}
 
     def sweep_views(self) -> list[dict[str, Any]]:
@@ -114,19 +112,9 @@ class Scenario:
                 views.append(self._curvature_view(method, stage, blocks))
         return views
 
-    def _bands(self, method: MethodSummary) -> list[Interval | None]:
-        bands = self.summary.bands[method.method]
-        return [band if band is not None and not math.isnan(band.low) else None for band in bands]
-
     def _plane(self, name: str, view: Callable[[Matrix], Matrix]) -> dict[str, Any]:
-        points, rows = [], []
-        for method in self.summary.methods:
-            seeds = [view(matrix) for matrix in method.matrices]
-            old, new = mean_known(seeds).tolist()
-            pairs = [(float(x), float(y)) for x, y in seeds if np.isfinite([x, y]).all()]
-            shown = pairs if len(pairs) > 1 else []
-            points.append(Point(method.method, method.label, old, new, shown, method.competes))
-            rows.append([Cell(method.label), Cell(number(old), old), Cell(number(new), new)])
+        points = plane_points(self.summary, view)
+        rows = [[Cell(p.name), Cell(number(p.x), p.x), Cell(number(p.y), p.y)] for p in points]
         rate = self.summary.rate_name
         chart = charts.old_against_new(points, self.looks, f"mean {rate} on old domains (%)", f"{rate} on the newest domain (%)")
         table = Table(["Method", "old (%)", "new (%)"], rows, [point.method for point in points])

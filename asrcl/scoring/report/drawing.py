@@ -1,0 +1,247 @@
+"""What figures show, drawn on axes of matplotlib: the same for files (`plots`) and for the page (`html.charts`).
+
+Whatever belongs to one method says so in its `gid` (see `about`), by which the page shows and hides it, and which carries the
+words that a pointer shows. Files ignore it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from asrcl.scoring.display.figure import drawn
+from asrcl.scoring.display.table import NONE
+from asrcl.scoring.report.looks import Look
+from asrcl.scoring.report.summary import ScenarioSummary, mean_known
+from asrcl.scoring.results.metrics import Matrix, pareto_front, stage_averages
+from asrcl.visible import visible
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INK: Final = "#1a1a1a"
+SOFT: Final = "#555555"
+GRID: Final = "#d5d5d5"
+FIRST: Final = "#0072B2"
+SECOND: Final = "#D55E00"
+GID: Final = "asrcl:"
+MAX_LABEL_CHARACTERS: Final = 70
+ROUNDING: Final = 1e-9
+"""Eigenvalues below this share of the largest are rounding, and are not drawn."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart.
+
+    Attributes:
+        method: id.
+        name: in the legend and for the pointer.
+        values: y per x; nan where nothing was measured.
+        low, high: the band around it, nan where there is none; empty for no band.
+    """
+
+    method: str
+    name: str
+    values: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method (or a setting) in the plane of old and new error rates, in percent.
+
+    Attributes:
+        method: id.
+        name: in the legend and for the pointer.
+        x: on old domains.
+        y: on the new one.
+        seeds: the same per seed, drawn small.
+        competes: whether it can lie on the front.
+    """
+
+    method: str
+    name: str
+    x: float
+    y: float
+    seeds: Sequence[tuple[float, float]] = field(default_factory=list)
+    competes: bool = True
+
+
+def about(method: str = "", words: str | Sequence[str] = "") -> str:
+    """The `gid` of an artist: the method it belongs to, and what a pointer shows over it, or over each of its markers."""
+    said = visible(words, keep="\n") if isinstance(words, str) else [visible(word, keep="\n") for word in words]
+    return GID + json.dumps({"method": visible(method), "words": said})
+
+
+def stage_lines(summary: ScenarioSummary) -> list[Line]:
+    """Per method the mean rate over the domains seen so far after every stage, mean over seeds, with its interval."""
+    lines = []
+    for method in summary.methods:
+        curve = mean_known([stage_averages(matrix) for matrix in method.matrices])
+        bands = [(band.low, band.high) if band else (math.nan, math.nan) for band in summary.bands[method.method]]
+        low, high = np.array(bands).T
+        lines.append(Line(method.method, method.label, curve.tolist(), low.tolist(), high.tolist()))
+    return lines
+
+
+def plane_points(summary: ScenarioSummary, view: Callable[[Matrix], Matrix]) -> list[Point]:
+    """Per method the two rates that `view` makes of R, mean over seeds, and those of every seed where there are several."""
+    points = []
+    for method in summary.methods:
+        seeds = [view(matrix) for matrix in method.matrices]
+        old, new = mean_known(seeds).tolist()
+        pairs = [(float(x), float(y)) for x, y in seeds if np.isfinite([x, y]).all()]
+        points.append(Point(method.method, method.label, old, new, pairs if len(pairs) > 1 else [], method.competes))
+    return points
+
+
+def frame(axes: Axes) -> None:
+    """A quiet frame: two spines, horizontal lines, soft ink."""
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(SOFT)
+    axes.tick_params(colors=SOFT, labelcolor=INK)
+
+
+def draw_lines(axes: Axes, lines: Sequence[Line], looks: Mapping[str, Look]) -> None:
+    """Values over stages 1, 2, 3, ...: a line with its band per method; a stage without a measurement has no marker."""
+    frame(axes)
+    for line in lines:
+        look, values = looks[line.method], np.array(line.values)
+        stages, known = np.arange(1, len(values) + 1), np.isfinite(values)
+        if line.low:
+            low, high = np.array(line.low), np.array(line.high)
+            area = axes.fill_between(stages, low, high, color=look.colour, alpha=0.13, linewidth=0)
+            area.set_gid(about(line.method))
+        words = [_words(line, index) for index, measured in enumerate(known) if measured]
+        label = drawn(line.name, legend=True)
+        axes.plot(stages[known], values[known], label=label, gid=about(line.method, words), **look.style())
+
+
+def _words(line: Line, index: int) -> str:
+    limits = f" ({line.low[index]:.2f} to {line.high[index]:.2f})" if line.low and math.isfinite(line.low[index]) else ""
+    return f"{line.name}, stage {index + 1}: {line.values[index]:.2f}{limits}"
+
+
+def label_stages(axes: Axes, domains: Sequence[str], letters: int = MAX_LABEL_CHARACTERS) -> None:
+    """Stage number over domain name; one slanted line where names cannot stand side by side."""
+    stages, names = range(1, len(domains) + 1), [drawn(domain) for domain in domains]
+    axes.set_xlim(0.8, len(domains) + 0.2)
+    if max(map(len, names)) * len(names) <= letters:
+        axes.set_xticks(stages, [f"{stage}\n{name}" for stage, name in zip(stages, names, strict=True)])
+        return
+    slanted = [f"{stage} {name}" for stage, name in zip(stages, names, strict=True)]
+    axes.set_xticks(stages, slanted, rotation=35, ha="right", rotation_mode="anchor", fontsize=8)
+
+
+def draw_curves(axes: Axes, lines: Sequence[Line], looks: Mapping[str, Look]) -> None:
+    """Values over epochs; a second line of the same method is drawn thin and dashed."""
+    frame(axes)
+    seen: set[str] = set()
+    for line in lines:
+        # A single epoch is a point, for a line of one point shows nothing.
+        look = replace(looks[line.method], marker="o" if len(line.values) == 1 else "")
+        if line.method in seen:
+            look = replace(look, line="--", width=1.0)
+        seen.add(line.method)
+        axes.plot(range(1, len(line.values) + 1), line.values, gid=about(line.method, line.name), **look.style(3))
+
+
+def draw_plane(axes: Axes, points: Sequence[Point], looks: Mapping[str, Look]) -> None:
+    """Old against new error rates: a marker per point, small ones per seed, and the front, dashed."""
+    frame(axes)
+    axes.grid(axis="x", color=GRID, linewidth=0.7)
+    front = pareto_front([(point.x, point.y) for point in points if point.competes])
+    axes.plot([x for x, _ in front], [y for _, y in front], "--", color=SOFT, linewidth=1)
+    for point in points:
+        if not (math.isfinite(point.x) and math.isfinite(point.y)):
+            continue
+        look = replace(looks[point.method], line="none")
+        if point.seeds:
+            xs, ys = zip(*point.seeds, strict=True)
+            axes.plot(xs, ys, gid=about(point.method), alpha=0.5, **look.style(3))
+        gid = about(point.method, [f"{point.name}: old {point.x:.2f}, new {point.y:.2f}"])
+        axes.plot(point.x, point.y, gid=gid, label=drawn(point.name, legend=True), **look.style(8))
+
+
+def draw_bars(axes: Axes, rows: Sequence[tuple[str, float, float | None]], first: str, second: str, names: Sequence[str]) -> None:
+    """Horizontal bars, a tick where the second value is, and the last known value beside them.
+
+    Args:
+        axes: where.
+        rows: full name, value, second value or None.
+        first: what the values are, for the pointer.
+        second: what the second values are.
+        names: short names for the axis.
+    """
+    frame(axes)
+    top = max([abs(value) for row in rows for value in row[1:] if value is not None and math.isfinite(value)], default=0.0) or 1.0
+    for place, (name, value, other) in enumerate(rows):
+        words = f"{name}: {first} {_shown(value)}" + (f", {second} {_shown(other)}" if other is not None else "")
+        bar = axes.barh(place, abs(value) if math.isfinite(value) else 0.0, height=0.65, color=FIRST)
+        bar[0].set_gid(about(words=words))
+        known = [abs(number) for number in (value, other) if number is not None and math.isfinite(number)]
+        if other is not None and math.isfinite(other):
+            axes.plot([abs(other)] * 2, [place - 0.45, place + 0.45], color=SECOND, linewidth=2.5)
+        if known:
+            shown = f"{value if other is None else other:.2g}"
+            axes.text(max(known) + 0.02 * top, place, shown, va="center", color=INK, fontsize=11.5)
+    axes.set_xlim(0, 1.2 * top)
+    _name_rows(axes, names)
+    axes.set_xticks([])
+    axes.spines["bottom"].set_visible(False)
+
+
+def draw_ranges(axes: Axes, rows: Sequence[tuple[str, float, float, float]], names: Sequence[str]) -> None:
+    """Lowest to highest on a logarithmic axis, with a dot at the mean: (full name, low, mean, high); `names` for the axis."""
+    frame(axes)
+    axes.grid(axis="x", color=GRID, linewidth=0.7)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(_plain_ticks)
+    axes.xaxis.set_minor_formatter("")
+    floor = min([value for row in rows for value in row[1:] if value > 0], default=1.0)
+    for place, (name, low, mean, high) in enumerate(rows):
+        ends = [max(value, floor) for value in (low, mean, high)]
+        gid = about(words=f"{name}: {low:.3g} to {high:.3g}, mean {mean:.3g}")
+        axes.plot([ends[0], ends[2]], [place, place], color=FIRST, linewidth=4, solid_capstyle="round", gid=gid)
+        axes.plot(ends[1], place, "o", color=SECOND, markersize=6, gid=gid)
+    _name_rows(axes, names)
+
+
+def draw_spectra(axes: Axes, lines: Sequence[tuple[str, Sequence[float]]]) -> None:
+    """Eigenvalues by falling size over their rank as a share, on a logarithmic axis; a line per block (name, eigenvalues)."""
+    frame(axes)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(_plain_ticks)
+    axes.yaxis.set_minor_formatter("")
+    floor = ROUNDING * max((value for _, values in lines for value in values), default=0.0)
+    for name, values in lines:
+        ranks = np.arange(len(values)) / max(len(values) - 1, 1)
+        kept = [value if value > floor else math.nan for value in values]
+        axes.plot(ranks, kept, color=FIRST, alpha=0.55, linewidth=1.5, gid=about(words=name))
+
+
+def _shown(value: float) -> str:
+    return NONE if math.isnan(value) else f"{value:.4g}"
+
+
+def _plain_ticks(value: float, _: object) -> str:
+    """A tick of a logarithmic axis: 0.001, 1e-5."""
+    return f"{value:g}" if 1e-3 <= value < 1e5 else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """One name per row, the first above."""
+    axes.grid(axis="y", visible=False)
+    axes.set_yticks(range(len(names)), [drawn(name) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
