@@ -20,7 +20,7 @@ from asrcl.scoring.results.roles import COMPETING
 from asrcl.scoring.results.run_result import RunResult
 from asrcl.scoring.significance.bootstrap import Interval, PairedInterval
 from asrcl.scoring.significance.intervals import average_interval, difference_interval, stage_intervals
-from asrcl.scoring.significance.paired_tests import Comparison, holm, wilcoxon
+from asrcl.scoring.significance.paired_tests import PairedTest, holm, wilcoxon_test
 from asrcl.scoring.significance.pairing import pool, sum_seeds
 
 Items = dict[tuple[str, int], list[Errors] | None]
@@ -40,7 +40,7 @@ class MethodSummary:
         matrices: R of every seed, completed as `RunResult.completed` does, [S, T, T].
         values: metric key (as in `metrics.METRICS`, and "cer_avg") to its value of every seed, [S].
         interval: of AVG, resampling speakers jointly over domains and seeds; None without counts per item.
-        comparison: the reference method against this one; None for itself or without a common seed.
+        comparison: Wilcoxon's test of the reference method against this one; None for itself or without a common seed.
         p_holm: the comparison's p value after Holm's correction; nan without one.
         difference: AVG of the reference method minus AVG of this one, resampling speakers; None where `comparison` is.
         probes: error rates on the scenario's probes of every seed and stage, [S, T, probes]; nan where not measured.
@@ -55,7 +55,7 @@ class MethodSummary:
     matrices: Matrix
     values: dict[str, Matrix]
     interval: Interval | None = None
-    comparison: Comparison | None = None
+    comparison: PairedTest | None = None
     p_holm: float = float("nan")
     difference: PairedInterval | None = None
     probes: Matrix = field(default_factory=lambda: np.zeros((1, 1, 0)))
@@ -245,11 +245,11 @@ def _pairs(items: Items, reference: str, other: str) -> list[tuple[list[Errors],
     ]
 
 
-def _compare(pairs: list[tuple[list[Errors], list[Errors]]], domains: list[str]) -> tuple[Comparison, PairedInterval]:
+def _compare(pairs: list[tuple[list[Errors], list[Errors]]], domains: list[str]) -> tuple[PairedTest, PairedInterval]:
     """The reference against another method over all items of all domains."""
     left, right = zip(*pairs, strict=True)
     ours, theirs = (sum_seeds([pool(sets, domains) for sets in side]) for side in (left, right))
-    return wilcoxon(ours, theirs), difference_interval(left, right)
+    return wilcoxon_test(ours, theirs), difference_interval(left, right)
 
 
 def _correct(scenarios: list[ScenarioSummary]) -> list[ScenarioSummary]:

@@ -13,7 +13,7 @@ from asrcl.scoring.display.table import NONE, Cell, Table, comma_separated, plai
 from asrcl.scoring.report.orders import OrderSummary
 from asrcl.scoring.report.summary import MethodSummary, ScenarioSummary, mean_known
 from asrcl.scoring.results.metrics import METRICS
-from asrcl.scoring.significance.paired_tests import Comparison
+from asrcl.scoring.significance.paired_tests import PairedTest
 
 SHOWN: Final = ("avg", "word_weighted_avg", "bwt", "fwt", "cov", "forgetting", "intransigence")
 _NAN: Final = float("nan")
@@ -236,13 +236,13 @@ def _mark_best(header: list[str], rows: list[list[Cell]], methods: list[MethodSu
     return marked
 
 
-def _test_row(method: MethodSummary, test: Comparison) -> list[Cell]:
+def _test_row(method: MethodSummary, test: PairedTest) -> list[Cell]:
     return [
         Cell(method.label),
         Cell(p_value(test.p_value), test.p_value),
         Cell(p_value(method.p_holm), method.p_holm),
         Cell(verdict(method)),
-        Cell(str(test.different), test.different),
+        Cell(str(test.used), test.used),
         Cell(str(test.items), test.items),
         *_difference(method),
     ]

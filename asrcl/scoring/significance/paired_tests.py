@@ -55,6 +55,7 @@ class PairedTest:
         effect: effect size, see the module's table; nan where nothing differs.
         used: how many items, segments or speakers carry the test.
         unit: what they are.
+        items: how many items the two systems have in common.
     """
 
     name: str
@@ -63,10 +64,22 @@ class PairedTest:
     effect: float
     used: int
     unit: str
+    items: int = 0
+
+    @property
+    def direction(self) -> str:
+        """How a is against b by the effect: "better", "worse", or "equal" where nothing differs."""
+        neutral = {"sign": 0.5, "mcnemar": 1.0}.get(self.name, 0.0)
+        if math.isnan(self.effect) or self.effect == neutral:
+            return "equal"
+        return "better" if self.effect > neutral else "worse"
 
 
 def wilcoxon_test(a: Errors, b: Errors, by: str = "item") -> PairedTest:
     """Wilcoxon signed-rank test; equal pairs are dropped. Effect: (ranks for a − ranks for b) / all ranks (Kerby 2014).
+
+    The test takes items as independent. The seeds of one system share their items: add them with `sum_seeds` first, so that each
+    utterance enters once.
 
     Raises:
         InputError: the two do not hold the same items.
@@ -75,11 +88,11 @@ def wilcoxon_test(a: Errors, b: Errors, by: str = "item") -> PairedTest:
     difference = difference[difference != 0]
     unit = "speakers" if by == "group" else "items"
     if not len(difference):
-        return PairedTest("wilcoxon", 1.0, 0.0, math.nan, 0, unit)
+        return PairedTest("wilcoxon", 1.0, 0.0, math.nan, 0, unit, len(a))
     ranks = stats.rankdata(np.abs(difference))
     effect = -float(np.sum(np.sign(difference) * ranks) / np.sum(ranks))
     statistic, p = wilcoxon_p(difference)
-    return PairedTest("wilcoxon", p, statistic, effect, len(difference), unit)
+    return PairedTest("wilcoxon", p, statistic, effect, len(difference), unit, len(a))
 
 
 def wilcoxon_p(difference: Array) -> tuple[float, float]:
@@ -97,7 +110,8 @@ def sign_test(a: Errors, b: Errors, by: str = "item") -> PairedTest:
     difference = _differences(a, b, by)
     won, lost = int(np.sum(difference < 0)), int(np.sum(difference > 0))
     share = won / (won + lost) if won + lost else math.nan
-    return PairedTest("sign", sign_p(won, lost), float(won), share, won + lost, "speakers" if by == "group" else "items")
+    unit = "speakers" if by == "group" else "items"
+    return PairedTest("sign", sign_p(won, lost), float(won), share, won + lost, unit, len(a))
 
 
 def sign_p(won: int, lost: int) -> float:
@@ -114,7 +128,7 @@ def mcnemar_test(a: Errors, b: Errors) -> PairedTest:
     errors_a, errors_b = _counts(a), _counts(aligned(b, a))
     only_a, only_b = (int(np.sum((x > 0) & (y == 0))) for x, y in ((errors_a, errors_b), (errors_b, errors_a)))
     odds = (only_b + 0.5) / (only_a + 0.5) if only_a + only_b else math.nan
-    return PairedTest("mcnemar", sign_p(only_b, only_a), float(only_a), odds, only_a + only_b, "items")
+    return PairedTest("mcnemar", sign_p(only_b, only_a), float(only_a), odds, only_a + only_b, "items", len(a))
 
 
 def mapsswe_test(a: Errors, b: Errors, costs: Costs = "unit") -> PairedTest:
@@ -126,8 +140,8 @@ def mapsswe_test(a: Errors, b: Errors, costs: Costs = "unit") -> PairedTest:
     difference, unit = cut(a, aligned(b, a), costs)
     z, p = mapsswe_p(difference)
     if not len(difference):
-        return PairedTest("mapsswe", p, z, math.nan, 0, unit)
-    return PairedTest("mapsswe", p, z, -z / math.sqrt(len(difference)), len(difference), unit)
+        return PairedTest("mapsswe", p, z, math.nan, 0, unit, len(a))
+    return PairedTest("mapsswe", p, z, -z / math.sqrt(len(difference)), len(difference), unit, len(a))
 
 
 def mapsswe_p(difference: NDArray[np.int64]) -> tuple[float, float]:
@@ -155,7 +169,8 @@ def bootstrap_test(a: Errors, b: Errors, n: int = 2000, seed: int = 0) -> tuple[
     interval = paired_bootstrap(a, b, n=n, seed=seed, interval="student")
     base = percent(b.total, b.length)
     effect = -100.0 * interval.estimate / base if base and math.isfinite(base) else math.nan
-    return PairedTest("bootstrap", interval.p_value, interval.estimate, effect, interval.blocks, "speakers"), interval
+    test = PairedTest("bootstrap", interval.p_value, interval.estimate, effect, interval.blocks, "speakers", len(a))
+    return test, interval
 
 
 def _differences(a: Errors, b: Errors, by: str) -> Array:
@@ -178,52 +193,6 @@ def _counts(errors: Errors) -> Array:
     return np.array([item.errors for item in errors.items], dtype=float)
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """A two-sided Wilcoxon signed-rank test of system a against system b.
-
-    Attributes:
-        p_value: of "the per-item differences are symmetric about zero"; 1 when no item differs.
-        direction: "better" when the rank sum favours a, "worse" when it favours b, "equal" on a tie.
-        statistic: the smaller of the two rank sums.
-        items: pairs compared.
-        different: pairs that differ; only these carry ranks.
-        rate_a: error rate of a in percent.
-        rate_b: error rate of b in percent.
-    """
-
-    p_value: float
-    direction: str
-    statistic: float
-    items: int
-    different: int
-    rate_a: float
-    rate_b: float
-
-
-def wilcoxon(a: Errors, b: Errors) -> Comparison:
-    """Wilcoxon signed-rank test of the errors per item of a against b; items that agree are dropped.
-
-    The test takes items as independent. The seeds of one system share their items: add them with `sum_seeds`
-    first, so that each utterance enters once.
-
-    Raises:
-        InputError: the two do not hold the same items.
-    """
-    errors_a, errors_b = _paired_counts(a, b)
-    difference = errors_a - errors_b
-    different = int(np.count_nonzero(difference))
-    if different == 0:
-        return Comparison(1.0, "equal", 0.0, len(difference), 0, a.rate, b.rate)
-    test = stats.wilcoxon(difference, zero_method="wilcox", alternative="two-sided", method="auto")
-    ranked = difference[difference != 0]
-    balance = float(np.sum(np.sign(ranked) * stats.rankdata(np.abs(ranked))))
-    direction = "equal" if balance == 0 else "better" if balance < 0 else "worse"
-    return Comparison(
-        float(test.pvalue), direction, float(test.statistic), len(difference), different, a.rate, b.rate
-    )
-
-
 def holm(pvalues: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment of a family of p values, in the order given.
 
@@ -241,9 +210,3 @@ def holm(pvalues: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(order) - rank) * p))
         adjusted[index] = running
     return adjusted
-
-
-def _paired_counts(a: Errors, b: Errors) -> tuple[Array, Array]:
-    first = np.array([item.errors for item in a.items], dtype=float)
-    second = np.array([item.errors for item in aligned(b, a).items], dtype=float)
-    return first, second

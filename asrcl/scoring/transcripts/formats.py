@@ -53,10 +53,7 @@ __all__ = [
     "Utterance",
     "is_table",
     "name_segments",
-    "read_json_utterances",
-    "read_kaldi_utterances",
     "read_table",
-    "read_trn_utterances",
     "read_utterances",
     "speaker_of",
 ]
@@ -184,25 +181,6 @@ def name_segments(*sides: list[Utterance]) -> list[list[Utterance]]:
     if not several:
         return list(sides)
     return [[replace(u, id=u.segment) if u.recording in several else u for u in side] for side in sides]
-
-
-def read_trn_utterances(path: AnyPath) -> list[Utterance]:
-    """Read a file as .trn, whatever its suffix. Raises as `read_utterances`."""
-    return read_utterances(_read_as(path, "trn"))
-
-
-def read_kaldi_utterances(path: AnyPath) -> list[Utterance]:
-    """Read a file as Kaldi text, whatever its suffix. Raises as `read_utterances`."""
-    return read_utterances(_read_as(path, "text"))
-
-
-def read_json_utterances(path: AnyPath) -> list[Utterance]:
-    """Read a file as JSON lines, whatever its suffix. Raises as `read_utterances`."""
-    return read_utterances(_read_as(path, "jsonl"))
-
-
-def _read_as(path: AnyPath, format_name: str) -> Source:
-    return replace(read_source(path), format=format_name, said=True)
 
 
 def read_table(path: AnyPath | Source, id_key: str | None = None) -> dict[str, dict[str, str]]:

@@ -19,9 +19,6 @@ from asrcl.scoring.transcripts.files import AnyPath
 from asrcl.scoring.transcripts.formats import (
     Reading,
     name_segments,
-    read_json_utterances,
-    read_kaldi_utterances,
-    read_trn_utterances,
     read_utterances,
     speaker_of,
 )
@@ -31,11 +28,8 @@ __all__ = [
     "align_columns",
     "cell_width",
     "pad_cell",
-    "read_jsonl",
-    "read_kaldi_text",
     "read_speakers",
     "read_transcripts",
-    "read_trn",
     "score_files",
     "speaker_of",
     "summary_row",
@@ -54,21 +48,6 @@ def read_transcripts(path: AnyPath) -> dict[str, str]:
             named).
     """
     return {utterance.id: utterance.text for utterance in read_utterances(path)}
-
-
-def read_trn(path: AnyPath) -> dict[str, str]:
-    """Read an sclite file of "text (id)" lines; ";;" begins a comment line. Raises as `read_transcripts`."""
-    return {utterance.id: utterance.text for utterance in read_trn_utterances(path)}
-
-
-def read_kaldi_text(path: AnyPath) -> dict[str, str]:
-    """Read a Kaldi file of "id text" lines. Raises as `read_transcripts`."""
-    return {utterance.id: utterance.text for utterance in read_kaldi_utterances(path)}
-
-
-def read_jsonl(path: AnyPath) -> dict[str, str]:
-    """Read a file of {"id", "text"} objects; other keys are ignored. Raises as `read_transcripts`."""
-    return {utterance.id: utterance.text for utterance in read_json_utterances(path)}
 
 
 def read_speakers(path: AnyPath) -> dict[str, str]:

@@ -8,7 +8,7 @@ from scipy import stats
 from asrcl.exceptions import InputError
 from asrcl.scoring import Errors, ItemErrors
 from asrcl.scoring.significance.bootstrap import bootstrap_ci, paired_bootstrap
-from asrcl.scoring.significance.paired_tests import holm, wilcoxon
+from asrcl.scoring.significance.paired_tests import holm, wilcoxon_test
 from asrcl.scoring.significance.pairing import pool, sum_seeds
 
 
@@ -18,30 +18,29 @@ def counts(values: list[int], speaker: str | None = None, length: int = 10) -> E
 
 def test_wilcoxon_is_the_textbook_test_in_either_order_of_items() -> None:
     a, b = counts([0, 1, 0, 2, 1, 0, 3, 1]), counts([1, 3, 0, 5, 5, 6, 10, 0])
-    found = wilcoxon(a, Errors(b.items[::-1]))
+    found = wilcoxon_test(a, Errors(b.items[::-1]))
     # Differences -1 -2 -3 -4 -6 -7 +1, one zero: ranks of +1 and -1 are 1.5, so W+ = 1.5.
-    assert (found.statistic, found.items, found.different) == (1.5, 8, 7)
+    assert (found.statistic, found.items, found.used) == (1.5, 8, 7)
     assert found.direction == "better"
     assert found.p_value == stats.wilcoxon([-1, -2, -3, -4, -6, -7, 1]).pvalue
-    assert (found.rate_a, found.rate_b) == (a.rate, b.rate)
-    back = wilcoxon(b, a)
+    back = wilcoxon_test(b, a)
     assert back.direction == "worse" and back.p_value == found.p_value
 
 
 def test_wilcoxon_direction_follows_ranks_of_the_items_that_differ() -> None:
     # One large loss against two small gains: ranks 3 against 1.5 + 1.5, a tie; with many ties of zero around.
-    assert wilcoxon(counts([0] * 20 + [9, 0, 0]), counts([0] * 20 + [0, 1, 1])).direction == "equal"
-    assert wilcoxon(counts([0] * 20 + [9, 0, 0, 0]), counts([0] * 20 + [0, 1, 1, 1])).direction == "better"
+    assert wilcoxon_test(counts([0] * 20 + [9, 0, 0]), counts([0] * 20 + [0, 1, 1])).direction == "equal"
+    assert wilcoxon_test(counts([0] * 20 + [9, 0, 0, 0]), counts([0] * 20 + [0, 1, 1, 1])).direction == "better"
 
 
 def test_wilcoxon_of_equal_systems() -> None:
-    same = wilcoxon(counts([1, 2]), counts([1, 2]))
-    assert (same.p_value, same.direction, same.different) == (1.0, "equal", 0)
+    same = wilcoxon_test(counts([1, 2]), counts([1, 2]))
+    assert (same.p_value, same.direction, same.used) == (1.0, "equal", 0)
 
 
 def test_comparisons_refuse_other_items_and_units() -> None:
     with pytest.raises(InputError, match=r"in only one of two sets: 1 \(u2\)"):
-        wilcoxon(counts([1, 2]), counts([1, 2, 3]))
+        wilcoxon_test(counts([1, 2]), counts([1, 2, 3]))
     with pytest.raises(InputError, match="images with words"):
         paired_bootstrap(counts([1]), Errors(counts([1]).items, unit="image"))
     with pytest.raises(InputError, match="1 domains against 2"):
@@ -159,8 +158,8 @@ def test_summed_seeds_count_every_item_once() -> None:
     assert added.rate == pytest.approx(pool([a, b]).rate)
     # Copies of one seed carry no evidence: the p value stays, where pooled items would make it shrink.
     x, y = counts([0, 0, 1, 2, 0, 3]), counts([1, 2, 4, 3, 5, 9])
-    once = wilcoxon(x, y).p_value
-    assert wilcoxon(sum_seeds([x] * 5), sum_seeds([y] * 5)).p_value == pytest.approx(once)
-    assert wilcoxon(pool([x] * 5), pool([y] * 5)).p_value < once / 10
+    once = wilcoxon_test(x, y).p_value
+    assert wilcoxon_test(sum_seeds([x] * 5), sum_seeds([y] * 5)).p_value == pytest.approx(once)
+    assert wilcoxon_test(pool([x] * 5), pool([y] * 5)).p_value < once / 10
     with pytest.raises(InputError, match="no seeds"):
         sum_seeds([])
