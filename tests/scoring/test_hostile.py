@@ -284,7 +284,7 @@ def test_settings_of_many_digits_are_filtered_and_written(exp: Path, tmp_path: P
     try:
         options = {"settings": ["huge", "odd"], "say": str.encode}
         rows = list_results([exp], out=tmp_path / "r.parquet", **options)
-        assert (tmp_path / "r.parquet").stat().st_size and any(row["huge"] == 10**400 for row in rows)
+        assert (tmp_path / "r.parquet").stat().st_size and 10**400 in list(rows["huge"])
         with pytest.raises(InputError, match=r"condition 'huge>5': 1000.* is not a number"):
             list_results([exp], where=["huge>5"], **options)
     finally:

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
-
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING, Final
 
 from asrcl.exceptions import InputError
 from asrcl.scoring.display.table import NONE
+from asrcl.scoring.display.terminal import aligned_table
 from asrcl.scoring.report.summary import ScenarioSummary, summarise
 from asrcl.scoring.results.discovery import scan_results, with_same_tests
-from asrcl.scoring.results.frame import (
-    Row,
-    keep_rows,
-    pick_columns,
-    require_columns,
-    result_rows,
-    sort_rows,
-    values_of_conditions,
-    write_rows,
-)
-from asrcl.visible import cell, visible
+from asrcl.visible import visible
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 VIEWS: Final = ("html", "md", "tables", "figures")
 FIGURE_FORMATS: Final = ("pdf", "png", "svg")
@@ -121,7 +110,7 @@ def list_results(
     out: Path | None = None,
     skip_bad: bool = False,
     say: Callable[[str], object] = print,
-) -> list[Row]:
+) -> pd.DataFrame:
     """Print or write one row per run and domain; `asrcl.scoring.results.frame` names the columns.
 
     Args:
@@ -136,46 +125,43 @@ def list_results(
         say: prints a line.
 
     Returns:
-        The rows, as printed or written.
+        The table, as printed or written.
 
     Raises:
         InputError: files that cannot be used (all are named), no runs, an unknown column, or a bad condition.
     """
+    from asrcl.scoring.results import frame  # pandas takes half a second to load
+
     scan = scan_results(folders)
-    everything = result_rows(scan.require(skip_bad), every_stage=every_stage, settings=settings)
-    require_columns([*columns, *([sort.removeprefix("-")] if sort else [])], everything)
-    rows = keep_rows(everything, where)
-    rows = sort_rows(rows, sort) if sort else rows
+    everything = frame.run_table(scan.require(skip_bad), every_stage=every_stage, settings=settings)
+    frame.require_columns([*columns, *([sort.removeprefix("-")] if sort else [])], everything)
+    table = frame.keep(everything, where)
+    table = frame.sort(table, sort) if sort else table
     if not columns and out is None:
         columns = [*(SHORT_STAGES if every_stage else SHORT), *settings]
-    rows = pick_columns(rows, columns)
+    table = table[list(columns)] if columns else table
     if out is not None:
-        say(f"{len(rows)} rows: {visible(str(write_rows(rows, out)))}")
+        say(f"{len(table)} rows: {visible(str(frame.write_table(table, out)))}")
+    elif len(table):
+        say(table_text(table))
     else:
-        say(rows_text(rows) if rows else f"no row meets the conditions ({values_of_conditions(everything, where)})")
+        say(f"no row meets the conditions ({frame.values_of_conditions(everything, where)})")
     for line in scan.lines():
         say(visible(line))
-    return rows
+    return table
 
 
-def rows_text(rows: Sequence[Row]) -> str:
-    """Rows as a table for a terminal or a log file, without colour codes; numbers with two decimals."""
-    stream = io.StringIO()
-    console = Console(file=stream, width=400, force_terminal=False, color_system=None)
-    table = Table(box=SIMPLE_HEAD)
-    for name in rows[0]:
-        numeric = all(isinstance(row[name], int | float | None) for row in rows)
-        table.add_column(cell(name), justify="right" if numeric else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*(cell(_shown(value)) for value in row.values()))
-    console.print(table)
-    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + f"\n{len(rows)} rows"
+def table_text(table: pd.DataFrame) -> str:
+    """A table of runs for a terminal or a log file; numbers with two decimals."""
+    left = [n for n, name in enumerate(table) if any(isinstance(value, str) for value in table[name])]
+    rows = [[_shown(value) for value in row] for row in table.itertuples(index=False, name=None)]
+    return f"{aligned_table(list(table), rows, left=left)}{len(table)} rows"
 
 
 def _shown(value: object) -> str:
-    if value is None:
+    if value is None or value != value or str(value) == "<NA>":  # nan, and pandas' own sign for what is missing
         return NONE
-    return f"{value:.2f}" if isinstance(value, float) else visible(str(value))
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def _check_known(option: str, values: Sequence[str], known: Sequence[str]) -> None:

@@ -139,12 +139,13 @@ def comma_separated(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([_csv_value(name) for name in header])
-    writer.writerows([_csv_value(value) for value in row] for row in rows)
+    writer.writerow([csv_value(name) for name in header])
+    writer.writerows([csv_value(value) for value in row] for row in rows)
     return stream.getvalue()
 
 
-def _csv_value(value: Any) -> Any:
+def csv_value(value: Any) -> Any:
+    """A cell of a CSV file, see `comma_separated`."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, str):

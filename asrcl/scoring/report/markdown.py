@@ -5,18 +5,14 @@ Views of `summary`, without arithmetic. `asrcl.scoring.report.html` writes repor
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table as RichTable
-
 from asrcl.files import write_text
 from asrcl.scoring.display.table import latex, markdown, markdown_text, plain
+from asrcl.scoring.display.terminal import aligned_table
 from asrcl.scoring.report.orders import OrderSummary, summarise_orders
 from asrcl.scoring.report.plots import draw_heatmaps, draw_pareto, draw_stages
 from asrcl.scoring.report.step_tables import step_tables
@@ -39,7 +35,7 @@ from asrcl.scoring.report.tables import (
 )
 from asrcl.scoring.results.provenance import grouped, plain_json
 from asrcl.scoring.results.run_result import RunResult
-from asrcl.visible import cell, visible
+from asrcl.visible import visible
 
 
 def write_report(
@@ -150,19 +146,13 @@ def terminal_table(
 
 def main_tables(scenarios: Sequence[ScenarioSummary]) -> str:
     """`terminal_table` of runs that have been summarised."""
-    stream = io.StringIO()
-    console = Console(file=stream, width=240, force_terminal=False, color_system=None)
+    parts = []
     for summary in scenarios:
         content = main_table(summary)
         title = f"{summary.scenario}: {summary.rate_name} (%) after the last stage"
-        table = RichTable(title=cell(title), box=SIMPLE_HEAD, title_justify="left")
-        for index, name in enumerate(content.header):
-            table.add_column(cell(name), justify="left" if index == 0 else "right", no_wrap=True)
-        for row in content.texts():
-            table.add_row(*map(cell, row))
-        console.print(table)
-    console.print("R[i,j]: rate on domain j after stage i", *definitions(sources=True), sep="\n", markup=False)
-    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+        parts.append(aligned_table(content.header, content.texts(), title=title))
+    notes = ["R[i,j]: rate on domain j after stage i", *definitions(sources=True)]
+    return "".join([*parts, *(f"{note}\n" for note in notes)])
 
 
 def _scenario_section(summary: ScenarioSummary, heatmap: str, stages: str) -> str:

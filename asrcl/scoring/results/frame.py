@@ -1,6 +1,6 @@
-"""Runs as data: one row per run and domain (or per run, stage and domain), to filter, to join with settings, to write.
+"""The table of runs, a data frame: one row per run and domain (or per run, stage and domain), with settings joined on demand.
 
-Columns of every row; rates are in percent, differences in points, and empty (None) means not measured:
+Columns of every row; rates are in percent, differences in points, and missing means not measured:
 
     scenario, method, role, seed, unit which run; the role is initial, method, reference or oracle
     domain, position, length           which test set, its place in the order from 1, and its reference length
@@ -29,10 +29,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pandas as pd
 
 from asrcl.exceptions import InputError
 from asrcl.files import atomic_path, write_text
-from asrcl.scoring.display.table import comma_separated
+from asrcl.scoring.display.table import csv_value
 from asrcl.scoring.results import metrics
 from asrcl.scoring.results.provenance import flatten
 from asrcl.scoring.results.run_result import FILE_NAME, RunResult
@@ -50,18 +51,17 @@ _COMPARE: Final[dict[str, Callable[[float, float], bool]]] = {
 }
 
 
-def result_rows(runs: Iterable[RunResult], *, every_stage: bool = False, settings: Sequence[str] = ()) -> list[Row]:
-    """The rows of all runs.
+def run_table(runs: Iterable[RunResult], *, every_stage: bool = False, settings: Sequence[str] = ()) -> pd.DataFrame:
+    """The table of all runs.
 
     Args:
         runs: in the order wanted.
         every_stage: one row per stage too.
-        settings: dotted names of the configuration to join as columns, such as "train.adapt.epochs"; None where absent.
+        settings: dotted names of the configuration to join as columns, such as "train.adapt.epochs"; missing where absent.
 
     Raises:
         InputError: a setting that no run has.
     """
-    rows: list[Row] = []
     configs = [(run, dict(flatten(run.config))) for run in runs]
     known = {name for _, found in configs for name in found}
     for name in settings:
@@ -69,64 +69,85 @@ def result_rows(runs: Iterable[RunResult], *, every_stage: bool = False, setting
             near = get_close_matches(name, known, n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(near)}?" if near else "look at `config` in a results.json"
             raise InputError(f"no run has the setting {name!r}; {hint}")
-    for run, found in configs:
-        joined = {name: found.get(name) for name in settings}
-        rows.extend({**row, **joined} for row in (_stage_rows(run) if every_stage else _domain_rows(run)))
-    return rows
+    parts = [(found, _stage_rows(run) if every_stage else _domain_rows(run)) for run, found in configs]
+    table = pd.DataFrame([row for _, rows in parts for row in rows])
+    if "errors" in table:
+        table["errors"] = table["errors"].astype("Int64")
+    for name in settings:  # of any type, so none is guessed
+        table[name] = pd.Series([found.get(name) for found, rows in parts for _ in rows], dtype=object)
+    return table
 
 
-def keep_rows(rows: Iterable[Row], conditions: Sequence[str]) -> list[Row]:
+def keep(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
     """The rows that meet all conditions.
 
     Args:
-        rows: of `result_rows`.
+        table: of `run_table`.
         conditions: "method=ihr", "method=ihr,ft" (any of them), "method!=joint", "final<20"; a column on the left. Decimals
             are compared as far as they are written: "final=20.13" holds for 20.1342.
 
     Raises:
         InputError: not a condition, an unknown column, or a comparison of what is no number.
     """
-    rows = list(rows)
-    tests = [_condition(text, rows) for text in conditions]
-    return [row for row in rows if all(test(row) for test in tests)]
+    tests = [_condition(text, table) for text in conditions]
+    for name, test in tests:
+        table = table[[test(value) for value in table[name]]]
+    return table
 
 
-def sort_rows(rows: Sequence[Row], column: str) -> list[Row]:
-    """By a column, empty entries last; "-avg" sorts downwards.
-
-    Raises:
-        InputError: an unknown column.
-    """
-    name, down = column.removeprefix("-"), column.startswith("-")
-    require_columns([name], rows)
-    known = [row for row in rows if row[name] is not None]
-    numbers = all(isinstance(row[name], int | float) for row in known)
-    ranked = sorted(known, key=lambda row: row[name] if numbers else str(row[name]), reverse=down)
-    return [*ranked, *(row for row in rows if row[name] is None)]
-
-
-def pick_columns(rows: Sequence[Row], columns: Sequence[str]) -> list[Row]:
-    """Only these columns, in this order; all of them when none is named.
+def sort(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """By a column, missing entries last; "-avg" sorts downwards.
 
     Raises:
         InputError: an unknown column.
     """
-    require_columns(columns, rows)
-    return [{name: row[name] for name in columns} for row in rows] if columns else list(rows)
+    name = column.removeprefix("-")
+    require_columns([name], table)
+    numbers = all(isinstance(value, int | float | np.number) for value in table[name] if not _is_missing(value))
+
+    def comparable(values: pd.Series[Any]) -> pd.Series[Any]:
+        return values if numbers else values.map(lambda value: None if _is_missing(value) else str(value))
+
+    return table.sort_values(name, ascending=name == column, kind="stable", na_position="last", key=comparable)
 
 
-def write_rows(rows: Sequence[Row], path: str | os.PathLike[str]) -> Path:
+def write_table(table: pd.DataFrame, path: str | os.PathLike[str]) -> Path:
     """Write .csv, .jsonl or .parquet, by the ending of the path.
 
+    Text that a spreadsheet would run as a formula is guarded in csv; numbers have all their digits.
+
     Raises:
-        InputError: another ending, or pyarrow is needed and absent.
+        InputError: another ending.
     """
     target = Path(path)
-    writers = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
-    if target.suffix not in writers:
+    if target.suffix not in FORMATS:
         raise InputError(f"{path}: rows are written as {', '.join(FORMATS)}; choose one of these endings")
-    writers[target.suffix](rows, target)
+    plain = table.map(lambda value: json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value)
+    if target.suffix == ".csv":
+        cells = plain.astype(object).map(lambda value: csv_value(None if _is_missing(value) else value))
+        write_text(target, cells.rename(columns=csv_value).to_csv(index=False, lineterminator="\n"))
+    elif target.suffix == ".jsonl":
+        write_text(target, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in _json_rows(table)))
+    else:
+        with atomic_path(target) as temporary:
+            plain.apply(_one_type).to_parquet(temporary, index=False)
     return target
+
+
+def _json_rows(table: pd.DataFrame) -> Iterable[Row]:
+    """Rows as JSON can hold them: missing is null, infinity is text."""
+    for row in table.to_dict("records"):
+        yield {str(name): None if _is_missing(v) else str(v) if v in (math.inf, -math.inf) else v for name, v in row.items()}
+
+
+def _one_type(column: pd.Series[Any]) -> pd.Series[Any]:
+    """A column of one type: anything mixed, or too long for a column of numbers, as text."""
+    known = [value for value in column if not _is_missing(value)]
+    kinds = {type(value) for value in known}
+    long = any(isinstance(value, int) and abs(value) >= 2**63 for value in known)
+    if not long and (len(kinds) < 2 or kinds <= {int, float}):
+        return column
+    return column.map(lambda value: None if _is_missing(value) else str(value))
 
 
 def _domain_rows(run: RunResult) -> list[Row]:
@@ -175,40 +196,40 @@ def _whole_run(run: RunResult) -> Row:
     }
 
 
-def _condition(text: str, rows: Sequence[Row]) -> Callable[[Row], bool]:
-    match = _CONDITION.fullmatch(text.strip())
-    if not match:
-        raise InputError(f"condition {text!r}: write column=value, column!=value or column<number, e.g. method=ihr,ft")
-    name, sign, wanted = match.groups()
-    require_columns([name], rows)
-    if sign in ("=", "!="):
-        values = [value.strip() for value in wanted.split(",")]
-        return lambda row: any(_equal(row[name], value) for value in values) == (sign == "=")
-    limit = _as_number(wanted, text)
-    compare = _COMPARE[sign]
-    return lambda row: row[name] is not None and compare(_as_number(row[name], text), limit)
-
-
-def require_columns(names: Sequence[str], rows: Sequence[Row]) -> None:
-    """Make sure that the rows, if there are any, have these columns.
+def require_columns(names: Sequence[str], table: pd.DataFrame) -> None:
+    """Make sure that the table, if it has rows, has these columns.
 
     Raises:
         InputError: an unknown column; those that there are are listed.
     """
     for name in names:
-        if rows and name not in rows[0]:
-            raise InputError(f"no column {name!r}; there are: {', '.join(rows[0])} (join settings with --setting)")
+        if len(table) and name not in table:
+            raise InputError(f"no column {name!r}; there are: {', '.join(table)} (join settings with --setting)")
 
 
-def values_of_conditions(rows: Sequence[Row], conditions: Sequence[str]) -> str:
+def values_of_conditions(table: pd.DataFrame, conditions: Sequence[str]) -> str:
     """What the columns of some conditions hold, for a message: "method: ft, ihr; seed: 1, 2"."""
     names = [match.group(1) for text in conditions if (match := _CONDITION.fullmatch(text.strip()))]
     parts = []
     for name in dict.fromkeys(names):
-        values = list(dict.fromkeys(f"{v:.2f}" if isinstance(v := row[name], float) else str(v) for row in rows))
+        values = list(dict.fromkeys(f"{v:.2f}" if isinstance(v, float) else str(v) for v in table[name]))
         more = f", and {len(values) - MAX_VALUES} more" if len(values) > MAX_VALUES else ""
         parts.append(f"{name}: {', '.join(values[:MAX_VALUES])}{more}")
     return "; ".join(parts)
+
+
+def _condition(text: str, table: pd.DataFrame) -> tuple[str, Callable[[Any], bool]]:
+    """The column of a condition, and the test of its values."""
+    match = _CONDITION.fullmatch(text.strip())
+    if not match:
+        raise InputError(f"condition {text!r}: write column=value, column!=value or column<number, e.g. method=ihr,ft")
+    name, sign, wanted = match.groups()
+    require_columns([name], table)
+    if sign in ("=", "!="):
+        values = [value.strip() for value in wanted.split(",")]
+        return name, lambda found: any(_equal(found, value) for value in values) == (sign == "=")
+    limit, compare = _as_number(wanted, text), _COMPARE[sign]
+    return name, lambda found: not _is_missing(found) and compare(_as_number(found, text), limit)
 
 
 def _as_number(value: Any, where: str) -> float:
@@ -220,7 +241,7 @@ def _as_number(value: Any, where: str) -> float:
 
 def _equal(value: Any, wanted: str) -> bool:
     """Whether a cell is what was typed; numbers to as many decimals as were typed."""
-    if value is None:
+    if _is_missing(value):
         return wanted == ""
     if isinstance(value, float):
         decimals = len(wanted.partition(".")[2])
@@ -231,45 +252,9 @@ def _equal(value: Any, wanted: str) -> bool:
     return str(value) == wanted
 
 
+def _is_missing(value: Any) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+
+
 def _known(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
-
-
-def _plain(value: Any) -> Any:
-    """Lists and mappings of the configuration as JSON text, so that a cell is a scalar."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
-
-
-def _write_csv(rows: Sequence[Row], path: Path) -> None:
-    header = list(rows[0]) if rows else []
-    write_text(path, comma_separated(header, ([_plain(value) for value in row.values()] for row in rows)))
-
-
-def _write_jsonl(rows: Sequence[Row], path: Path) -> None:
-    def strict(value: Any) -> Any:
-        return str(value) if isinstance(value, float) and math.isinf(value) else value
-
-    lines = (json.dumps({name: strict(value) for name, value in row.items()}, ensure_ascii=False) for row in rows)
-    write_text(path, "".join(f"{line}\n" for line in lines))
-
-
-def _write_parquet(rows: Sequence[Row], path: Path) -> None:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise InputError(
-            f"{path}: parquet needs pyarrow, which is not installed; pip install pyarrow, or choose .csv"
-        ) from error
-    columns = list(rows[0]) if rows else []
-    table = pyarrow.table({name: _column([_plain(row[name]) for row in rows]) for name in columns})
-    with atomic_path(path) as temporary:
-        pyarrow.parquet.write_table(table, temporary)
-
-
-def _column(values: list[Any]) -> list[Any]:
-    """Values of one type: numbers as they are, anything mixed, or too long for a column of numbers, as text."""
-    kinds = {type(value) for value in values if value is not None}
-    long = any(isinstance(value, int) and abs(value) >= 2**63 for value in values)
-    mixed = long or (len(kinds) > 1 and not kinds <= {int, float})
-    return [None if value is None else str(value) for value in values] if mixed else values

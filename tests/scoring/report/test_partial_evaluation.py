@@ -10,7 +10,7 @@ from asrcl.scoring.commands.report import make_report
 from asrcl.scoring.report import plots
 from asrcl.scoring.report.summary import summarise
 from asrcl.scoring.report.tables import main_table, matrix_table, unmeasured
-from asrcl.scoring.results.frame import result_rows
+from asrcl.scoring.results.frame import run_table
 
 DOMAINS = [f"d{n}" for n in range(1, 7)]
 
@@ -75,7 +75,7 @@ def test_every_view_can_be_made(tmp_path: Path, measured) -> None:
 
 
 def test_rows_are_empty_where_nothing_was_measured() -> None:
-    rows = result_rows([run("mine", third_stages)])
-    assert [row["learned"] is None for row in rows] == [True, True, False, True, True, False]
-    assert [row["forgotten"] is None for row in rows] == [True, True, True, True, True, False]
-    assert all(row["final"] is not None and row["bwt"] is None and row["role"] == "method" for row in rows)
+    table = run_table([run("mine", third_stages)])
+    assert table["learned"].isna().tolist() == [True, True, False, True, True, False]
+    assert table["forgotten"].isna().tolist() == [True, True, True, True, True, False]
+    assert table["final"].notna().all() and table["bwt"].isna().all() and set(table["role"]) == {"method"}

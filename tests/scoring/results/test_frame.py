@@ -1,17 +1,22 @@
 import csv
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from asrcl.exceptions import InputError
 from asrcl.scoring import RunResult
 from asrcl.scoring.results import metrics
-from asrcl.scoring.results.frame import keep_rows, pick_columns, result_rows, sort_rows, write_rows
+from asrcl.scoring.results.frame import keep, run_table, sort, write_table
 from asrcl.scoring.results.stage_records import run_seconds
+
+
+def records(table: pd.DataFrame) -> list[dict]:
+    """Rows with None for what is missing."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +30,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, fake_run) -> list[RunResult]:
 
 
 def test_one_row_per_run_and_domain(runs: list[RunResult]) -> None:
-    rows = result_rows(runs)
-    assert len(rows) == 30 and len({tuple(row) for row in rows}) == 1
+    rows = records(run_table(runs))
+    assert len(rows) == 30
     run = runs[2]
     row = next(row for row in rows if (row["method"], row["seed"], row["domain"]) == ("ihr", 0, "england"))
     rates = run.rates()
@@ -39,13 +44,13 @@ def test_one_row_per_run_and_domain(runs: list[RunResult]) -> None:
 
 
 def test_separate_models_end_as_they_were(runs: list[RunResult]) -> None:
-    for row in keep_rows(result_rows(runs), ["method=separate"]):
+    for row in records(keep(run_table(runs), ["method=separate"])):
         assert row["final"] == row["learned"] and row["forgotten"] == 0
         assert row["final"] == pytest.approx(100 * row["errors"] / row["length"])
 
 
 def test_every_stage(runs: list[RunResult]) -> None:
-    rows = result_rows(runs[:1], every_stage=True)
+    rows = records(run_table(runs[:1], every_stage=True))
     assert len(rows) == 25
     found = {(row["stage"], row["domain"]): row["rate"] for row in rows}
     assert found[(2, "scotland")] is None and found[(5, "us")] == pytest.approx(runs[0].rates()[4, 0])
@@ -53,11 +58,11 @@ def test_every_stage(runs: list[RunResult]) -> None:
 
 def test_settings_are_joined(runs: list[RunResult]) -> None:
     odd = replace(runs[0], config={"own": 1})
-    rows = result_rows([*runs, odd], settings=["train.epochs", "train.rates", "own"])
+    rows = run_table([*runs, odd], settings=["train.epochs", "train.rates", "own"]).to_dict("records")
     assert rows[0]["train.epochs"] == 8 and rows[0]["train.rates"] == [1, 2] and rows[0]["own"] is None
     assert rows[-1]["train.epochs"] is None and rows[-1]["own"] == 1
     with pytest.raises(InputError, match=r"no run has the setting 'train\.epoch'; did you mean train\.epochs"):
-        result_rows(runs, settings=["train.epoch"])
+        run_table(runs, settings=["train.epoch"])
 
 
 @pytest.mark.parametrize(
@@ -68,7 +73,7 @@ def test_settings_are_joined(runs: list[RunResult]) -> None:
     ],
 )  # fmt: skip
 def test_conditions(runs: list[RunResult], conditions: list[str], count: int) -> None:
-    assert len(keep_rows(result_rows(runs), conditions)) == count
+    assert len(keep(run_table(runs), conditions)) == count
 
 
 @pytest.mark.parametrize(
@@ -84,71 +89,63 @@ def test_conditions(runs: list[RunResult], conditions: list[str], count: int) ->
 )
 def test_bad_conditions_are_refused(runs: list[RunResult], condition: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        keep_rows(result_rows(runs), [condition])
+        keep(run_table(runs), [condition])
 
 
 def test_every_condition_is_checked_though_nothing_is_left(runs: list[RunResult]) -> None:
     with pytest.raises(InputError, match="no column 'typo'"):
-        keep_rows(result_rows(runs), ["method=nosuch", "typo=3"])
+        keep(run_table(runs), ["method=nosuch", "typo=3"])
 
 
 def test_numbers_are_equal_as_far_as_they_are_written() -> None:
-    rows = [{"final": value} for value in (100.0, 20.1342, None)]
+    rows = pd.DataFrame({"final": [100.0, 20.1342, None]})
     for condition, count in (("final=100", 1), ("final=100.00", 1), ("final=20.13", 1), ("final=20.1", 1), ("final=20", 0),
                              ("final=20.14", 0), ("final=", 1), ("final=a", 0), ("final!=100.0", 2)):  # fmt: skip
-        assert len(keep_rows(rows, [condition])) == count, condition
+        assert len(keep(rows, [condition])) == count, condition
 
 
 def test_missing_values_never_meet_a_comparison(runs: list[RunResult]) -> None:
-    rows = result_rows(runs[:1], every_stage=True)
-    assert all(row["rate"] is not None for row in keep_rows(rows, ["rate>=0"]))
+    table = run_table(runs[:1], every_stage=True)
+    assert table["rate"].isna().any() and keep(table, ["rate>=0"])["rate"].notna().all()
 
 
 def test_sorting_puts_the_unknown_last(runs: list[RunResult]) -> None:
-    rows = result_rows(runs[:1], every_stage=True)
-    rates = [row["rate"] for row in sort_rows(rows, "-rate")]
+    rows = run_table(runs[:1], every_stage=True)
+    rates = [row["rate"] for row in records(sort(rows, "-rate"))]
     known = [rate for rate in rates if rate is not None]
     assert known == sorted(known, reverse=True) and set(rates[len(known) :]) == {None}
-    assert sort_rows(rows, "domain")[0]["domain"] == "australia"
+    assert sort(rows, "domain")["domain"].iloc[0] == "australia"
     with pytest.raises(InputError, match="no column 'x'"):
-        sort_rows(rows, "x")
-
-
-def test_columns_are_picked_in_order(runs: list[RunResult]) -> None:
-    assert list(pick_columns(result_rows(runs), ["seed", "method"])[0]) == ["seed", "method"]
-    with pytest.raises(InputError, match="no column 'x'"):
-        pick_columns(result_rows(runs), ["x"])
+        sort(rows, "x")
 
 
 def test_csv_and_jsonl_keep_every_digit(runs: list[RunResult], tmp_path: Path) -> None:
-    rows = result_rows(runs, every_stage=True, settings=["train.rates"])
-    with open(write_rows(rows, tmp_path / "r.csv"), encoding="utf-8", newline="") as stream:
+    table = run_table(runs, every_stage=True, settings=["train.rates"])
+    rows = records(table)
+    with open(write_table(table, tmp_path / "r.csv"), encoding="utf-8", newline="") as stream:
         again = list(csv.DictReader(stream))
-    lines = [json.loads(line) for line in write_rows(rows, tmp_path / "r.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in write_table(table, tmp_path / "r.jsonl").read_text().splitlines()]
     assert len(again) == len(lines) == len(rows) and list(again[0]) == list(rows[0]) and lines == rows
     assert [float(row["rate"]) if row["rate"] else None for row in again] == [row["rate"] for row in rows]
     assert again[0]["train.rates"] == "[1, 2]"
 
 
 def test_parquet(runs: list[RunResult], tmp_path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
-    rows = result_rows(runs, settings=["train.rates", "seed"])
-    table = parquet.read_table(write_rows(rows, tmp_path / "r.parquet")).to_pydict()
+    found = run_table(runs, settings=["train.rates", "seed"])
+    rows, table = records(found), pd.read_parquet(write_table(found, tmp_path / "r.parquet")).to_dict("list")
     assert table["final"] == [row["final"] for row in rows] and table["position"] == [row["position"] for row in rows]
-    parquet.read_table(write_rows([], tmp_path / "empty.parquet"))
+    assert pd.read_parquet(write_table(run_table([]), tmp_path / "empty.parquet")).empty
 
 
-def test_without_pyarrow_the_way_out_is_named(runs, tmp_path, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(InputError, match=r"parquet needs pyarrow.*choose \.csv"):
-        write_rows(result_rows(runs), tmp_path / "r.parquet")
+def test_other_endings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="choose one of these endings"):
-        write_rows([], tmp_path / "r.xlsx")
+        write_table(run_table([]), tmp_path / "r.xlsx")
     assert not list(tmp_path.iterdir())
 
 
 def test_infinite_rates_survive(tmp_path: Path) -> None:
     run = RunResult("toy", "ft", 0, "word", ["a"], [[3]], [0])
-    (row,) = result_rows([run])
+    table = run_table([run])
+    (row,) = records(table)
     assert np.isinf(row["final"]) and row["bwt"] is None and run_seconds(run) is None
-    assert json.loads(write_rows([row], tmp_path / "r.jsonl").read_text())["final"] == "inf"
+    assert json.loads(write_table(table, tmp_path / "r.jsonl").read_text())["final"] == "inf"
