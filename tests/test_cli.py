@@ -11,7 +11,7 @@ import soundfile
 import torch
 
 from asrcl import cli
-from asrcl.adapt import load_state, save_state
+from asrcl.adapt import load_weights, save_weights
 
 COMMANDS = [
     "run",
@@ -139,14 +139,14 @@ def test_tuning_prints_a_table(trained, asrcl, tmp_path):
 
 def test_merging_two_checkpoints(asrcl, tmp_path):
     for name, value in (("old", 0.0), ("new", 1.0)):
-        save_state({"weight": torch.full((2, 3), value)}, tmp_path / f"{name}.safetensors")
+        save_weights({"weight": torch.full((2, 3), value)}, tmp_path / f"{name}.safetensors")
     pair = [tmp_path / "old.safetensors", tmp_path / "new.safetensors", "--out", tmp_path / "merged.safetensors"]
     options = ["--method", "interpolate", "--option", "strength=0.25"]
     code, out, _ = asrcl("merge", *pair, *options, "--dry-run")
     assert code == 0 and "weight" in out and not (tmp_path / "merged.safetensors").exists()
     code, _, err = asrcl("merge", *pair, *options)
     assert code == 0, err
-    assert load_state(tmp_path / "merged.safetensors")["weight"].eq(0.25).all()
+    assert load_weights(tmp_path / "merged.safetensors")["weight"].eq(0.25).all()
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def pair(curvature_file):
     paths = []
     for name, value in (("old", 0.0), ("new", 1.0)):
         path = curvature_file.parent / f"{name}.safetensors"
-        save_state({"linear.weight": torch.full((2, 3), value), "linear.bias": torch.full((2,), value)}, path)
+        save_weights({"linear.weight": torch.full((2, 3), value), "linear.bias": torch.full((2,), value)}, path)
         paths.append(path)
     return paths
 
@@ -169,11 +169,11 @@ def test_merging_with_curvature_rules_and_a_budget(asrcl, refuses, pair, curvatu
     assert code == 0 and "keep" in shown and "old loss predicted to grow by 0.01" in shown and not out.exists()
     code, shown, err = asrcl("merge", *pair, *options, "--out", out)
     assert code == 0 and "old loss predicted to grow by 0.01" in shown, err
-    merged = load_state(out)
+    merged = load_weights(out)
     assert merged["linear.bias"].eq(0).all() and merged["linear.weight"].gt(0).all()
     assert "--budget 0.01" in out.with_name("merged.safetensors.md").read_text()
     assert "--out is missing" in refuses("merge", *pair, "--method", "average")
-    save_state({"linear.weight": torch.zeros(2, 4), "linear.bias": torch.zeros(2)}, tmp_path / "other.safetensors")
+    save_weights({"linear.weight": torch.zeros(2, 4), "linear.bias": torch.zeros(2)}, tmp_path / "other.safetensors")
     code, _, err = asrcl("merge", pair[0], tmp_path / "other.safetensors", "--method", "average", "--out", out)
     assert code == 2 and "linear.weight" in err and "2x4" in err.replace(", ", "x").replace("[", "").replace("]", "")
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from asrcl import entries
-from asrcl.adapt import save_state, state_of
+from asrcl.adapt import save_weights, state_of
 from asrcl.adapt.resume import save_progress, saved_progress
 from asrcl.scoring.display.table import markdown, plain
 
@@ -56,7 +56,7 @@ def hash_with(name: str, path: Path) -> None:
 def one_round(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int) -> dict[str, float]:
     """Everything once."""
     weights = folder / f"epoch{epoch:03d}.safetensors"
-    took = {"write the weights of an epoch": seconds(lambda: save_state(state_of(model), weights))}
+    took = {"write the weights of an epoch": seconds(lambda: save_weights(state_of(model), weights))}
     for name in ("sha256", "blake2b", "xxh3_128", "blake3"):
         package = {"xxh3_128": "xxhash", "blake3": "blake3"}.get(name, "hashlib")
         if importlib.util.find_spec(package):

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from asrcl.adapt import load_state, save_state
+from asrcl.adapt import load_weights, save_weights
 from asrcl.exceptions import InputError
 from asrcl.experiment.config import Config, config_folder, load_config
 from asrcl.experiment.initial import initial_path
@@ -37,10 +37,10 @@ def ship(config: Config, seeds: list[int]) -> Path:
         record = read_json(initial_path(config, seed).with_suffix(".json"))
         if "training" not in record:
             raise InputError(f"{initial_path(config, seed)}: was not trained here; run asrcl train scenario.initial.models=null")
-        state = load_state(initial_path(config, seed))
+        state = load_weights(initial_path(config, seed))
         names.append(f"seed{seed}.safetensors")
         half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
-        save_state(half, folder / names[-1])
+        save_weights(half, folder / names[-1])
         trained[str(seed)] = {"dev_loss": [round(epoch["dev_loss"], 3) for epoch in record["training"]]}
     content: dict[str, Any] = {
         "command": f'asrcl train --seeds "{" ".join(map(str, seeds))}" scenario={config.tree["scenario"]["name"]} '

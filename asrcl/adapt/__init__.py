@@ -16,9 +16,9 @@ from asrcl.contract.weights import (
     average_states,
     fingerprint,
     load_recorded,
-    load_state,
+    load_weights,
     save_recorded,
-    save_state,
+    save_weights,
     state_of,
 )
 from asrcl.state import StateDict
@@ -68,8 +68,8 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     "average_states",
     "fingerprint",
     "load_recorded",
-    "load_state",
+    "load_weights",
     "save_recorded",
-    "save_state",
+    "save_weights",
     "state_of",
 ]

@@ -22,7 +22,7 @@ from asrcl.adapt.tracking import MARKER, Tracking
 from asrcl.adapt.training import TrainConfig, Trainer
 from asrcl.contract.method import Method
 from asrcl.contract.protocols import Batch, Domain, Task
-from asrcl.contract.weights import Weights, fingerprint, load_state, save_recorded, save_state
+from asrcl.contract.weights import Weights, fingerprint, load_weights, save_recorded, save_weights
 from asrcl.curvature import Curvature, estimate
 from asrcl.distributed import processes
 from asrcl.entries import remove_entry
@@ -210,21 +210,21 @@ class DomainLearner:
         def make(folder: Path) -> None:
             model = method.wrap(self, self._trained_model(parent, method))
             trainer = Trainer(self, model, domain, self.train, method, folder, self._track(domain, method, folder))
-            save_state(trainer.fit(), folder / "model.safetensors")
+            save_weights(trainer.fit(), folder / "model.safetensors")
             after = method.training_state()
             if fingerprint(after) != fingerprint(before):
-                save_state(after, folder / METHOD_STATE)
+                save_weights(after, folder / METHOD_STATE)
             write_json(folder / "training.json", asdict(trainer.progress))
             if trainer.processes.rank == 0:
                 clear_progress(folder)
 
         entry = self._timed("train", key, make, notes=MARKER)
         if (entry / METHOD_STATE).exists():
-            method.load_state_dict(load_state(entry / METHOD_STATE))
+            method.load_state_dict(load_weights(entry / METHOD_STATE))
         history = read_json(entry / "training.json")["history"]
         self._replay(domain, method, entry, history)
         self.record["training"] = [{"train_loss": e["train_loss"], "dev_loss": e["dev_loss"]} for e in history]
-        return Weights(load_state(entry / "model.safetensors"))
+        return Weights(load_weights(entry / "model.safetensors"))
 
     def _trained_model(self, parent: Weights, method: Method) -> nn.Module:
         """The model to train: one of its own where the method may change its structure, which no other operation must see."""

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from asrcl.contract.weights import save_state
+from asrcl.contract.weights import save_weights
 from asrcl.entries import DamagedEntry, remove_entry, seal, unseal
 from asrcl.state import StateDict
 
@@ -51,7 +51,7 @@ def save_progress(
     name = f"progress{facts['epoch']:03d}.safetensors"
     tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
     state = {f"method.{key}": value for key, value in method_state.items()}
-    save_state({**tensors, **_optimizer_tensors(optimizer), **state}, folder / name)
+    save_weights({**tensors, **_optimizer_tensors(optimizer), **state}, folder / name)
     needed = {name, *kept}
     seal(folder, RECORD, facts, needed)
     _remove(folder, needed)

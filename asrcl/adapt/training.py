@@ -28,7 +28,7 @@ from asrcl.adapt.resume import clear_progress, load_progress, save_progress, sav
 from asrcl.adapt.trackers import TrackedRun
 from asrcl.contract.method import Method
 from asrcl.contract.protocols import Batch, Domain, Learner
-from asrcl.contract.weights import average_states, fingerprint, load_state, save_state
+from asrcl.contract.weights import average_states, fingerprint, load_weights, save_weights
 from asrcl.distributed import processes
 from asrcl.exceptions import InputError
 from asrcl.state import StateDict
@@ -245,7 +245,7 @@ class Trainer:
             raise
         if run:
             run.close()
-        states = [load_state(self._epoch_file(epoch)) for epoch in self.progress.best(self.config.average_best)]
+        states = [load_weights(self._epoch_file(epoch)) for epoch in self.progress.best(self.config.average_best)]
         self.processes.barrier()  # the caller may now remove the files
         return average_states(states)
 
@@ -296,7 +296,7 @@ class Trainer:
 
     def _save(self) -> None:
         if self.processes.rank == 0:
-            save_state(self.method.unwrap(self.learner, self.model), self._epoch_file(self.progress.epoch))
+            save_weights(self.method.unwrap(self.learner, self.model), self._epoch_file(self.progress.epoch))
             kept = [self._epoch_file(epoch).name for epoch in self.progress.best(self.config.average_best)]
             state = self.method.training_state()
             changed = fingerprint(state) != self._method_before

@@ -76,14 +76,14 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def save_state(state: Mapping[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
+def save_weights(state: Mapping[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
     """Write a state dict as safetensors, atomically."""
     contiguous = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     with atomic_path(path, sum(value.nbytes for value in contiguous.values())) as temporary:
         save_file(contiguous, str(temporary), metadata=metadata)
 
 
-def load_state(path: str | Path) -> StateDict:
+def load_weights(path: str | Path) -> StateDict:
     """Read a safetensors state dict.
 
     Raises:
@@ -100,7 +100,7 @@ def load_state(path: str | Path) -> StateDict:
 def save_recorded(state: Mapping[str, Tensor], path: str | Path, facts: Mapping[str, Any]) -> None:
     """Write a state dict, and beside it (`<name>.json`) facts about it and its hash."""
     place = Path(path)
-    save_state(state, place)
+    save_weights(state, place)
     seal(place.parent, place.with_suffix(".json").name, facts, [place.name])
 
 
@@ -125,7 +125,7 @@ def load_recorded(path: str | Path, stage: str, expected: bool = False) -> State
                 logger.warning("%s: has no hash in %s and is used unchecked; %s writes one", place, record.name, stage)
         except DamagedEntry as error:
             raise InputError(f"{error}; run {stage} again, or remove {record.name} to take the model as it is") from error
-    return load_state(place)
+    return load_weights(place)
 
 
 def average_states(states: Sequence[Mapping[str, Tensor]]) -> StateDict:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from asrcl.adapt import Cache, Domain, Scenario, Tracking, TrackingConfig, TrainConfig, load_state, save_recorded, train_initial
+from asrcl.adapt import Cache, Domain, Scenario, Tracking, TrackingConfig, TrainConfig, load_weights, save_recorded, train_initial
 from asrcl.exceptions import InputError
 from asrcl.experiment.config import Config
 from asrcl.files import hash_file
@@ -61,7 +61,7 @@ def take_checkpoint(config: Config, scenario: Scenario, seed: int, path: Path) -
     Raises:
         InputError: a missing or damaged file, or one of another model.
     """
-    state = load_state(path)
+    state = load_weights(path)
     check_fits(scenario.build_model(), state, path)
     take_initial(config, state, seed, {"source": str(path), "hash": hash_file(path)})
 

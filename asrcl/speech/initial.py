@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from asrcl.adapt import load_state
+from asrcl.adapt import load_weights
 from asrcl.exceptions import InputError
 from asrcl.experiment.config import Config, config_folder
 from asrcl.files import hash_file, read_json
@@ -94,7 +94,7 @@ def shipped_model(config: Config, seed: int) -> dict[str, torch.Tensor] | None:
     pieces = tokenizer_path(config)
     if not pieces.is_file() or hash_file(pieces) != hash_file(folder / "pieces.model"):
         raise InputError(f"{pieces}: not the tokeniser of {folder / name}; run the tokens stage (asrcl prepare --stage tokens)")
-    return {key: value.float() if value.dtype == torch.float16 else value for key, value in load_state(folder / name).items()}
+    return {key: value.float() if value.dtype == torch.float16 else value for key, value in load_weights(folder / name).items()}
 
 
 def _record(folder: Path) -> dict[str, dict[str, Any]]:

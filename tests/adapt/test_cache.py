@@ -16,10 +16,10 @@ from asrcl.adapt import (
     Trainer,
     fingerprint,
     load_recorded,
-    load_state,
+    load_weights,
     run_method,
     save_recorded,
-    save_state,
+    save_weights,
 )
 from asrcl.exceptions import InputError
 from asrcl.files import read_json
@@ -305,16 +305,16 @@ def test_fingerprint_sees_names_types_shapes_and_values():
 
 def test_weights_survive_the_disk(tmp_path):
     state = {"a": torch.randn(3, 2).T, "shared": torch.arange(4)[::2], "half": torch.randn(2).bfloat16()}
-    save_state(state, tmp_path / "deep" / "m.safetensors")
-    assert equal_states(load_state(tmp_path / "deep" / "m.safetensors"), state)
+    save_weights(state, tmp_path / "deep" / "m.safetensors")
+    assert equal_states(load_weights(tmp_path / "deep" / "m.safetensors"), state)
 
 
 def test_weights_that_cannot_be_read(tmp_path):
     with pytest.raises(InputError, match="no such checkpoint"):
-        load_state(tmp_path / "none.safetensors")
+        load_weights(tmp_path / "none.safetensors")
     (tmp_path / "torn.safetensors").write_bytes(b"1234")
     with pytest.raises(InputError, match=r"torn\.safetensors: damaged"):
-        load_state(tmp_path / "torn.safetensors")
+        load_weights(tmp_path / "torn.safetensors")
 
 
 def test_recorded_weights(tmp_path, caplog):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from adapt_cases import QUICK
 
-from asrcl.adapt import Weights, adapt_domains, load_state, run_method
+from asrcl.adapt import Weights, adapt_domains, load_weights, run_method
 from asrcl.adapt.observers import SPECTRA, SPECTRUM_POINTS, LayerChanges, Moved, curvature_record, layer_records, update_norm
 from asrcl.curvature import Curvature, estimate
 from asrcl.exceptions import InputError
@@ -142,7 +142,7 @@ def test_prediction_is_quadratic_in_the_step(runs):
 def test_the_increase_is_measured_on_the_dev_split(runs, tmp_path):
     learner = tiny_learner(tmp_path, tiny_scenario(3), QUICK)
     adapt_domains(learner, build_method("ihr"), tmp_path / "ihr")
-    first, merged = (load_state(tmp_path / "ihr" / f"stage{n}" / "model.safetensors") for n in (1, 2))
+    first, merged = (load_weights(tmp_path / "ihr" / f"stage{n}" / "model.safetensors") for n in (1, 2))
     domain = learner.scenario.domains[0]
     losses = []
     for state in (first, merged):
@@ -206,5 +206,5 @@ def test_states_of_a_stage_are_where_the_norms_say(runs, tmp_path):
     """The norm in the file is the distance between the checkpoints of two stages."""
     learner = tiny_learner(tmp_path, tiny_scenario(3), QUICK)
     adapt_domains(learner, build_method("ihr"), tmp_path / "ihr")
-    first, second = (load_state(tmp_path / "ihr" / f"stage{n}" / "model.safetensors") for n in (1, 2))
+    first, second = (load_weights(tmp_path / "ihr" / f"stage{n}" / "model.safetensors") for n in (1, 2))
     assert update_norm(first, second) == pytest.approx(runs("ihr").stages[1]["merged_update_norm"], rel=1e-9)

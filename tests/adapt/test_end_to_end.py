@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from adapt_cases import QUICK, equal_states
 
-from asrcl.adapt import Scenario, adapt_domains, fingerprint, load_state, run_method, run_stages, train_initial
+from asrcl.adapt import Scenario, adapt_domains, fingerprint, load_weights, run_method, run_stages, train_initial
 from asrcl.exceptions import InputError
 from asrcl.methods import Method, build_method, method_names
 from asrcl.scoring import RunResult, find_results
@@ -117,7 +117,7 @@ def test_adapted_weights_are_those_that_were_measured(run, tmp_path, home):
         result = run(name)
         adapt_domains(tiny_learner(home), build_method(name), tmp_path / name)
         for number, stage in enumerate(result.stages, 1):
-            state = load_state(tmp_path / name / f"stage{number}" / "model.safetensors")
+            state = load_weights(tmp_path / name / f"stage{number}" / "model.safetensors")
             assert fingerprint(state) == stage["model"]
 
 
@@ -188,7 +188,7 @@ def test_training_the_initial_model(tmp_path):
     state = train_initial(scenario, QUICK, learner.cache, 3, tmp_path / "initial" / "model.safetensors")
     again = train_initial(scenario, QUICK, learner.cache, 3, tmp_path / "again.safetensors")
     other = train_initial(scenario, QUICK, learner.cache, 4, tmp_path / "other.safetensors")
-    assert equal_states(state, again) and equal_states(state, load_state(tmp_path / "initial" / "model.safetensors"))
+    assert equal_states(state, again) and equal_states(state, load_weights(tmp_path / "initial" / "model.safetensors"))
     assert not equal_states(state, other)
     model = scenario.build_model()
     rates = []

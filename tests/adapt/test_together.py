@@ -7,7 +7,7 @@ import torch
 from adapt_cases import equal_states, largest_difference
 from adapt_processes import CYCLE, train, work_together
 
-from asrcl.adapt import load_state
+from asrcl.adapt import load_weights
 from asrcl.distributed import Processes, processes
 from asrcl.methods import build_method
 from asrcl.scoring import RunResult
@@ -66,7 +66,7 @@ def test_files_of_a_run_together(ranks, home):
     assert None not in [count for row in result.errors for count in row]
     assert not list((home / "cache").glob("*/*.work"))
     assert not list((home / "cache").glob("*/*/*.part"))
-    state = load_state(home / "run" / "stage3" / "model.safetensors")
+    state = load_weights(home / "run" / "stage3" / "model.safetensors")
     learner = tiny_learner(home)
     errors = [learner.evaluate(state, domain).total for domain in learner.scenario.domains]
     assert errors == result.errors[2]
@@ -102,4 +102,4 @@ def test_methods_are_not_changed_by_company(ranks, home, tmp_path):
     from asrcl.adapt import run_stages
 
     alone = list(run_stages(tiny_learner(tmp_path), build_method("ihr"), None))
-    assert equal_states(alone[0].models[0], load_state(home / "run" / "stage1" / "model.safetensors"))
+    assert equal_states(alone[0].models[0], load_weights(home / "run" / "stage1" / "model.safetensors"))

@@ -8,7 +8,7 @@ from adapt_cases import CountingTask, equal_states, largest_difference, learner_
 from adapt_processes import StopTraining
 from torch import nn
 
-from asrcl.adapt import TrainConfig, Trainer, average_states, load_state, state_of
+from asrcl.adapt import TrainConfig, Trainer, average_states, load_weights, state_of
 from asrcl.adapt.training import learning_rate
 from asrcl.exceptions import InputError
 from asrcl.methods import Method
@@ -314,7 +314,7 @@ def test_best_epochs_are_averaged(tmp_path):
     assert run.progress.best(2) == [2, 4]
     kept = sorted(tmp_path.glob("epoch*.safetensors"))
     assert [path.name for path in kept] == ["epoch002.safetensors", "epoch004.safetensors"]
-    second, fourth = map(load_state, kept)
+    second, fourth = map(load_weights, kept)
     assert equal_states(state, average_states([second, fourth]))
     assert largest_difference(state, {name: (second[name] + fourth[name]) / 2 for name in state}) < 1e-7
 
@@ -322,7 +322,7 @@ def test_best_epochs_are_averaged(tmp_path):
 def test_average_of_one_is_the_best_epoch(tmp_path):
     task = ScriptedDevLoss(losses=[0.5, 0.1, 0.9, 0.3])
     state = trainer(tmp_path, replace(QUICK, average_best=1), task=task, domain=blob_domain("blobs", batch_size=32)).fit()
-    assert equal_states(state, load_state(tmp_path / "epoch002.safetensors"))
+    assert equal_states(state, load_weights(tmp_path / "epoch002.safetensors"))
 
 
 def test_average_keeps_counters_of_the_last_state():

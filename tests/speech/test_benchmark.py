@@ -11,7 +11,7 @@ import pytest
 import torch
 from doc_cases import example
 
-from asrcl.adapt import DivergedError, load_state, save_state
+from asrcl.adapt import DivergedError, load_weights, save_weights
 from asrcl.exceptions import InputError
 from asrcl.experiment import launch, tuning
 from asrcl.experiment import run as experiment
@@ -147,9 +147,9 @@ def test_only_what_has_been_learned_may_be_evaluated(start):
 
 def test_a_model_of_other_data_learns_the_first_domain_too(start):
     config = start("+scenario.learn_first=true")
-    initial = load_state(experiment.initial_path(config, 1))
+    initial = load_weights(experiment.initial_path(config, 1))
     experiment.adapt_all(config, ["ft"], [1])
-    first = load_state(config.home / "ft" / "1" / "stage1" / "model.safetensors")
+    first = load_weights(config.home / "ft" / "1" / "stage1" / "model.safetensors")
     assert any(not torch.equal(value, initial[name]) for name, value in first.items())
 
 
@@ -218,12 +218,12 @@ def shipped(start, monkeypatch, tmp_path):
 
 
 def test_a_first_model_that_came_with_the_recipe_is_taken(shipped, tmp_path):
-    trained = load_state(experiment.initial_path(shipped, 1))
+    trained = load_weights(experiment.initial_path(shipped, 1))
     experiment.initial_path(shipped, 1).unlink()
     tokenizer_path(shipped).unlink()
     prepare_tokens(shipped)
     experiment.train(shipped, 1)
-    taken = load_state(experiment.initial_path(shipped, 1))
+    taken = load_weights(experiment.initial_path(shipped, 1))
     assert taken.keys() == trained.keys() and all(value.dtype == trained[name].dtype for name, value in taken.items())
     assert all(torch.equal(value, trained[name].half().float()) for name, value in taken.items() if value.is_floating_point())
     record = read_json(tmp_path / "models" / "models.json")
@@ -391,8 +391,8 @@ def test_a_checkpoint_of_another_model_is_refused(start):
     ):
         with pytest.raises(InputError, match=r"model.safetensors: .*tensors differ"):
             call()
-    state = load_state(path)
-    save_state({f"module.{name}": value for name, value in state.items()}, path)
+    state = load_weights(path)
+    save_weights({f"module.{name}": value for name, value in state.items()}, path)
     with pytest.raises(InputError, match=r"model\.safetensors has \d+ bytes, .* or remove model\.json"):
         experiment.decode_checkpoint(config, path, "low")
     path.with_suffix(".json").unlink()

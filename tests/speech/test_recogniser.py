@@ -4,7 +4,7 @@ import pytest
 import torch
 from doc_cases import example
 
-from asrcl.adapt import save_state
+from asrcl.adapt import save_weights
 from asrcl.exceptions import InputError
 from asrcl.experiment import run
 from asrcl.experiment.config import load_config
@@ -64,14 +64,14 @@ def test_initial_weights_may_be_pretrained_ones_or_those_of_a_checkpoint(linear,
     assert run.build_scenario(config, 1).initial["head.weight"].eq(1).all()
     path = tmp_path / "weights.safetensors"
     state = {"head.weight": torch.full((vocabulary, 8), 2.0), "head.bias": torch.zeros(vocabulary)}
-    save_state(state, path)
+    save_weights(state, path)
     config.tree["scenario"]["initial"] = {"checkpoint": str(path)}
     run.train(config, 1)
     initial = run.build_scenario(config, 1).initial
     assert all(torch.equal(initial[name], value) for name, value in state.items())
     record = read_json(initial_path(config, 1).with_suffix(".json"))
     assert record["source"] == str(path) and record["hash"] == hash_file(path)
-    save_state({"head.weight": torch.ones(3, 3)}, path)
+    save_weights({"head.weight": torch.ones(3, 3)}, path)
     with pytest.raises(InputError, match=r"weights\.safetensors: .*2 tensors differ"):
         run.train(config, 1)
 
