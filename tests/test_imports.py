@@ -1,7 +1,10 @@
 """Which rooms may pull in what: looked up in `sys.modules` of a fresh interpreter."""
 
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +12,7 @@ RECIPE_WORLD = (
     "speechbrain", "torchaudio", "datasets", "hydra", "omegaconf", "sentencepiece", "soundfile",
     "transformers", "matplotlib", "tensorboard", "espeakng_loader", "typer", "curvlinops",
 )  # fmt: skip
-ROOMS = ("methods", "adapt", "speech", "images", "studies", "testing", "cli")
+ROOMS = ("contract", "methods", "adapt", "experiment", "speech", "images", "studies", "testing", "commands", "cli")
 OTHER_ROOMS = tuple(f"asrcl.{room}" for room in ROOMS)
 
 
@@ -46,3 +49,25 @@ def test_a_room_loads_without_what_windows_lacks(module):
     hidden += "; [delattr(os, name) for name in ('fork', 'getppid', 'O_DIRECTORY', 'O_NOFOLLOW', 'geteuid')]"
     program = f"import os, sys; {hidden}; import {module}"
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
+
+
+def test_rooms_import_downwards():
+    """The order is in pyproject.toml, under tool.importlinter; what breaks it is printed import by import."""
+    root = Path(__file__).parents[1]
+    lint = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([lint, "--no-cache"], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 kept, 0 broken" in done.stdout
+
+
+def test_a_wall_that_is_broken_is_found(tmp_path):
+    """The order of pyproject.toml is looked at: merge importing adapt would be named."""
+    root = Path(__file__).parents[1]
+    shutil.copytree(root / "asrcl", tmp_path / "asrcl")
+    shutil.copy(root / "pyproject.toml", tmp_path)
+    with (tmp_path / "asrcl" / "merge" / "numbers.py").open("a") as file:
+        file.write("\nfrom asrcl.adapt import Cache  # noqa: F401\n")
+    lint = Path(sys.executable).with_name("lint-imports")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([lint, "--no-cache"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "asrcl.merge.numbers -> asrcl.adapt" in done.stdout
