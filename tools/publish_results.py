@@ -19,7 +19,8 @@ from pathlib import Path
 from asrcl.exceptions import InputError
 from asrcl.files import read_json, write_text
 
-LEFT_OUT = ("seeds", "AVG_w", "FWT", "F", "I", "CER")
+SHORT = ("Method", "US", "AVG", "CI95", "probe")
+"""Columns of the short table, beside that of the test."""
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -35,7 +36,7 @@ def short_table(report: str) -> str:
     lines = main_table(report).splitlines()
     table = list(takewhile(lambda line: line.startswith("|"), dropwhile(lambda line: not line.startswith("|"), lines)))
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
-    kept = [n for n, name in enumerate(rows[0]) if name not in LEFT_OUT]
+    kept = [n for n, name in enumerate(rows[0]) if name in SHORT or name.startswith("p (")]
     return "\n".join(f"| {' | '.join(row[n] for n in kept)} |" for row in rows)
 
 
