@@ -31,6 +31,13 @@ def processes() -> Processes:
     return Processes(distributed.get_rank(), count)
 
 
+def started() -> tuple[int, int]:
+    """Rank and number of processes of the group that somebody has started; of one process if nobody has."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
 @dataclass(frozen=True)
 class Processes:
     """Rank, number of processes and what they do together.

@@ -9,7 +9,7 @@ from adapt_processes import StopTraining
 from torch import nn
 
 from asrcl.adapt import TrainConfig, Trainer, average_states, load_weights, state_of
-from asrcl.adapt.training import learning_rate
+from asrcl.adapt.training import _Losses, learning_rate, seed_everything
 from asrcl.exceptions import InputError
 from asrcl.methods import Method
 from asrcl.testing import ClassificationTask, VectorDomain, blob_domain, build_mlp
@@ -391,3 +391,82 @@ def test_progress_bar_and_tensorboard_stay_out_of_the_way(tmp_path, capsys):
     trainer(tmp_path).fit()
     captured = capsys.readouterr()
     assert captured.out == "" and "epoch" not in captured.err
+
+
+# --- optimisers, schedules, losses that wait
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_is_torch_s(tmp_path, momentum):
+    """One epoch of the loop against a bare one, to the bit."""
+    config = TrainConfig(epochs=1, optimizer="sgd", learning_rate=0.05, momentum=momentum, average_best=1, gradient_clip=0)
+    run = trainer(tmp_path, config)
+    bare = build_mlp()
+    bare.load_state_dict(run.model.state_dict())
+    optimizer = torch.optim.SGD(bare.parameters(), 0.05, momentum)
+    seed = seed_everything(0, 0)
+    for batch in blob_domain("blobs").batches("train", shuffle=True, seed=seed):
+        optimizer.zero_grad()
+        ClassificationTask().loss(bare, batch).backward()
+        optimizer.step()
+    assert equal_states(run.fit(), bare.state_dict())
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_resumed_sgd_is_bit_equal(tmp_path, momentum):
+    config = replace(QUICK, optimizer="sgd", momentum=momentum)
+    expected = trainer(tmp_path / "whole", config, dropout=0.3).fit()
+    first = trainer(tmp_path / "part", config, dropout=0.3)
+    original = first._train_epoch
+
+    def two_epochs():
+        if first.progress.epoch == 2:
+            raise StopTraining
+        return original()
+
+    first._train_epoch = two_epochs
+    with pytest.raises(StopTraining):
+        first.fit()
+    assert equal_states(trainer(tmp_path / "part", config, dropout=0.3).fit(), expected)
+
+
+@pytest.mark.parametrize("done, share", [(0, 1e-3), (0.1, 0.5), (0.2, 1), (0.6, 0.5), (1, 0)])
+def test_linear_rate(done, share):
+    config = TrainConfig(learning_rate=0.4, schedule="linear", warmup=0.2)
+    assert learning_rate(config, done, 1) == pytest.approx(0.4 * share, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options, name",
+    [({"momentum": 0.9}, "momentum"), ({"optimizer": "sgd", "momentum": 1.0}, "momentum"), ({"warmup_steps": 0}, "warmup_steps")],
+)
+def test_settings_of_one_optimiser_or_schedule(options, name):
+    with pytest.raises(InputError, match=name):
+        TrainConfig(**options)
+
+
+class Refused(Exception):  # noqa: N818 - raised by a stub
+    pass
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 100])
+def test_losses_that_wait_add_up_alike_and_name_the_batch_that_was_wrong(every):
+    """On an accelerator losses are looked at when some have gathered; sums and messages are those of looking at each."""
+
+    def refuse(value, steps, where):
+        raise Refused(f"{value} {steps}{where}")
+
+    batch = next(iter(blob_domain("blobs").batches("train", shuffle=False, seed=0)))
+    values = torch.rand(7, generator=torch.Generator().manual_seed(0))
+    losses = _Losses(every, refuse)
+    for number, value in enumerate(values, 1):
+        losses.add(value, number, number - 1, batch, number)
+    losses.look()
+    expected = 0.0
+    for number, value in enumerate(values, 1):
+        expected += value.item() * number
+    assert (losses.total, losses.items) == (expected, 28)
+    with pytest.raises(Refused, match=r"nan 2 at batch 3 \(g000-train0000"):
+        for number in range(1, 5):
+            losses.add(torch.tensor(math.nan if number == 3 else 1.0), 1, number - 1, batch, number)
+        losses.look()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar, cast
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, distributed
 from asrcl.curvature.blocks import Block, BlockKey, DenseBlock, DiagonalBlock
 from asrcl.curvature.estimation.sums import RawSums
 from asrcl.curvature.torch_internals import default_store
+from asrcl.distributed import Processes, started
 from asrcl.exceptions import InputError
 
 Key = TypeVar("Key")
@@ -22,24 +23,13 @@ Number = TypeVar("Number", int, float)
 _rounds = itertools.count()
 
 
-@dataclass(frozen=True)
-class Group:
-    """The processes of the default group; one process alone does nothing.
-
-    Attributes:
-        rank: number of this process.
-        count: how many there are.
-    """
-
-    rank: int = 0
-    count: int = 1
+class Group(Processes):
+    """The processes of the group that is started, which share an estimate; one process alone does nothing."""
 
     @classmethod
     def current(cls) -> Group:
-        """The group that is started, or one process."""
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return cls()
-        return cls(distributed.get_rank(), distributed.get_world_size())
+        """The group that is started, or one process: a library starts none."""
+        return cls(*started())
 
     def mine(self, number: int) -> bool:
         """Whether batch `number` is this process's."""
