@@ -94,19 +94,24 @@ def run(overrides: Overrides = None, methods: Methods = DEFAULT_METHODS, seeds: 
 
     config, started = configuration(overrides), time.monotonic()
     benchmark, numbers = benchmark_of(config.tree), seed_numbers(seeds)
-    stages: dict[str, Callable[[], None]] = {name: partial(benchmark.prepare, config, name) for name in benchmark.stages}
-    stages["initial model"] = partial(train_all, config, numbers)
-    stages["adapt, decode"] = partial(adapt_all, config, words(methods), numbers, typed(), decode=True, save=True)
-    stages["score"], stages["report"] = partial(scoring.score, config.home), partial(scoring.report, [config.home])
     first = 1
+
+    def do(title: str, stage: Callable[[], None]) -> None:
+        nonlocal first
+        minutes, spent = divmod(int(time.monotonic() - started), 60)
+        last = first + title.count(", ")
+        typer.echo(f"== stage {first}{f'-{last}' if last > first else ''}: {title} ({minutes} min {spent} s)")
+        first = last + 1
+        stage()
+
     with workers(config):
         check_runs(config, words(methods))
-        for title, stage in stages.items():
-            minutes, spent = divmod(int(time.monotonic() - started), 60)
-            last = first + title.count(", ")
-            typer.echo(f"== stage {first}{f'-{last}' if last > first else ''}: {title} ({minutes} min {spent} s)")
-            stage()
-            first = last + 1
+        for name in benchmark.stages:
+            do(name, partial(benchmark.prepare, config, name))
+        do("initial model", partial(train_all, config, numbers))
+        do("adapt, decode", partial(adapt_all, config, words(methods), numbers, typed(), decode=True, save=True))
+    do("score", partial(scoring.score, config.home))
+    do("report", partial(scoring.report, [config.home]))
 
 
 @app.command()

@@ -76,13 +76,13 @@ def workers(config: Config) -> Iterator[None]:
 
 @contextmanager
 def _ended(executor: ProcessPoolExecutor) -> Iterator[None]:
-    """The workers end with the block, at once where it fails."""
+    """The workers end after the block, at once where it fails."""
     try:
         yield
     except BaseException:
         executor.shutdown(kill_workers=True)
         raise
-    executor.shutdown()
+    executor.shutdown(wait=False)  # their ends take seconds; this process waits for them before its own
 
 
 def _executor(count: int) -> ProcessPoolExecutor:
