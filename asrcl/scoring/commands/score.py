@@ -16,8 +16,9 @@ from asrcl.scoring.commands.verify import recount
 from asrcl.scoring.counting.align import check_costs
 from asrcl.scoring.counting.confusions import item_steps, most
 from asrcl.scoring.counting.errors import Errors, ItemErrors, counted
+from asrcl.scoring.display.terminal import aligned_table
 from asrcl.scoring.transcripts.files import STDIN, plain_name
-from asrcl.scoring.transcripts.read_write import align_columns, summary_row
+from asrcl.scoring.transcripts.read_write import summary_row
 from asrcl.scoring.transcripts.score import Options, Score, as_csv, score
 from asrcl.scoring.transcripts.toolkit_reports import three_lines, write_toolkit_reports
 from asrcl.visible import json_safe, visible
@@ -186,7 +187,8 @@ def _head(found: Score) -> str:
 
 
 def _summary(found: Score) -> str:
-    return align_columns([_header("text"), *(summary_row(name, errors) for name, errors in found.variants.items())])
+    rows = [summary_row(name, errors) for name, errors in found.variants.items()]
+    return aligned_table(_header("text"), rows, edge=False)
 
 
 def _usual(found: Score) -> list[str]:
@@ -205,7 +207,7 @@ def _breakdown(found: Score, column: str) -> str:
     for value in tables["raw"]:
         for name, parts in tables.items():
             rows.append(summary_row(value if name == "raw" else f"  {name}", parts[value]))
-    return align_columns(rows)
+    return aligned_table(rows[0], rows[1:], edge=False)
 
 
 def _header(first: str) -> list[str]:
@@ -217,7 +219,7 @@ def _confusions(result: Score, name: str, top: int) -> list[str]:
     rows = {"substitution": [[f"{a} -> {b}", str(n)] for (a, b), n in most(counts.substitutions, top)]}
     rows["deletion"] = [[word, str(n)] for word, n in most(counts.deletions, top)]
     rows["insertion"] = [[word, str(n)] for word, n in most(counts.insertions, top)]
-    tables = [align_columns([[kind, "times"], *found]) for kind, found in rows.items() if found]
+    tables = [aligned_table([kind, "times"], found, edge=False) for kind, found in rows.items() if found]
     return [f"most frequent, {name}:", *tables] if tables else [f"most frequent, {name}: no errors"]
 
 

@@ -12,10 +12,10 @@ from asrcl.exceptions import InputError
 from asrcl.scoring.counting.errors import counted
 from asrcl.scoring.display.figure import drawn, new_figure, save_figure
 from asrcl.scoring.display.table import Table, comma_separated, latex, plain
+from asrcl.scoring.display.terminal import aligned_table
 from asrcl.scoring.significance.compare import Comparison, Pair, rows_of, stars
 from asrcl.scoring.significance.paired_tests import EFFECTS
 from asrcl.scoring.transcripts.files import AnyPath
-from asrcl.scoring.transcripts.read_write import align_columns
 from asrcl.visible import visible
 
 LEGEND: Final = "* p < 0.05, ** p < 0.01, *** p < 0.001 after Holm's correction over all pairs, within each test"
@@ -121,7 +121,7 @@ def _systems(found: Comparison) -> str:
         e = system.errors
         counts = [e.total, e.length, e.substitutions, e.deletions, e.insertions]
         rows.append([system.name, _number(e.rate), *map(str, counts), _number(e.item_rate)])
-    return align_columns(rows)
+    return aligned_table(rows[0], rows[1:], edge=False)
 
 
 def _differences(found: Comparison) -> str:
@@ -131,7 +131,7 @@ def _differences(found: Comparison) -> str:
         chance = "-" if math.isnan(interval.p_better) else f"{interval.p_better:.3f}"
         cells = [*map(_signed, (interval.estimate, interval.low, interval.high)), chance]
         rows.append([_name(pair), *cells, *(stars(pair.p_holm[test]) or "-" for test in found.tests)])
-    return align_columns(rows)
+    return aligned_table(rows[0], rows[1:], edge=False)
 
 
 def _tests(found: Comparison) -> str:
@@ -140,7 +140,7 @@ def _tests(found: Comparison) -> str:
         for name, test in pair.tests.items():
             values = [_p(test.p_value), _p(pair.p_holm[name]), _number(test.effect), EFFECTS[name]]
             rows.append([_name(pair), name, *values, f"{test.used} {test.unit}"])
-    return align_columns(rows)
+    return aligned_table(rows[0], rows[1:], edge=False)
 
 
 def shorten(words: str, limit: int) -> str:

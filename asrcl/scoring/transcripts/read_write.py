@@ -15,6 +15,7 @@ from asrcl.exceptions import InputError
 from asrcl.files import write_parts
 from asrcl.scoring.counting.align import Costs
 from asrcl.scoring.counting.errors import Errors, count_errors
+from asrcl.scoring.display.terminal import aligned_table
 from asrcl.scoring.transcripts.files import AnyPath
 from asrcl.scoring.transcripts.formats import (
     Reading,
@@ -22,10 +23,8 @@ from asrcl.scoring.transcripts.formats import (
     read_utterances,
     speaker_of,
 )
-from asrcl.visible import visible
 
 __all__ = [
-    "align_columns",
     "cell_width",
     "pad_cell",
     "read_speakers",
@@ -136,7 +135,7 @@ def summary_table(errors: Errors) -> str:
     rows = [summary_row(name, part) for name, part in shown.items()] + [summary_row("all", errors)]
     if errors.unit != "word":
         header, *rows = [row[:4] + row[5:] for row in (header, *rows)]
-    return align_columns([header, *rows])
+    return aligned_table(header, rows, edge=False)
 
 
 def summary_row(name: str, part: Errors) -> list[str]:
@@ -144,21 +143,6 @@ def summary_row(name: str, part: Errors) -> list[str]:
     counts = [part.substitutions, part.deletions, part.insertions]
     rates = [f"{part.rate:.2f}", f"{part.character_rate:.2f}"]
     return [name, str(len(part)), str(part.length), *rates, *map(str, counts), f"{part.item_rate:.2f}"]
-
-
-def align_columns(rows: list[list[str]]) -> str:
-    """Rows as text for a terminal: first column to the left, others to the right, a rule under the first row."""
-    rows = [[visible(cell) for cell in row] for row in rows]
-    widths = [max(map(cell_width, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            pad_cell(row[0], widths[0]),
-            *(pad_cell(cell, width, right=True) for cell, width in zip(row[1:], widths[1:], strict=True)),
-        ]
-        lines.append("  ".join(cells).rstrip())
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines) + "\n"
 
 
 def cell_width(text: str) -> int:

@@ -15,7 +15,7 @@ from asrcl.scoring import (
     write_kaldi_text,
     write_trn,
 )
-from asrcl.scoring.transcripts.read_write import align_columns, cell_width, pad_cell, read_speakers, speaker_of
+from asrcl.scoring.transcripts.read_write import cell_width, pad_cell, read_speakers, speaker_of
 
 TEXTS = {"spk1-a/1.wav": "hello (um) world", "spk1-b": "", "spk2-ü": "naïve café"}
 plain = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
@@ -153,7 +153,5 @@ def test_summary_table_of_words_and_images() -> None:
     assert lines[-1].split() == ["all", "4", "4", "50.00", "2", "0", "0", "50.00"]
 
 
-def test_columns_keep_their_places_beside_wide_characters() -> None:
-    lines = align_columns([["name", "n"], ["日本", "1"], ["e\u0301", "22"]]).splitlines()
-    assert lines == ["name   n", "----  --", "日本   1", "e\u0301     22"]
+def test_widths_are_those_of_a_terminal() -> None:
     assert [cell_width(text) for text in ("ab", "日本", "e\u0301", "")] == [2, 4, 1, 0] and pad_cell("日", 3, right=True) == " 日"
