@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from asrcl.exceptions import InputError
-from asrcl.scoring.display.table import NONE
+from asrcl.scoring.display.numbers import NONE, decimal
 from asrcl.scoring.display.terminal import aligned_table
 from asrcl.scoring.report.summary import ScenarioSummary, summarise
 from asrcl.scoring.results.discovery import scan_results, with_same_tests
@@ -161,7 +161,7 @@ def table_text(table: pd.DataFrame) -> str:
 def _shown(value: object) -> str:
     if value is None or value != value or str(value) == "<NA>":  # nan, and pandas' own sign for what is missing
         return NONE
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    return decimal(value) if isinstance(value, float) else str(value)
 
 
 def _check_known(option: str, values: Sequence[str], known: Sequence[str]) -> None:

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from asrcl.scoring.display.numbers import NONE
 from asrcl.visible import visible
 
-NONE: Final = "–"
 _SIGNS: Final = tuple("=+-@\t\r\n＝＋－＠")
 _NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?%?")
 _LATEX: Final = {

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from asrcl.scoring.display.figure import drawn
-from asrcl.scoring.display.table import NONE
+from asrcl.scoring.display.numbers import NONE
 from asrcl.scoring.report.looks import Look
 from asrcl.scoring.report.summary import ScenarioSummary, mean_known
 from asrcl.scoring.results.metrics import Matrix, pareto_front, stage_averages

@@ -12,7 +12,8 @@ from typing import Final
 
 import numpy as np
 
-from asrcl.scoring.display.table import NONE, Cell, Table
+from asrcl.scoring.display.numbers import NONE
+from asrcl.scoring.display.table import Cell, Table
 from asrcl.scoring.report.summary import ScenarioSummary, mean_known
 from asrcl.scoring.results import stage_records
 from asrcl.scoring.results.run_result import RunResult

@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from asrcl.scoring.display.table import NONE, Cell, Table, comma_separated, plain
+from asrcl.scoring.display.numbers import NONE, decimal, p_value
+from asrcl.scoring.display.table import Cell, Table, comma_separated, plain
 from asrcl.scoring.report.orders import OrderSummary
 from asrcl.scoring.report.summary import MethodSummary, ScenarioSummary, mean_known
 from asrcl.scoring.results.metrics import METRICS
@@ -21,18 +22,9 @@ _NAN: Final = float("nan")
 
 def number(value: float, metric: str = "avg") -> str:
     """Two decimals, differences with their sign, COV with one; a dash for nan."""
-    if math.isnan(value):
-        return NONE
     if metric == "cov":
-        return f"{value:.1f}"
-    return f"{value:+.2f}" if METRICS[metric].unit == "points" else f"{value:.2f}"
-
-
-def p_value(value: float) -> str:
-    """Four decimals, or "< 0.0001"."""
-    if math.isnan(value):
-        return NONE
-    return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
+        return decimal(value, 1)
+    return decimal(value, signed=METRICS[metric].unit == "points")
 
 
 def main_table(summary: ScenarioSummary) -> Table:

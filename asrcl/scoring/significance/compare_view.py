@@ -11,6 +11,7 @@ import numpy as np
 from asrcl.exceptions import InputError
 from asrcl.scoring.counting.errors import counted
 from asrcl.scoring.display.figure import drawn, new_figure, save_figure
+from asrcl.scoring.display.numbers import NONE, decimal, p_value
 from asrcl.scoring.display.table import Table, comma_separated, latex, plain
 from asrcl.scoring.display.terminal import aligned_table
 from asrcl.scoring.significance.compare import Comparison, Pair, rows_of, stars
@@ -72,10 +73,10 @@ def matrix(found: Comparison, test: str) -> Table:
     cells = {(name, name): "–" for name in names}
     for pair in found.pairs:
         mark = stars(pair.p_holm[test])
-        cells[pair.a, pair.b] = _signed(pair.interval.estimate) + mark
-        cells[pair.b, pair.a] = _signed(-pair.interval.estimate) + mark
+        cells[pair.a, pair.b] = decimal(pair.interval.estimate, signed=True) + mark
+        cells[pair.b, pair.a] = decimal(-pair.interval.estimate, signed=True) + mark
     rows = [
-        [system.name, _number(system.errors.rate), *(cells[system.name, other] for other in names)] for system in found.systems
+        [system.name, decimal(system.errors.rate), *(cells[system.name, other] for other in names)] for system in found.systems
     ]
     return plain(["System", "rate %", *names], rows)
 
@@ -120,7 +121,7 @@ def _systems(found: Comparison) -> str:
     for system in found.systems:
         e = system.errors
         counts = [e.total, e.length, e.substitutions, e.deletions, e.insertions]
-        rows.append([system.name, _number(e.rate), *map(str, counts), _number(e.item_rate)])
+        rows.append([system.name, decimal(e.rate), *map(str, counts), decimal(e.item_rate)])
     return aligned_table(rows[0], rows[1:], edge=False)
 
 
@@ -128,9 +129,9 @@ def _differences(found: Comparison) -> str:
     rows = [["a - b", "points", "CI95 low", "CI95 high", "P(a better)", *(f"{test}" for test in found.tests)]]
     for pair in found.pairs:
         interval = pair.interval
-        chance = "-" if math.isnan(interval.p_better) else f"{interval.p_better:.3f}"
-        cells = [*map(_signed, (interval.estimate, interval.low, interval.high)), chance]
-        rows.append([_name(pair), *cells, *(stars(pair.p_holm[test]) or "-" for test in found.tests)])
+        chance = decimal(interval.p_better, 3)
+        cells = [*(decimal(value, signed=True) for value in (interval.estimate, interval.low, interval.high)), chance]
+        rows.append([_name(pair), *cells, *(stars(pair.p_holm[test]) or NONE for test in found.tests)])
     return aligned_table(rows[0], rows[1:], edge=False)
 
 
@@ -138,7 +139,7 @@ def _tests(found: Comparison) -> str:
     rows = [["a - b", "test", "p", "p Holm", "effect", "kind", "from"]]
     for pair in found.pairs:
         for name, test in pair.tests.items():
-            values = [_p(test.p_value), _p(pair.p_holm[name]), _number(test.effect), EFFECTS[name]]
+            values = [p_value(test.p_value), p_value(pair.p_holm[name]), decimal(test.effect), EFFECTS[name]]
             rows.append([_name(pair), name, *values, f"{test.used} {test.unit}"])
     return aligned_table(rows[0], rows[1:], edge=False)
 
@@ -150,18 +151,6 @@ def shorten(words: str, limit: int) -> str:
 
 def _name(pair: Pair) -> str:
     return f"{pair.a} - {pair.b}"
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:z.2f}"
-
-
-def _signed(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:+z.2f}"
-
-
-def _p(value: float) -> str:
-    return "-" if math.isnan(value) else "< 0.0001" if value < 1e-4 else f"{value:.4f}"
 
 
 def _require(found: Comparison, test: str) -> None:
