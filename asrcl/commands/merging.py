@@ -162,7 +162,7 @@ def _continual_methods(config: Any) -> Any:
         table.add_column(column, overflow="fold")
     for name, entry in sorted(config.tree["methods"].items()):
         _, method = configured_method(config, name)
-        options = " ".join(f"{key}={value}" for key, value in entry.items() if key not in ("name", "run"))
+        options = " ".join(f"{key}={value}" for key, value in entry.items() if key not in ("name", "run", "label"))
         table.add_row(cell(name), cell(options), cell((inspect.getdoc(type(method)) or "").partition("\n")[0]))
     return table
 
