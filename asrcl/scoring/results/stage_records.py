@@ -75,16 +75,16 @@ class Sweep:
     Attributes:
         method: its id.
         seeds: of the runs.
-        knobs: names of the settings.
-        rows: per setting the knobs and `old`, `new`, `average`: dev error rates in percent, best first.
+        hyper_parameters: their names.
+        rows: per setting the hyper-parameters and `old`, `new`, `average`: dev error rates in percent, best first.
         protocol: after which adaptations they were measured: "first" or "sequence".
         domains: those of the measurement, in order; empty where not kept.
-        space: the values that could be drawn for each knob; empty where not kept.
+        space: the values that could be drawn for each of them; empty where not kept.
     """
 
     method: str
     seeds: list[int]
-    knobs: list[str]
+    hyper_parameters: list[str]
     rows: list[dict[str, Any]]
     protocol: str = "first"
     domains: list[str] = field(default_factory=list)
@@ -193,11 +193,11 @@ def _parse_sweep(content: Any, method: str, where: str) -> Sweep:
     rows = content.get("rows") if isinstance(content, Mapping) else None
     if not isinstance(rows, list) or not rows or not all(_is_setting(row) for row in rows):
         raise InputError(f"{where}: needs `rows`, each with numbers `old` and `new`; run asrcl tune again")
-    knobs = [name for name in rows[0] if name not in RATES]
+    hyper_parameters = [name for name in rows[0] if name not in RATES]
     seeds = [seed for seed in content.get("seeds", []) if isinstance(seed, int)]
     protocol, domains = str(content.get("protocol", "first")), list(map(str, content.get("domains") or []))
-    space = {str(knob): list(values) for knob, values in (content.get("space") or {}).items()}
-    return Sweep(str(content.get("method", method)), seeds, knobs, rows, protocol, domains, space)
+    space = {str(parameter): list(values) for parameter, values in (content.get("space") or {}).items()}
+    return Sweep(str(content.get("method", method)), seeds, hyper_parameters, rows, protocol, domains, space)
 
 
 def _is_setting(row: Any) -> bool:

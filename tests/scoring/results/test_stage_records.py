@@ -95,7 +95,7 @@ def test_sweeps_come_from_runs_and_from_the_tuning_folder(tmp_path: Path) -> Non
     (tmp_path / "toy" / "tuning").mkdir(parents=True)
     (tmp_path / "toy" / "tuning" / "fta.json").write_text(json.dumps({"method": "fta", "seeds": [1, 2], "rows": rows}))
     first, second = stage_records.sweeps([run], [tmp_path / "toy"])["toy"]
-    assert (first.method, first.knobs, first.seeds) == ("ihr", ["tau"], [])
+    assert (first.method, first.hyper_parameters, first.seeds) == ("ihr", ["tau"], [])
     assert (second.method, second.seeds, second.rows) == ("fta", [1, 2], rows)
 
 

@@ -52,12 +52,12 @@
   // Examples.
   const STEP = 10;
   const aligned = (reference, hypothesis, operations) => {
-    const said = reference.split(/\s+/).filter(Boolean), heard = hypothesis.split(/\s+/).filter(Boolean);
+    const said = reference.split(/\s+/).filter(Boolean), recognised = hypothesis.split(/\s+/).filter(Boolean);
     const line = document.createDocumentFragment();
     let i = 0, j = 0;
     for (const operation of operations) {
       const word = operation === "I" ? "" : said[i++];
-      const other = operation === "D" ? "" : heard[j++];
+      const other = operation === "D" ? "" : recognised[j++];
       if (operation === "C") line.append(other);
       else {
         const mark = element("b", operation === "D" ? word : other, operation);

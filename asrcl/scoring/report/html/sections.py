@@ -31,7 +31,7 @@ class Scenario:
 
     Args:
         summary: the numbers.
-        sweeps: knobs tried on dev data.
+        sweeps: hyper-parameters tried on dev data.
     """
 
     def __init__(self, summary: ScenarioSummary, sweeps: Sequence[stage_records.Sweep]) -> None:
@@ -129,7 +129,7 @@ class Scenario:
             row = min(sweep.rows, key=_average)
             first = [Cell(self.labels.get(sweep.method, sweep.method)), Cell(str(len(sweep.rows)), len(sweep.rows))]
             rates = [Cell(number(value), value) for value in (row["old"], row["new"], _average(row))]
-            best.append([*first, Cell(_words(row, sweep.knobs)), *rates])
+            best.append([*first, Cell(_words(row, sweep.hyper_parameters)), *rates])
         header = ["Method", "settings", "chosen", "old (%)", "new (%)", "mean (%)"]
         table = Table(header, best, [sweep.method for sweep in sweeps])
         return {
@@ -138,10 +138,10 @@ class Scenario:
         }  # fmt: skip
 
     def _settings(self, sweep: stage_records.Sweep, label: str = "") -> list[Point]:
-        """One point per setting, its knobs for the pointer."""
+        """One point per setting, its hyper-parameters for the pointer."""
         points = []
         for row in sweep.rows:
-            points.append(Point(sweep.method, f"{label} {_words(row, sweep.knobs)}".strip(), row["old"], row["new"]))
+            points.append(Point(sweep.method, f"{label} {_words(row, sweep.hyper_parameters)}".strip(), row["old"], row["new"]))
         return points
 
     def _dev_plane(self, points: Sequence[Point]) -> str:
@@ -149,16 +149,16 @@ class Scenario:
         return charts.old_against_new(points, self.looks, old, new)
 
     def _sweep_view(self, sweep: stage_records.Sweep, after: str) -> dict[str, Any]:
-        header = [*sweep.knobs, "old (%)", "new (%)", "mean (%)"]
+        header = [*sweep.hyper_parameters, "old (%)", "new (%)", "mean (%)"]
         rows = [
-            [*(_setting(row.get(knob)) for knob in sweep.knobs)]
+            [*(_setting(row.get(parameter)) for parameter in sweep.hyper_parameters)]
             + [Cell(number(value), value) for value in (row["old"], row["new"], _average(row))]
             for row in sweep.rows
         ]
         chart = self._dev_plane(self._settings(sweep))
         seeds = f", seeds {', '.join(map(str, sweep.seeds))}" if sweep.seeds else ""
         name = f"{self.labels.get(sweep.method, sweep.method)}, {after}{seeds}"
-        drawn = "; ".join(f"{knob}: {', '.join(map(_written, values))}" for knob, values in sweep.space.items())
+        drawn = "; ".join(f"{parameter}: {', '.join(map(_written, values))}" for parameter, values in sweep.space.items())
         note = f" {counted(len(rows), 'setting')} of the space {drawn}." if drawn else ""
         return {
             "name": name, "method": sweep.method, "chart": chart, "table": Table(header, rows), "after": after,
@@ -267,8 +267,8 @@ def _average(row: dict[str, Any]) -> float:
     return float(row.get("average", (row["old"] + row["new"]) / 2))
 
 
-def _words(row: dict[str, Any], knobs: Sequence[str]) -> str:
-    return ", ".join(f"{knob} {_written(row.get(knob))}" for knob in knobs)
+def _words(row: dict[str, Any], hyper_parameters: Sequence[str]) -> str:
+    return ", ".join(f"{parameter} {_written(row.get(parameter))}" for parameter in hyper_parameters)
 
 
 def _written(value: Any) -> str:
