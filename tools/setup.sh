@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv with the packages of tools/requirements.lock: all 160 of them with exact versions and the hashes of their files
+# Makes .venv with the packages of tools/requirements.lock: all of them with exact versions and the hashes of their files
 # (tools/lock.sh writes it). Safe to run again: it does nothing when .venv is up to date.
 #   tools/setup.sh            everything (recipes and tests)
 #   tools/setup.sh --browser  also Chromium, in which the tests open report.html (Debian, as root; without it those tests are skipped)
