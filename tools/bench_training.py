@@ -4,11 +4,12 @@
     python tools/bench_training.py --batches 3 --rounds 1 --markdown      (to try the benchmark itself)
     python tools/bench_training.py --device cuda --markdown
 
-The model is that of recipes/accents (conformer_small) on random features of its shape, its task and its optimiser. Every round
-times one epoch of each loop over the same batches, one after the other; a ratio is to the bare loop of the same round. The bare loop
-does what cannot be left out: loss, backward, clipping, optimiser, gradients set to None. The floor is the floating-point work of an
-epoch, counted by `torch.utils.flop_counter`, at the speed of a large matrix product on the same device and threads. Memory is the
-peak of torch's tensors on a GPU, and on a CPU what a loop keeps beside the model: Adam's moments, and what the method remembers.
+The model is that of recipes/accents (conformer_small) on random features of its shape, its task and its optimiser. Every
+round times one epoch of each loop over the same batches, one after the other; a ratio is to the bare loop of the same round.
+The bare loop does what cannot be left out: loss, backward, clipping, optimiser, gradients set to None. The floor is the
+floating-point work of an epoch, counted by `torch.utils.flop_counter`, at the speed of a large matrix product on the same
+device and threads. Memory is the peak of torch's tensors on a GPU, and on a CPU what a loop keeps beside the model: Adam's
+moments, and what the method remembers.
 """
 
 from __future__ import annotations
@@ -195,13 +196,14 @@ def _kept_bytes(epoch: Any) -> float:
     """Bytes of the optimiser's state, and of the method's where a trainer has one."""
     run = getattr(epoch, "__self__", None)
     optimizer = run.optimizer if run else epoch.args[2]
-    tensors = [value for slot in optimizer.state.values() for value in slot.values() if isinstance(value, torch.Tensor)]
+    tensors = [value for slot in optimizer.state.values() for value in slot.values()]
     return float(sum(value.nbytes for value in [*tensors, *(run.method.state_dict().values() if run else ())]))
 
 
 def table(found: dict[str, Any]) -> str:
     """Markdown."""
-    lines = ["| loop | ratio median (min-max) | ms per step | MiB kept, or at the peak of a GPU |", "| --- | ---: | ---: | ---: |"]
+    columns = ("loop", "ratio median (min-max)", "ms per step", "MiB kept, or at the peak of a GPU")
+    lines = [f"| {' | '.join(columns)} |", "| --- | ---: | ---: | ---: |"]
     for row in found["rows"]:
         ratios = row["ratios"]
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
