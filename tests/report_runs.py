@@ -16,7 +16,7 @@ METHODS = ("initial", "ft", "fta", "ewc", "ihr", "lwf", "replay", "separate")
 DOMAINS = ("US", "ENG", "CAR", "SCO", "WMI")
 WORDS = tuple("play the next song in my kitchen please and call tom at nine then add milk to that list".split())  # noqa: SIM905
 FIRST = (4.0, 22.0, 27.0, 24.0, 30.0)
-# Points of forgetting per later stage, and the share of the first model's errors that is left after learning.
+# Points of forgetting per later stage, and the share of the initial model's errors that is left after learning.
 HABITS = {
     "initial": (0.0, 1.0), "ft": (4.0, 0.4), "fta": (0.5, 0.8), "ewc": (2.0, 0.6), "ihr": (1.0, 0.45), "lwf": (2.5, 0.55),
     "replay": (1.2, 0.42), "separate": (0.0, 0.4),

@@ -234,7 +234,7 @@ def check_results(folder, methods):
 
 @pytest.mark.timeout(1000)
 def test_a_whole_recipe_and_again(tmp_path):
-    """Everything but the size, from the first model that comes with the recipe; then a second run that finds all of it done."""
+    """Everything but the size, from the initial model that comes with the recipe; then a second run that finds all of it done."""
     options = ["--quick", "--exp", tmp_path, ONE_THREAD]
     first = run("accents", *options, timeout=600)
     assert first.returncode == 0, first.stderr[-2000:]
@@ -244,7 +244,7 @@ def test_a_whole_recipe_and_again(tmp_path):
     assert "25 of 25 stages" in first.stderr and re.search(r"\d+ of 25 stages, about \d+ s left", first.stderr)
     adapted = read_json(folder / "ft" / "1" / "results.json")
     rates = [errors / length for errors, length in zip(adapted["errors"][-1], adapted["lengths"], strict=True)]
-    assert sum(rates) / 5 < 0.4, "the first model is a trained one, so even a minute's run recognises speech"
+    assert sum(rates) / 5 < 0.4, "the initial model is a trained one, so even a minute's run recognises speech"
     assert [probe["name"] for probe in adapted["probes"]] == ["probe"] and all(adapted["probes"][0]["errors"])
     results = {path: path.read_bytes() for path in folder.glob("*/1/results.json")}
     work = {path: path.stat().st_mtime_ns for path in (folder / "cache").glob("*/*/*") if path.is_file()}

@@ -2,7 +2,7 @@
 
     tools/bench_decode.py                # 180 utterances, three rounds, one thread
 
-The model is the trained first model of the accents recipe, the speech synthetic Caribbean English. Printed are the ratio to
+The model is the trained initial model of the accents recipe, the speech synthetic Caribbean English. Printed are the ratio to
 SpeechBrain's search in batches of 8, the number of utterances whose hypothesis is another one, and the word error rate.
 """
 

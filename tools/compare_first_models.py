@@ -1,4 +1,4 @@
-r"""How general must the first model be? Error rates by method over runs that differ in what their first model has seen.
+r"""How general must the initial model be? Error rates by method over runs that differ in what their initial model has seen.
 
     for n in 1200 2000; do
         recipes/accents/run.sh --train-initial --methods "initial ft fta ihr separate" scenario.name=accents_first$n \
@@ -28,7 +28,7 @@ METHODS = ("initial", "ft", "fta", "ihr", "separate")
 
 
 def load(folders: Sequence[str]) -> dict[int, ScenarioSummary]:
-    """Summaries by the number of utterances that the first model has seen, with the same methods and seeds everywhere.
+    """Summaries by the number of utterances that the initial model has seen, with the same methods and seeds everywhere.
 
     Raises:
         InputError: a folder without runs, or no seed that all of them have.
@@ -37,7 +37,7 @@ def load(folders: Sequence[str]) -> dict[int, ScenarioSummary]:
     for word in folders:
         size, _, folder = word.partition("=")
         if not size.isdecimal() or not folder:
-            raise InputError(f"{word}: write NUMBER=FOLDER, the number of utterances that the first model of those runs has seen")
+            raise InputError(f"{word}: write NUMBER=FOLDER, the number of utterances that the initial model of the runs has seen")
         runs[int(size)] = [run for run in find_results(folder) if run.method in METHODS]
     seeds = set.intersection(*({r.seed for r in found if r.method == m} for found in runs.values() for m in METHODS))
     if not seeds:
@@ -46,7 +46,7 @@ def load(folders: Sequence[str]) -> dict[int, ScenarioSummary]:
 
 
 def table(summaries: dict[int, ScenarioSummary]) -> str:
-    """Markdown: one row per method, AVG, COV and the probe by first model."""
+    """Markdown: one row per method, AVG, COV and the probe by initial model."""
     header = ["Method", *(f"{what}, {size:,}" for what in ("AVG", "COV", "probe") for size in summaries)]
     rows = []
     for name in METHODS:
@@ -54,12 +54,12 @@ def table(summaries: dict[int, ScenarioSummary]) -> str:
         cells = [_number(m and m.mean("avg")) for m in found] + [_number(m and m.mean("cov"), 1) for m in found]
         rows.append([next(m.label for m in found if m), *cells, *(_number(m and _probe(m)) for m in found)])
     seeds = ", ".join(map(str, next(iter(summaries.values())).methods[0].seeds))
-    note = f"AVG and probe in %, COV in %, by the number of utterances that the first model was trained on; seeds {seeds}."
+    note = f"AVG and probe in %, COV in %, by the number of utterances that the initial model was trained on; seeds {seeds}."
     return f"{note}\n\n{markdown(plain(header, rows)).strip()}"
 
 
 def draw(summaries: dict[int, ScenarioSummary], path: Path) -> None:
-    """AVG, and the probe, over the size of the first model's training set; a line per method."""
+    """AVG, and the probe, over the size of the initial model's training set; a line per method."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -73,7 +73,7 @@ def draw(summaries: dict[int, ScenarioSummary], path: Path) -> None:
             rates = [value(m) if m else math.nan for m in found]
             if not all(map(math.isnan, rates)):
                 axes.plot(sizes, rates, marker="o", label=next(m.label for m in found if m))
-        axes.set(xscale="log", xlabel="utterances that the first model has seen", ylabel="WER (%)", title=title)
+        axes.set(xscale="log", xlabel="utterances that the initial model has seen", ylabel="WER (%)", title=title)
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axes.minorticks_off()
         axes.set_ylim(bottom=0)

@@ -1,4 +1,4 @@
-"""Write trained first models of a scenario, in half precision and with their tokeniser, to the folder that comes with the recipe.
+"""Write trained initial models of a scenario, in half precision with their tokeniser, to the folder that comes with the recipe.
 
     tools/ship_initial.py "1 2 3" scenario=accents exp=exp
 
@@ -29,7 +29,7 @@ def ship(config: Config, seeds: list[int]) -> Path:
     """
     wanted = config.tree["scenario"]["initial"].get("models")
     if not wanted:
-        raise InputError(f"scenario {config.tree['scenario']['name']}: initial.models names no folder for trained first models")
+        raise InputError(f"scenario {config.tree['scenario']['name']}: initial.models names no folder for trained initial models")
     folder = config_folder().parent / wanted
     copy_file(tokenizer_path(config), folder / "pieces.model")
     names, trained = ["pieces.model"], {}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The hard sequence of synthetic accents: every accent brings words that no other has. README.md beside this file has the numbers.
-usage='recipes/accents_topics/run.sh: five accents, each with words of its own, from a first model that knows one topic (synthetic
+usage='recipes/accents_topics/run.sh: five accents, each with words of its own, from an initial model that knows one topic (synthetic
 speech, no download)'
 source "$(dirname "${BASH_SOURCE[0]}")/../common/recipe.sh"
 scenario=accents_topics

@@ -34,7 +34,7 @@ Options (both --stop_stage and --stop-stage spellings work, --name value and --n
   --exp DIR                   all output goes below it (default: $exp)
   --data_dir DIR              recorded corpora, where the recipe needs them
   --quick                     a small run that only shows that everything works
-  --train-initial             train the first model here, where the recipe comes with a trained one
+  --train-initial             train the initial model here, where the recipe comes with a trained one
   --dry_run                   print the commands of the stages, run nothing (all stages at once are one command: asrcl run)
 Anything with a = that is not an option is a Hydra override: train.adapt.epochs=4 methods.ihr.tau=2
 USAGE

@@ -217,7 +217,7 @@ def test_device():
             _ = Config({"device": "cuda"}).device
 
 
-# --- the first model and probes of a scenario
+# --- the initial model and probes of a scenario
 
 PROBE = """
 name: mine

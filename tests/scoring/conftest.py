@@ -63,7 +63,7 @@ def make_run(
     """Write one run below `folder` and return it as loaded from disk."""
 
     def draw(i: int, j: int) -> np.random.Generator:
-        """All methods share the first model, so the first row depends on the seed alone."""
+        """All methods share the initial model, so the first row depends on the seed alone."""
         return np.random.default_rng([seed, j] if i == 0 else [seed, j, i, list(METHODS).index(method)])
 
     rates, size, home = expected_rates(method), len(DOMAINS), folder / scenario / method / str(seed)

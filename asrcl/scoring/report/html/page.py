@@ -40,7 +40,7 @@ from asrcl.scoring.results.stage_records import Sweep, run_seconds
 from asrcl.visible import visible
 
 LONG_NAME: Final = 8
-_REFERENCE_NOTE = "Bold: best of its column, without the first model, separate models and joint training."
+_REFERENCE_NOTE = "Bold: best of its column, without the initial model, separate models and joint training."
 
 
 def write_html(
