@@ -37,6 +37,9 @@ class Scenario:
         evaluated after which stage. learn_first: whether the first domain is learned like the others. Otherwise the initial
         model stands for it, which needs not
             have been trained on its data: the first domain is then what methods take for the old one.
+        private: gives, for the name of a domain, the names of the parameters that this domain alone uses, such as a head of its
+        own: a
+            stage takes them as they were learned, whatever its method merges.
         observers: what else is looked at when a stage is over, besides what the run's diagnostics ask for.
     """
 
@@ -51,6 +54,7 @@ class Scenario:
     evaluation: EvaluationPolicy = field(default_factory=EvaluationPolicy)
     learn_first: bool = False
     observers: Sequence[Observer] = ()
+    private: Callable[[str], Sequence[str]] = field(default=lambda domain: ())
 
     def __post_init__(self) -> None:
         self.initial = None if self.initial is None else Weights.of(self.initial)

@@ -29,6 +29,11 @@ class Batch(Protocol):
         """Name of the domain that the items are from; it selects a head or a model where a domain has its own."""
         ...
 
+    @property
+    def mixable(self) -> bool:
+        """Whether items of several domains may stand in one batch; not where each domain has a head of its own."""
+        ...
+
     def __len__(self) -> int:
         """Number of items."""
         ...
@@ -43,7 +48,7 @@ class Batch(Protocol):
 
     @classmethod
     def collate(cls, parts: Sequence[Self]) -> Self:
-        """One batch with the items of several, padded anew; its domain is that of the first."""
+        """One batch with the items of several, padded anew; its domain is that of the first. See `mixable`."""
         ...
 
 

@@ -129,7 +129,8 @@ class Benchmark(Protocol):
         ...
 
 
-BENCHMARKS: Registry[Benchmark] = Registry("scenario.benchmark", {SPEECH: "asrcl.speech.benchmark:SpeechBenchmark"})
+_BUILT_IN = {"images": "asrcl.images.benchmark:ImageBenchmark", SPEECH: "asrcl.speech.benchmark:SpeechBenchmark"}
+BENCHMARKS: Registry[Benchmark] = Registry("scenario.benchmark", _BUILT_IN)
 register_benchmark = BENCHMARKS.register
 
 

@@ -68,10 +68,12 @@ class ExperienceReplay(Method):
         loss = learner.task.loss(model, batch)
         if not self._positions or not self.weight:
             return loss
-        return loss + self.weight * learner.task.loss(model, self._drawn(learner, self.items or len(batch)).to(learner.device))
+        drawn = [memory.to(learner.device) for memory in self._drawn(learner, self.items or len(batch))]
+        losses = [learner.task.loss(model, memory) * (len(memory) / sum(map(len, drawn))) for memory in drawn]
+        return loss + self.weight * sum(losses[1:], losses[0])
 
-    def _drawn(self, learner: Learner, count: int) -> Batch:
-        """A batch of so many different items from the memory, or of all where it has fewer."""
+    def _drawn(self, learner: Learner, count: int) -> list[Batch]:
+        """So many different items from the memory, or all where it has fewer, as one batch or as one for each domain."""
         names, sizes = list(self._positions), [len(positions) for positions in self._positions.values()]
         chosen = torch.randperm(sum(sizes), generator=_generator(learner.seed, learner.stage, 1 + self._draws))[:count].tolist()
         self._draws += 1
@@ -81,7 +83,10 @@ class ExperienceReplay(Method):
             number = next(n for n, end in enumerate(ends) if place < end)
             position = int(self._positions[names[number]][place - ends[number] + sizes[number]])
             parts.append(self._item(learner, names[number], position))
-        return type(parts[0]).collate(parts)
+        if parts[0].mixable:
+            return [type(parts[0]).collate(parts)]
+        names = sorted({part.domain for part in parts})
+        return [type(parts[0]).collate([part for part in parts if part.domain == name]) for name in names]
 
     def _item(self, learner: Learner, name: str, position: int) -> Batch:
         if (name, position) not in self._held:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class SpeechBatch:
     tokens: Tensor
     token_lengths: Tensor
     domain: str = ""
+    mixable: ClassVar[bool] = True
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ class VectorBatch:
     inputs: Tensor
     labels: Tensor
     domain: str = ""
+    mixable: ClassVar[bool] = True
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -17,6 +17,7 @@ scenario=""
 scenario_name=""
 quick=false
 train_initial=false
+prepares=true # whether there are corpora to prepare; images are read when they are needed
 dry_run=false
 overrides=()
 
@@ -142,8 +143,10 @@ run_recipe() { # scenario, overrides of the recipe...
         # all stages in one process, whose workers import what they need once
         asrcl run --methods "$methods" --seeds "$seeds" "${settings[@]}"
     else
-        run_stage 1 "data" asrcl prepare --stage data "${settings[@]}"
-        run_stage 2 "tokens" asrcl prepare --stage tokens "${settings[@]}"
+        if $prepares; then
+            run_stage 1 "data" asrcl prepare --stage data "${settings[@]}"
+            run_stage 2 "tokens" asrcl prepare --stage tokens "${settings[@]}"
+        fi
         run_stage 3 "initial model" asrcl train --seeds "$seeds" "${settings[@]}"
         run_stage 4 "adapt" asrcl adapt --methods "$methods" --seeds "$seeds" "${settings[@]}"
         run_stage 5 "decode" asrcl decode --methods "$methods" --seeds "$seeds" "${settings[@]}"

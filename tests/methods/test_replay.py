@@ -76,7 +76,8 @@ def test_as_many_as_the_batch_by_default_and_all_of_a_small_memory(tmp_path):
     for budget, expected in ((40, 16), (5, 5)):
         method = build_method("er", budget=budget)
         method.end_domain(learner, learner.scenario.domains[0], None, learner.initial)
-        assert len(method._drawn(learner, 16)) == expected
+        [memory] = method._drawn(learner, 16)
+        assert len(memory) == expected
 
 
 def test_weight_zero_is_plain_fine_tuning_to_the_bit(tmp_path):
