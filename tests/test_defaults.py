@@ -49,4 +49,4 @@ def test_curvature():
 def test_methods_of_a_run_take_the_defaults_of_the_merge(name, damping):
     options = merge_methods()[name].knobs
     assert options["damping"] == damping
-    assert build_method(name).knobs | options == build_method(name).knobs
+    assert build_method(name).options | options == build_method(name).options

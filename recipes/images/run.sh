@@ -9,7 +9,7 @@ scenario=permuted_digits
 jobs=2
 prepares=false
 parse_options "$@"
-settings=(model=mlp train=images)
+settings=()
 if $quick; then settings+=(train.initial.epochs=2 train.adapt.epochs=1 evaluation.domains=seen); fi
 cd "$repository"
-run_recipe "$scenario" "${settings[@]}"
+run_recipe "$scenario" ${settings[@]+"${settings[@]}"}

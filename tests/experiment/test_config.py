@@ -13,6 +13,7 @@ from asrcl.exceptions import InputError
 from asrcl.experiment.config import Config, config_folder, load_config
 from asrcl.experiment.run import configured_method
 from asrcl.experiment.tuning import searches
+from asrcl.images.models import build_classifier
 from asrcl.merge import methods as merge_methods
 from asrcl.methods import build_method
 from asrcl.speech.corpora import CORPORA
@@ -48,6 +49,9 @@ def test_every_scenario_composes(name):
     scenario = config.tree["scenario"]
     assert scenario["name"] == name == config.home.name
     assert len(scenario["domains"]) >= 2
+    if scenario.get("benchmark") == "images":  # which chooses the groups that go with it
+        assert (config.tree["model"]["kind"], config.tree["train"]["batch_size"]) == ("mlp", 32)
+        return
     for domain in scenario["domains"]:
         assert domain["corpus"]["kind"] in {*CORPORA, "synthetic"}
     assert config.settings(FeatureConfig, "scenario", "features").size > 0
@@ -55,17 +59,26 @@ def test_every_scenario_composes(name):
 
 @pytest.mark.parametrize("name", shipped("train"))
 def test_every_training_composes(name):
-    config = load_config([f"train={name}"])
+    config = load_config([f"train={name}", *(["scenario=permuted_digits"] if name == "images" else [])])
     for part in ("initial", "adapt"):
         assert config.settings(TrainConfig, "train", part).epochs >= 1
-    config.settings(SpecAugmentConfig, "train", "augment")
+    if name != "images":
+        config.settings(SpecAugmentConfig, "train", "augment")
 
 
 @pytest.mark.parametrize("name", shipped("model"))
 def test_every_model_composes(name):
     settings = load_config([f"model={name}"]).tree["model"]
     with torch.device("meta"):
-        assert ConformerASR(80, 100, **settings).attention_head is not None
+        if "kind" in settings:
+            assert len(build_classifier(settings, (1, 8, 8), {"": 10}).heads) == 1
+        else:
+            assert ConformerASR(80, 100, **settings).attention_head is not None
+
+
+def test_what_is_typed_goes_before_what_a_scenario_chooses():
+    assert load_config(["scenario=permuted_digits", "model=lenet"]).tree["model"]["kind"] == "lenet"
+    assert "kind" not in load_config(["scenario=accents_quick"]).tree["model"]
 
 
 @pytest.mark.parametrize("name", shipped("decode"))
@@ -298,7 +311,7 @@ def test_settings_are_changed_where_they_exist():
     "path, word",
     [
         ("train.adapt.epoch", "here: train.adapt.epoch: no such option; train.adapt has epochs, optimizer"),
-        ("trane.adapt.epochs", "trane.adapt.epochs: no such option; the configuration has scenario, model"),
+        ("trane.adapt.epochs", "trane.adapt.epochs: no such option; the configuration has model, train"),
         ("train.adapt.epochs.more", "train.adapt.epochs has 8, a value"),
     ],
 )

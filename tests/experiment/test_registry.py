@@ -76,7 +76,7 @@ def test_a_benchmark_completes_and_checks_its_scenario(plugin):
 
 def test_an_unknown_benchmark_is_refused_with_those_there_are(plugin):
     import_plugins(["blob_plugin"])
-    with pytest.raises(InputError, match=r"scenario\.benchmark=vision: .*blobs, speech") as refused:
+    with pytest.raises(InputError, match=r"scenario\.benchmark=vision: .*blobs, images, speech") as refused:
         load_config(["+scenario.benchmark=vision"])
     assert "\n" not in str(refused.value)
     with pytest.raises(InputError, match=r"imports: .*nowhere_at_all"):
@@ -95,4 +95,6 @@ def test_a_name_is_given_once():
 
 def test_every_shipped_scenario_is_of_a_known_benchmark():
     for path in (config_folder() / "scenario").glob("*.yaml"):
-        assert type(benchmark_of(load_config([f"scenario={path.stem}", "data_dir=/data"]).tree)).__name__ == "SpeechBenchmark"
+        config = load_config([f"scenario={path.stem}", "data_dir=/data"])
+        known = {"images": "ImageBenchmark", "speech": "SpeechBenchmark"}
+        assert type(benchmark_of(config.tree)).__name__ == known[config.tree["scenario"].get("benchmark", "speech")]

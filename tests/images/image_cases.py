@@ -10,4 +10,4 @@ from asrcl.experiment.config import load_config
 def configured(folder: Path, scenario: str = "permuted_digits", *more: str):
     """A small and quick scenario of digits."""
     quick = ["train.initial.epochs=3", "train.adapt.epochs=2", "launcher.threads=1", "device=cpu", "tracking.backends=[]"]
-    return load_config([f"scenario={scenario}", "model=mlp", "train=images", f"exp={folder}", *quick, *more])
+    return load_config([f"scenario={scenario}", f"exp={folder}", *quick, *more])

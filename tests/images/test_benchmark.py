@@ -113,7 +113,7 @@ def test_the_commands_run_without_speech(tmp_path):
         "import sys, asrcl.cli\ntry:\n    asrcl.cli.main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
         "print(sorted(n for n in sys.modules if n.startswith(('asrcl.speech', 'speechbrain', 'sentencepiece'))))"
     )
-    options = ["scenario=rotated_digits", "model=mlp", "train=images", "exp=exp", "launcher.threads=1", "device=cpu"]
+    options = ["scenario=rotated_digits", "exp=exp", "launcher.threads=1", "device=cpu"]
     options += ["train.initial.epochs=1", "train.adapt.epochs=1", "evaluation.domains=seen"]
     command = [sys.executable, "-c", program, "run", "--methods", "fta", *options]
     done = subprocess.run(command, cwd=tmp_path, env=os.environ.copy(), capture_output=True, text=True, check=False)
