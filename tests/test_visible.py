@@ -91,7 +91,7 @@ def printed(table: object) -> str:
 def test_tensor_names_are_shown_in_every_table(capsys: pytest.CaptureFixture[str]) -> None:
     """A merge's dry run, a sweep, the card of a curvature, a tuning's table."""
     torch = pytest.importorskip("torch")
-    from asrcl import cli
+    from asrcl.commands.shared import print_rows
     from asrcl.curvature import BlockKey, Curvature, DiagonalBlock, card
     from asrcl.curvature.card_view import card_text
     from asrcl.merge import methods, show
@@ -101,7 +101,7 @@ def test_tensor_names_are_shown_in_every_table(capsys: pytest.CaptureFixture[str
     dry_run = printed(show.preview_table([Preview(row, None)]))
     sweep = printed(show.rows_table([{TENSOR: TENSOR, "tau": [1, 2]}]))
     text = card_text(card(Curvature({BlockKey(TENSOR, 0, 2): DiagonalBlock(torch.ones(2), 1)})), width=240)
-    cli._table("[b]", [{TENSOR: "[/i]", "old": 1.0}])
+    print_rows("[b]", [{TENSOR: "[/i]", "old": 1.0}])
     tuned = capsys.readouterr().out
     for shown in (dry_run, sweep, text, tuned):
         assert visible(TENSOR) in shown and "\x1b" not in shown
