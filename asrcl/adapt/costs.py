@@ -30,6 +30,7 @@ def measured(device: str) -> Iterator[dict[str, float]]:
     with suppress(OSError):
         _RESET.write_text("5")  # see proc(5): the peak begins anew
     if on_gpu:
+        torch.cuda.init()  # resetting asks for it
         torch.cuda.reset_peak_memory_stats(device)
     started = time.perf_counter()
     yield found

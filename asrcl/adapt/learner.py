@@ -154,6 +154,13 @@ class DomainLearner:
         """Several domains as one."""
         return UnionDomain(domains)
 
+    def settled(self, domain: Domain, learned: Weights, merged: Weights) -> Weights:
+        """Merged weights with the parameters that `domain` alone uses as they were learned: no other domain's are merged in."""
+        names = self.scenario.private(domain.name)
+        if all(merged[name] is learned[name] for name in names):
+            return merged
+        return Weights({**merged.state, **{name: learned[name] for name in names}})
+
     def frozen(self, weights: Weights) -> nn.Module:
         """A teacher with these weights, in evaluation mode and without gradients. Valid until the next call."""
         return self._loaded("teacher", weights).requires_grad_(False).eval()
@@ -175,6 +182,7 @@ class DomainLearner:
     def begin(self, stages: int) -> None:
         """Start a run of so many stages from the initial model."""
         self.stages, self._weights = stages, None
+        self._curvatures.clear()
 
     def enter(self, stage: int) -> None:
         """Start a stage: nothing done, nothing spent."""
@@ -196,13 +204,14 @@ class DomainLearner:
             InputError: a split is empty, or the method refuses the model.
         """
         parent, before = Weights.of(parent), method.training_state()
+        started = fingerprint(before)  # now, since a method may change its tensors in place
         self.parent = self.parent or parent
         key = {
             "parent": parent.hash,
             "data": [domain.fingerprint(split) for split in ("train", "dev")],
             "loss": self.task.describe()["loss"],
             "train": asdict(self.train),
-            "method": method.key() | ({"state": fingerprint(before)} if before else {}),
+            "method": method.key() | ({} if method.trains_plainly else {"state": started, "stage": self.stage}),
             "seed": self.seed,
             **self._model_key(),
         }
@@ -212,7 +221,7 @@ class DomainLearner:
             trainer = Trainer(self, model, domain, self.train, method, folder, self._track(domain, method, folder))
             save_weights(trainer.fit(), folder / "model.safetensors")
             after = method.training_state()
-            if fingerprint(after) != fingerprint(before):
+            if fingerprint(after) != started:
                 save_weights(after, folder / METHOD_STATE)
             write_json(folder / "training.json", asdict(trainer.progress))
             if trainer.processes.rank == 0:

@@ -122,20 +122,12 @@ def _learn(learner: DomainLearner, method: Method, domain: Domain) -> bool:
         new = method.learn(learner, domain, old)
     if new is None:
         return False
-    end = _with_private(learner, domain, new, Weights.of(method.end_domain(learner, domain, old, new)))
+    end = learner.settled(domain, new, Weights.of(method.end_domain(learner, domain, old, new)))
     moved = Moved(domain, old and (learner.parent or old), new, end, method.continues)
     learner.leave(end)
     for observer in learner.observers:
         learner.record |= observer.after_stage(learner, moved)
     return True
-
-
-def _with_private(learner: DomainLearner, domain: Domain, new: Weights, end: Weights) -> Weights:
-    """What a stage ends with, the parameters that its domain alone uses as they were learned: no other domain's are merged in."""
-    names = learner.scenario.private(domain.name)
-    if all(end[name] is new[name] for name in names):
-        return end
-    return Weights({**end.state, **{name: new[name] for name in names}})
 
 
 def _log_stage(learner: DomainLearner, method: Method, domain: str, errors: Sequence[Errors | None]) -> None:

@@ -167,11 +167,12 @@ class _Losses:
 
     Attributes:
         every: how many gather.
-        refuse: called with a value that is not finite, the number of optimiser steps before it, and where it arose.
+        refuse: called with a value that is not finite, the number of optimiser steps before it, and where it arose; None where
+            several processes train together, which must all stop at the same place.
     """
 
     every: int
-    refuse: Callable[[float, int, str], None]
+    refuse: Callable[[float, int, str], None] | None
     total: float = 0.0
     items: float = 0.0
     _waiting: list[tuple[Tensor, int, int, Batch, int]] = field(default_factory=list)
@@ -187,7 +188,7 @@ class _Losses:
             return
         values = torch.stack([entry[0] for entry in self._waiting]).tolist()
         for value, (_, items, steps, batch, number) in zip(values, self._waiting, strict=True):
-            if not math.isfinite(value):
+            if self.refuse is not None and not math.isfinite(value):
                 self.refuse(value, steps, f" at batch {_name(batch, number)}")
             self.total, self.items = self.total + value * items, self.items + items
         self._waiting.clear()
@@ -308,7 +309,8 @@ class Trainer:
         seed = seed_everything(self.learner.seed, self.progress.epoch)
         self.parallel.train()
         self.optimizer.zero_grad(set_to_none=True)
-        losses = _Losses(LOOKED_AT_EVERY.get(self.device.type, OTHERWISE_EVERY), partial(self._refuse, "loss"))
+        refuse = partial(self._refuse, "loss") if self.processes.count == 1 else None
+        losses = _Losses(LOOKED_AT_EVERY.get(self.device.type, OTHERWISE_EVERY), refuse)
         batches = self.processes.share(self.domain.batches("train", shuffle=True, seed=seed))
         size, number, seen = self.domain.size("train"), 0, 0
         for step in _blocks(self._progress_bar(batches), self.config.accumulate):
@@ -322,7 +324,10 @@ class Trainer:
             share = min(seen / size, 1.0) if len(step) == self.config.accumulate else 1.0
             self._step((self.progress.epoch + share) / self.config.epochs)
         losses.look()
-        return self.processes.mean(losses.total, losses.items)
+        mean = self.processes.mean(losses.total, losses.items)
+        if not math.isfinite(mean):
+            self._refuse("loss", mean, self.progress.steps)
+        return mean
 
     def _backward(self, batch: Batch, weight: float, number: int) -> Tensor:
         """Add a batch's weighted gradient; gives its loss without the penalty."""

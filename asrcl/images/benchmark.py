@@ -73,16 +73,22 @@ class ImageBenchmark:
         for domain in [*domains, *probes]:
             if domain.shape != shape:
                 raise InputError(f"domain {domain.name}: images of shape {domain.shape}, {domains[0].name} has {shape}; use one")
-        probe = build_classifier(model, shape, heads)  # bad settings are found now
+        for probe in probes:
+            if settings["incremental"] == "task" or probe.classes != domains[0].classes:
+                raise InputError(
+                    f"probe {probe.name}: the model has no outputs for its classes; give it those of the domains, and with "
+                    "incremental: task no probes"
+                )
+        example = build_classifier(model, shape, heads)  # bad settings are found now
         names = {domain.name: domain.classes for domain in [*domains, *probes]}
         return Scenario(
             settings["name"],
             domains,
             ImageTask(names, config.tree["train"]["label_smoothing"]),
             lambda: build_classifier(model, shape, heads),
-            model_config={"model": model, "heads": heads},
+            model_config={"model": model, "heads": [list(head) for head in heads.items()]},  # their order places them
             probes=probes,
-            private=probe.private,
+            private=example.private,
         )
 
     def train_initial(self, config: Config, seed: int) -> None:
@@ -108,7 +114,7 @@ def load_domains(config: Config, entries: Sequence[Mapping[str, Any]]) -> tuple[
         if str(options) not in sources:
             sources[str(options)] = load_images(options, config.tree["data_dir"])
         splits = {split: _changed(images, entry, incremental) for split, images in sources[str(options)].items()}
-        if incremental == "class" and "classes" not in entry:
+        if incremental == "class" and not any("classes" in domain for domain in scenario["domains"]):
             splits = {split: _shifted(images, number, len(entries)) for split, images in splits.items()}
         domains.append(ImageDomain(entry["name"], splits, config.tree["train"]["batch_size"], mixable=incremental != "task"))
     sizes = {domain.name: len(domain.classes) for domain in domains}

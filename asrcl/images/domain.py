@@ -92,7 +92,8 @@ class ImageDomain:
         if split not in self._hashes:
             images = self._split(split)
             tensors = [images.pixels.numpy().tobytes(), images.labels.numpy().tobytes(), repr(images.pixels.shape).encode()]
-            self._hashes[split] = hash_json([*(hashlib.sha256(part).hexdigest() for part in tensors), self.batch_size])
+            own = [] if self.mixable else [self.name]  # it selects the head
+            self._hashes[split] = hash_json([*(hashlib.sha256(part).hexdigest() for part in tensors), self.batch_size, *own])
         return self._hashes[split]
 
     def batches(self, split: str, *, shuffle: bool, seed: int) -> Iterator[ImageBatch]:

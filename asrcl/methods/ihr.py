@@ -40,7 +40,8 @@ class _CurvatureMerge(Method):
     def end_domain(self, learner: Learner, domain: Domain, old: Weights | None, new: Weights) -> Weights:
         if old is not None and self._terms:
             curvature = self._terms[0] if len(self._terms) == 1 else self._terms
-            new = Weights(merge(old.state, new.state, self.merging, curvature=curvature, task=learner.stage, **self.options))
+            merged = merge(old.state, new.state, self.merging, curvature=curvature, task=learner.stage, **self.options)
+            new = learner.settled(domain, new, Weights(merged))
         if not learner.last:
             term = learner.estimate_curvature(new, domain, "kron")
             self._terms = [*self._terms, term] if self.curvature == "sum" else [term]

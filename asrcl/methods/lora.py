@@ -54,7 +54,8 @@ class LowRankAdaptation(Method):
     Args:
         rank: of every update.
         alpha: the update is scaled by alpha / rank.
-        targets: globs of the weights that are updated; only those of two or more axes are, embeddings never.
+        targets: globs of the weights that are updated; only those of two or more axes are, and neither embeddings nor what is
+            tied to them.
     """
 
     label = "LoRA"
@@ -71,25 +72,33 @@ class LowRankAdaptation(Method):
             known = [name for name, value in model.named_parameters() if value.ndim > 1]
             raise InputError(f"method.targets={list(self.targets)}: no weight of the model; it has {', '.join(known[:5])}, ...")
         model.requires_grad_(False)
+        updates: dict[int, LowRankUpdate] = {}  # a weight that several layers share has one
         for module, name in found:
             weight = getattr(module, name)
-            update = LowRankUpdate(weight, self.rank, self.alpha / self.rank, generator)
-            parametrize.register_parametrization(module, name, update)
+            if id(weight) not in updates:
+                updates[id(weight)] = LowRankUpdate(weight, self.rank, self.alpha / self.rank, generator)
+            parametrize.register_parametrization(module, name, updates[id(weight)])
         return model
 
     def _chosen(self, model: nn.Module) -> list[tuple[nn.Module, str]]:
+        """The weights to update; what another parametrization (weight normalisation) makes its weight of is left alone."""
+        embedded = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
         return [
             (module, name)
             for path, module in model.named_modules()
-            if not isinstance(module, nn.Embedding)
+            if not isinstance(module, parametrize.ParametrizationList)
             for name, value in module.named_parameters(recurse=False)
-            if value.ndim > 1 and any(fnmatchcase(f"{path}.{name}".lstrip("."), target) for target in self.targets)
+            if value.ndim > 1 and id(value) not in embedded
+            if any(fnmatchcase(f"{path}.{name}".lstrip("."), target) for target in self.targets)
         ]
 
     @torch.no_grad()
     def unwrap(self, learner: Learner, model: nn.Module) -> StateDict:
-        plain = {name: value for name, value in model.state_dict().items() if "parametrizations." not in name}
-        for path, module in model.named_modules():
-            for name in getattr(module, "parametrizations", {}):
-                plain[f"{path}.{name}".lstrip(".")] = getattr(module, name)
+        plain = dict(model.state_dict())
+        for path, module in model.named_modules(remove_duplicate=False):  # a layer under two names has both in a state dict
+            for name, chain in getattr(module, "parametrizations", {}).items():
+                if isinstance(chain[-1], LowRankUpdate):
+                    inner = f"{path}.parametrizations.{name}.".lstrip(".")
+                    plain = {key: value for key, value in plain.items() if not key.startswith(inner)}
+                    plain[f"{path}.{name}".lstrip(".")] = getattr(module, name)
         return {name: value.detach().cpu().clone() for name, value in plain.items()}

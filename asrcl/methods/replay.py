@@ -13,9 +13,10 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from asrcl.contract.method import Method, parted_state, register
+from asrcl.contract.method import Method, joined_state, parted_state, register
 from asrcl.contract.protocols import Batch, Domain, Learner
 from asrcl.contract.weights import Weights
+from asrcl.distributed import processes
 from asrcl.exceptions import InputError
 from asrcl.state import StateDict
 
@@ -39,34 +40,42 @@ class ExperienceReplay(Method):
             raise InputError(f"method.weight={weight}, items={items}: weight must not be negative, items at least 1 (or null)")
         self.budget, self.weight, self.items = budget, weight, items
         self._positions: StateDict = {}  # per domain int64 [items], into its training split
+        self._data: StateDict = {}  # per domain the letters of its content hash, so that other data are another state
         self._draws = 0
         self._held: dict[tuple[str, int], Batch] = {}
 
     def state_dict(self) -> StateDict:
         """Which items the memory holds, and how often was drawn from it; the items themselves come from their domains."""
-        held = {f"positions.{name}": value for name, value in self._positions.items()}
+        held = joined_state({"positions": self._positions, "data": self._data})
         return {**held, "draws.count": torch.tensor(self._draws)} if held else {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self._positions, draws = parted_state(self, state, "positions", "draws")
+        self._positions, self._data, draws = parted_state(self, state, "positions", "data", "draws")
         self._draws = int(draws.get("count", torch.tensor(0)))
 
     def start_run(self, learner: Learner) -> None:
-        self._positions, self._draws, self._held = {}, 0, {}
+        self._positions, self._data, self._draws, self._held = {}, {}, 0, {}
 
     def end_domain(self, learner: Learner, domain: Domain, old: Weights | None, new: Weights) -> Weights:
         """Draw items of the domain for the memory, and let the domains before give up theirs that are too many now."""
         if not learner.last:
             order = torch.randperm(domain.size("train"), generator=_generator(learner.seed, learner.stage, 0))
             self._positions[domain.name] = order
-            share, rest = divmod(self.budget, len(self._positions))
-            for number, (name, positions) in enumerate(self._positions.items()):
-                self._positions[name] = positions[: share + (number < rest)].clone()
+            self._data[domain.name] = torch.tensor(list(domain.fingerprint("train").encode()), dtype=torch.uint8)
+            self._share_out()
         return new
+
+    def _share_out(self) -> None:
+        """Keep within the budget; what a domain with few items leaves over goes to the others."""
+        left, names = self.budget, sorted(self._positions, key=lambda name: len(self._positions[name]))
+        for number, name in enumerate(names):
+            share = -(-left // (len(names) - number))
+            self._positions[name] = self._positions[name][:share].clone()
+            left -= len(self._positions[name])
 
     def loss(self, learner: Learner, model: nn.Module, batch: Batch) -> Tensor:
         loss = learner.task.loss(model, batch)
-        if not self._positions or not self.weight:
+        if not any(map(len, self._positions.values())) or not self.weight:
             return loss
         drawn = [memory.to(learner.device) for memory in self._drawn(learner, self.items or len(batch))]
         losses = [learner.task.loss(model, memory) * (len(memory) / sum(map(len, drawn))) for memory in drawn]
@@ -75,7 +84,9 @@ class ExperienceReplay(Method):
     def _drawn(self, learner: Learner, count: int) -> list[Batch]:
         """So many different items from the memory, or all where it has fewer, as one batch or as one for each domain."""
         names, sizes = list(self._positions), [len(positions) for positions in self._positions.values()]
-        chosen = torch.randperm(sum(sizes), generator=_generator(learner.seed, learner.stage, 1 + self._draws))[:count].tolist()
+        together = processes()  # each draws items of its own
+        draw = 1 + self._draws * together.count + together.rank
+        chosen = torch.randperm(sum(sizes), generator=_generator(learner.seed, learner.stage, draw))[:count].tolist()
         self._draws += 1
         ends = list(accumulate(sizes))
         parts = []

@@ -146,3 +146,41 @@ def test_a_stored_state_that_does_not_fit(tmp_path):
     with pytest.raises(InputError, match="motion"):
         Other().load_state_dict({"motion": torch.zeros(2)})
     assert learner.fine_tune(learner.initial, learner.scenario.domains[1], Other())
+
+
+def test_a_state_that_is_changed_in_place_is_kept_too(tmp_path):
+    class Steps(Method):
+        def __init__(self):
+            self._steps = torch.tensor(0)
+
+        def state_dict(self):
+            return {"steps": self._steps}
+
+        def load_state_dict(self, state):
+            self._steps = state["steps"].clone()
+
+        def after_step(self, learner, model):
+            self._steps.add_(1)
+
+    counts = []
+    for _ in range(2):
+        method = Steps()
+        list(run_stages(tiny_learner(tmp_path, scenario(), QUICK), method, None))
+        counts.append(int(method._steps))
+    assert counts == [2 * 4 * QUICK.epochs] * 2
+
+
+def test_the_stage_is_part_of_what_a_fine_tune_of_its_own_depends_on(tmp_path):
+    """LoRA draws its factors from the stage."""
+    learner, hashes = tiny_learner(tmp_path, scenario(), QUICK), []
+    for stage in (2, 3):
+        learner.enter(stage)
+        hashes.append(learner.fine_tune(learner.initial, learner.scenario.domains[1], build_method("lora", rank=2)).hash)
+    assert hashes[0] != hashes[1]
+
+
+def test_a_run_knows_nothing_of_the_run_before(tmp_path):
+    learner = tiny_learner(tmp_path, scenario(), QUICK)
+    alone = [stage.record for stage in run_stages(tiny_learner(tmp_path, scenario(), QUICK), build_method("ft"), None)]
+    list(run_stages(learner, build_method("ihr"), None))
+    assert [stage.record for stage in run_stages(learner, build_method("ft"), None)] == alone

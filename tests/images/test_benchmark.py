@@ -12,6 +12,7 @@ from asrcl.adapt import load_weights
 from asrcl.exceptions import InputError
 from asrcl.experiment.registry import benchmark_of
 from asrcl.experiment.run import adapt_all, build_scenario, train_all
+from asrcl.files import hash_json
 from asrcl.scoring import RunResult
 
 METHODS = ["initial", "ft", "fta", "ewc", "ihr", "laplace", "si", "er", "lora", "separate", "joint"]
@@ -34,7 +35,7 @@ def test_permuted_digits_are_the_digits_in_another_order(tmp_path):
 )
 def test_what_is_known_at_test_time_decides_heads_and_labels(tmp_path, incremental, heads):
     scenario = scenario_of(configured(tmp_path, "split_digits", f"scenario.incremental={incremental}"))
-    assert scenario.model_config["heads"] == heads
+    assert scenario.model_config["heads"] == [list(head) for head in heads.items()]
     batch = next(iter(scenario.domains[2].batches("test", shuffle=False, seed=0)))
     assert set(batch.labels.tolist()) == ({4, 5} if incremental == "class" else {0, 1})
     assert batch.mixable == (incremental != "task")
@@ -43,7 +44,7 @@ def test_what_is_known_at_test_time_decides_heads_and_labels(tmp_path, increment
 
 def test_class_incremental_permutations_have_classes_of_their_own(tmp_path):
     scenario = scenario_of(configured(tmp_path, "permuted_digits", "scenario.incremental=class"))
-    assert scenario.model_config["heads"] == {"": 80}
+    assert scenario.model_config["heads"] == [["", 80]]
     labels = [next(iter(domain.batches("test", shuffle=False, seed=0))).labels for domain in scenario.domains]
     assert torch.equal(labels[3], labels[0] + 30)
 
@@ -141,3 +142,38 @@ def test_bad_scenarios_end_in_one_line(tmp_path, scenario, override, fault):
     with pytest.raises(InputError, match=fault) as caught:
         scenario_of(configured(tmp_path, scenario, override))
     assert "\n" not in str(caught.value)
+
+
+def test_the_order_of_heads_is_part_of_what_a_model_is(tmp_path):
+    pairs = "{name: a, classes: [0, 1]}", "{name: b, classes: [2, 3]}", "{name: c, classes: [4, 5]}"
+    orders = [f"scenario.domains=[{', '.join(pairs[n] for n in order)}]" for order in ((0, 1, 2), (0, 2, 1))]
+    first, second = (scenario_of(configured(tmp_path, "split_digits", order)) for order in orders)
+    assert hash_json(first.model_config) != hash_json(second.model_config)
+
+
+@pytest.mark.parametrize("incremental, same", [("task", False), ("domain", True)])
+def test_equal_data_under_two_heads_are_two_domains(tmp_path, incremental, same):
+    domains = "scenario.domains=[{name: a, classes: [0, 1]}, {name: b, classes: [2, 3]}, {name: b2, classes: [2, 3]}]"
+    _, first, second = scenario_of(configured(tmp_path, "split_digits", domains, f"scenario.incremental={incremental}")).domains
+    assert (first.fingerprint("train") == second.fingerprint("train")) == same
+
+
+@pytest.mark.parametrize(
+    "scenario, setting, probe",
+    [("split_digits", "task", "{name: p, classes: [0, 1]}"), ("permuted_digits", "domain", "{name: p, classes: [0, 1]}"),
+     ("permuted_digits", "class", "{name: p}"), ("split_digits", "class", "{name: p}")],
+)  # fmt: skip
+def test_probes_that_no_head_is_for_are_refused(tmp_path, scenario, setting, probe):
+    overrides = [f"scenario.incremental={setting}", f"+scenario.probes=[{probe}]"]
+    fits = scenario == "split_digits" and setting == "class"  # all ten digits, the outputs of the one head
+    if fits:
+        assert len(scenario_of(configured(tmp_path, scenario, *overrides)).probes) == 1
+    else:
+        with pytest.raises(InputError, match="probe p"):
+            scenario_of(configured(tmp_path, scenario, *overrides))
+
+
+def test_curvature_is_that_of_the_weights_a_stage_ends_with(split_runs):
+    _, runs = split_runs
+    assert [stage.get("predicted_on") for stage in runs["ihr"].stages] == [None, "01", "23"]
+    assert "curvature" in runs["ihr"].stages[1]

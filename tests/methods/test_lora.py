@@ -112,3 +112,31 @@ def test_stages_end_with_weights_of_the_plain_model(tmp_path):
 def test_targets_that_match_nothing():
     with pytest.raises(InputError, match=r"targets=\['encoder.*0\.weight, 3\.weight"):
         build_method("lora", targets=["encoder*"]).wrap(Alone(), build_mlp())
+
+
+class Tied(nn.Module):
+    """An output layer that shares the embedding's weight, a layer under two names, and a normalised one."""
+
+    def __init__(self):
+        super().__init__()
+        self.output = nn.Linear(4, 5, bias=False)
+        self.embedding = nn.Embedding(5, 4)
+        self.output.weight = self.embedding.weight
+        self.first = nn.Linear(4, 4)
+        self.second = self.first
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+
+    def forward(self, tokens):
+        return self.output(self.normed(self.second(self.first(self.embedding(tokens)))))
+
+
+def test_tied_shared_and_normalised_weights_end_as_they_were_trained():
+    torch.manual_seed(0)
+    before, after, wrapped = trained(build_method("lora", rank=2), Tied())
+    assert after.keys() == before.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"first.weight", "second.weight"} and torch.equal(after["first.weight"], after["second.weight"])
+    plain = Tied()
+    plain.load_state_dict(after)
+    tokens = torch.randint(5, (3, 7))
+    torch.testing.assert_close(plain(tokens), wrapped(tokens))

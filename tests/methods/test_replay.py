@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from asrcl.adapt import run_stages
+from asrcl.distributed import Processes
 from asrcl.exceptions import InputError
 from asrcl.methods import FineTuning, build_method
 from asrcl.testing import ClassificationTask, tiny_learner, tiny_scenario
@@ -109,3 +110,34 @@ def test_a_memory_of_domains_that_the_run_lacks(tmp_path):
         method.load_state_dict(state)
         with pytest.raises(InputError, match=r"method er.*domain (other|blobs0)"):
             method.loss(learner, learner.model_with(learner.initial), batch)
+
+
+def test_what_a_small_domain_leaves_over_goes_to_the_others(tmp_path):
+    scenario = tiny_scenario(3)
+    small = {split: (tensors[0][:10], tensors[1][:10]) for split, tensors in scenario.domains[1]._splits.items()}
+    scenario.domains = [scenario.domains[0], type(scenario.domains[1])("small", small), scenario.domains[2]]
+    learner, method = tiny_learner(tmp_path, scenario), build_method("er", budget=60)
+    for learner.stage, domain in enumerate(scenario.domains[:2], 1):
+        method.end_domain(learner, domain, None, learner.initial)
+    assert {name: len(positions) for name, positions in held(method).items()} == {"blobs0": 50, "small": 10}
+
+
+def test_other_data_are_another_state(tmp_path):
+    states = []
+    for seed in (0, 1):
+        learner, method = tiny_learner(tmp_path / str(seed), tiny_scenario(3, seed=seed)), build_method("er", budget=4)
+        method.end_domain(learner, learner.scenario.domains[0], None, learner.initial)
+        states.append(method.state_dict())
+    assert torch.equal(states[0]["positions.blobs0"], states[1]["positions.blobs0"])
+    assert not torch.equal(states[0]["data.blobs0"], states[1]["data.blobs0"])
+
+
+def test_processes_draw_items_of_their_own(tmp_path, monkeypatch):
+    learner, method = tiny_learner(tmp_path, tiny_scenario(3)), build_method("er", budget=40)
+    method.end_domain(learner, learner.scenario.domains[0], None, learner.initial)
+    drawn = []
+    for rank in (0, 1):
+        monkeypatch.setattr("asrcl.methods.replay.processes", lambda rank=rank: Processes(rank, 2))
+        method._draws = 3
+        drawn.append(set(method._drawn(learner, 5)[0].ids))
+    assert drawn[0] != drawn[1]
