@@ -1,4 +1,4 @@
-"""Fine-tuning on one domain: the only training loop in the house.
+"""Fine-tuning on one domain: the only training loop there is.
 
 One process, or several under `torchrun` (n batches, one each, make a step; gradients are averaged). All randomness of an epoch
 comes from the seed and the epoch's number, and the whole state, the method's included, is written after every epoch, so a

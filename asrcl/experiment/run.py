@@ -75,7 +75,10 @@ def learner_of(config: Config, scenario: Scenario, seed: int, **options: Any) ->
 
 
 def _check_settings(config: Config) -> None:
-    """Refuse what would fail late: dashboards that are not there, diagnostics of an unknown kind, an evaluation that is none."""
+    """Refuse what would fail late: dashboards or checkpoints that are not there, unknown diagnostics or evaluations."""
+    checkpoint = (config.tree["scenario"].get("initial") or {}).get("checkpoint")
+    if checkpoint and not Path(str(checkpoint)).is_file():
+        raise InputError(f"scenario.initial.checkpoint={checkpoint}: no such file; name a checkpoint of this model")
     config.settings(EvaluationPolicy, "evaluation")
     tracking(config)
     standard_observers(config.tree["diagnostics"])

@@ -22,7 +22,7 @@ from asrcl.adapt import load_weights
 from asrcl.exceptions import InputError
 from asrcl.experiment.config import Config, config_folder
 from asrcl.files import hash_file, read_json
-from asrcl.speech.recogniser import CONFORMER
+from asrcl.speech.recogniser import CONFORMER, model_class
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +43,10 @@ def training_settings(config: Config) -> Config:
 
 def what_it_depends_on(config: Config) -> dict[str, Any]:
     """The features, transcripts, tokens and model settings of an initial model; a run takes only what was made with its own."""
-    scenario, left_out = config.tree["scenario"], {("kind", CONFORMER)}
-    model = {key: value for key, value in config.tree["model"].items() if key != "dropout" and (key, value) not in left_out}
+    scenario, settings = config.tree["scenario"], config.tree["model"]
+    model_class(settings)  # an unknown kind is refused with those there are
+    left_out = ("dropout", "kind") if settings.get("kind") == CONFORMER else ("dropout",)
+    model = {key: value for key, value in settings.items() if key not in left_out}
     return {**{f"scenario.{key}": scenario[key] for key in ("features", "text", "tokens")}, "model": model}
 
 

@@ -464,3 +464,18 @@ def test_the_scenario_of_the_page_on_adapting_is_prepared(tones, tmp_path, monke
     prepare_data(config)
     sizes = {name: len(FeatureStore(data_folder(config, name) / "features").rows("train")) for name in ("office", "phone")}
     assert sizes == {"office": 6, "phone": 6}
+
+
+def test_a_model_of_another_benchmark_is_refused_in_one_line(tmp_path):
+    config = load_config(["scenario=accents_quick", "model=mlp", f"exp={tmp_path}"])
+    with pytest.raises(InputError, match=r"model\.kind=mlp.*conformer") as caught:
+        initial.shipped_models(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_that_is_not_there_is_missed_before_any_work(tmp_path):
+    given = ["+scenario.initial.checkpoint=/nowhere.safetensors", "scenario.initial.models=null"]
+    config = load_config(["scenario=accents_quick", f"exp={tmp_path}", *given])
+    with pytest.raises(InputError, match=r"checkpoint=/nowhere\.safetensors"):
+        experiment.check_runs(config, ["ft"])
+    assert not list(tmp_path.iterdir())

@@ -79,7 +79,7 @@ METRICS: Final[dict[str, Metric]] = {
         "row T, diagonal",
     ),
     "fwt": Metric(
-        "gain over the first model on new domains (plasticity; not zero-shot transfer)",
+        "gain over the initial model on new domains (plasticity; not zero-shot transfer)",
         "FWT",
         "mean_{k≥2} (R[1,k] − R[k,k])",
         "higher",
@@ -219,7 +219,7 @@ def bwt(matrix: ArrayLike) -> float:
 def fwt(matrix: ArrayLike) -> float:
     """FWT = mean_{k≥2} (R[1,k] − R[k,k]), in points; higher is better.
 
-    The gain over the first model on each domain when it has just been learned (Vander Eeckt & Van hamme
+    The gain over the initial model on each domain when it has just been learned (Vander Eeckt & Van hamme
     2026). Other sources give the name FWT to zero-shot transfer. nan for one domain.
     """
     rates = as_matrix(matrix)
