@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -132,6 +132,18 @@ class DomainLearner:
         return Weights.of(self.scenario.initial)
 
     @property
+    def fresh(self) -> Weights:
+        """Weights that nothing has trained, drawn from the seed; the same as those that the initial model began with."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return Weights({name: value.clone() for name, value in self.scenario.build_model().state_dict().items()})
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the training data that a fine-tune of this run takes."""
+        return self.train.epochs
+
+    @property
     def weights(self) -> Weights:
         """What the last finished stage ended with; the initial model before the first."""
         return self.initial if self._weights is None else self._weights
@@ -153,6 +165,11 @@ class DomainLearner:
     def union(self, domains: Sequence[Domain]) -> Domain:
         """Several domains as one."""
         return UnionDomain(domains)
+
+    def foreign(self, domain: Domain) -> Set[str]:
+        """Names of the parameters that other domains of the run alone use."""
+        others = [other.name for other in self.scenario.domains if other.name != domain.name]
+        return {name for other in others for name in self.scenario.private(other)}
 
     def settled(self, domain: Domain, learned: Weights, merged: Weights) -> Weights:
         """Merged weights with the parameters that `domain` alone uses as they were learned: no other domain's are merged in."""
@@ -194,8 +211,10 @@ class DomainLearner:
 
     # --- operations
 
-    def fine_tune(self, parent: Weights | StateDict, domain: Domain, method: Method) -> Weights:
-        """Weights after training on `domain` from `parent`; shared by all methods that train alike.
+    def fine_tune(
+        self, parent: Weights | StateDict, domain: Domain, method: Method, epochs: int | None = None
+    ) -> Weights:
+        """Weights after training on `domain` from `parent`, in the run's epochs or so many; shared by methods that train alike.
 
         The method ends in the state that training left it in, whether it was done now or before.
 
@@ -203,6 +222,7 @@ class DomainLearner:
             DivergedError: the loss is not finite.
             InputError: a split is empty, or the method refuses the model.
         """
+        train = self.train if epochs is None else replace(self.train, epochs=epochs)
         parent, before = Weights.of(parent), method.training_state()
         started = fingerprint(before)  # now, since a method may change its tensors in place
         self.parent = self.parent or parent
@@ -210,7 +230,7 @@ class DomainLearner:
             "parent": parent.hash,
             "data": [domain.fingerprint(split) for split in ("train", "dev")],
             "loss": self.task.describe()["loss"],
-            "train": asdict(self.train),
+            "train": asdict(train),
             "method": method.key() | ({} if method.trains_plainly else {"state": started, "stage": self.stage}),
             "seed": self.seed,
             **self._model_key(),
@@ -218,7 +238,7 @@ class DomainLearner:
 
         def make(folder: Path) -> None:
             model = method.wrap(self, self._trained_model(parent, method))
-            trainer = Trainer(self, model, domain, self.train, method, folder, self._track(domain, method, folder))
+            trainer = Trainer(self, model, domain, train, method, folder, self._track(domain, method, folder))
             save_weights(trainer.fit(), folder / "model.safetensors")
             after = method.training_state()
             if fingerprint(after) != started:
@@ -232,7 +252,8 @@ class DomainLearner:
             method.load_state_dict(load_weights(entry / METHOD_STATE))
         history = read_json(entry / "training.json")["history"]
         self._replay(domain, method, entry, history)
-        self.record["training"] = [{"train_loss": e["train_loss"], "dev_loss": e["dev_loss"]} for e in history]
+        losses = [{"train_loss": e["train_loss"], "dev_loss": e["dev_loss"]} for e in history]
+        self.record["training"] = [*self.record.get("training", []), *losses]
         return Weights(load_weights(entry / "model.safetensors"))
 
     def _trained_model(self, parent: Weights, method: Method) -> nn.Module:
@@ -424,9 +445,7 @@ def train_initial(
 
     The weights come from the cache where the same training has been done before.
     """
-    torch.manual_seed(seed)
-    fresh = Weights({name: value.clone() for name, value in scenario.build_model().state_dict().items()})
     learner = DomainLearner(scenario, cache, train, CurvatureConfig(), seed, device, tracking=tracking)
-    state = learner.fine_tune(fresh, domain or scenario.domains[0], Method())
+    state = learner.fine_tune(learner.fresh, domain or scenario.domains[0], Method())
     save_recorded(state, path, {"seed": seed, "train": asdict(train), **learner.record, **learner.costs})
     return state

@@ -125,6 +125,7 @@ def _learn(learner: DomainLearner, method: Method, domain: Domain) -> bool:
     end = learner.settled(domain, new, Weights.of(method.end_domain(learner, domain, old, new)))
     moved = Moved(domain, old and (learner.parent or old), new, end, method.continues)
     learner.leave(end)
+    learner.record["parameters"] = method.parameters(learner)
     for observer in learner.observers:
         learner.record |= observer.after_stage(learner, moved)
     return True

@@ -35,7 +35,7 @@ from asrcl.state import StateDict
 PLAIN: Final = (str, int, float, bool, type(None))
 TRAINING_HOOKS: Final = ("wrap", "unwrap", "loss", "penalty", "after_backward", "after_step")
 """The hooks that decide what a fine-tune is; a method that overrides one does not share plain fine-tuning's weights."""
-HOOKS: Final = ("start_run", "start_domain", "learn", *TRAINING_HOOKS, "end_domain", "weights_for")
+HOOKS: Final = ("start_run", "start_domain", "learn", *TRAINING_HOOKS, "end_domain", "weights_for", "parameters")
 CODE_LETTERS: Final = 16
 
 
@@ -145,6 +145,14 @@ class Method:
     def weights_for(self, learner: Learner, domain: Domain) -> Weights | None:
         """Weights to use for a domain or a probe after the current stage, by default those it ended with; None: it has none."""
         return learner.weights
+
+    def parameters(self, learner: Learner) -> int:
+        """How many numbers the models of all domains so far take up together; by default one model, with their heads alone.
+
+        Growth (capacity) is this divided by what it was after the first domain, less one.
+        """
+        to_come = set.intersection(*(set(learner.foreign(domain)) for domain in learner.domains))
+        return sum(v.numel() for name, v in learner.weights.items() if name not in to_come and v.is_floating_point())
 
     # --- a fine-tune
 

@@ -5,7 +5,7 @@ Speech, images and toy problems implement the first three; `asrcl.adapt.DomainLe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
 
 import torch
@@ -146,8 +146,18 @@ class Learner(Protocol):
         ...
 
     @property
+    def fresh(self) -> Weights:
+        """Weights that nothing has trained, drawn from the run's seed."""
+        ...
+
+    @property
     def weights(self) -> Weights:
         """What the last finished stage ended with; the initial model before the first."""
+        ...
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the training data that a fine-tune of this run takes."""
         ...
 
     @property
@@ -159,8 +169,15 @@ class Learner(Protocol):
         """Whether a domain is one of the run's that no stage so far has learned; False for a probe."""
         ...
 
-    def fine_tune(self, parent: Weights, domain: Domain, method: Method) -> Weights:
-        """Train on `domain` from `parent` with the method's hooks; done once for the same inputs, then read from the cache."""
+    def fine_tune(self, parent: Weights, domain: Domain, method: Method, epochs: int | None = None) -> Weights:
+        """Train on `domain` from `parent` with the method's hooks; done once for the same inputs, then read from the cache.
+
+        A method that learns a domain in two parts gives the `epochs` of each; otherwise it takes those of the run.
+        """
+        ...
+
+    def foreign(self, domain: Domain) -> Set[str]:
+        """Names of the parameters that other domains of the run alone use: their heads, where every domain has its own."""
         ...
 
     def union(self, domains: Sequence[Domain]) -> Domain:

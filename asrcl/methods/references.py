@@ -55,6 +55,15 @@ class Separate(Method):
             return self._own[domain.name]
         return learner.initial if learner.to_come(domain) else None
 
+    def parameters(self, learner: Learner) -> int:
+        """A whole model for every domain, each with its own head."""
+        return sum(
+            value.numel()
+            for domain in learner.domains
+            for name, value in learner.weights.items()
+            if name not in learner.foreign(domain) and value.is_floating_point()
+        )
+
 
 @register("joint")
 class Joint(Method):
