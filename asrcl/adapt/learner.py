@@ -166,14 +166,18 @@ class DomainLearner:
         """Several domains as one."""
         return UnionDomain(domains)
 
+    def private(self, domain: Domain) -> Set[str]:
+        """Names of the parameters that `domain` alone uses."""
+        return set(self.scenario.private(domain.name))
+
     def foreign(self, domain: Domain) -> Set[str]:
         """Names of the parameters that other domains of the run alone use."""
-        others = [other.name for other in self.scenario.domains if other.name != domain.name]
-        return {name for other in others for name in self.scenario.private(other)}
+        others = [other for other in self.scenario.domains if other.name != domain.name]
+        return {name for other in others for name in self.private(other)}
 
     def settled(self, domain: Domain, learned: Weights, merged: Weights) -> Weights:
         """Merged weights with the parameters that `domain` alone uses as they were learned: no other domain's are merged in."""
-        names = self.scenario.private(domain.name)
+        names = self.private(domain)
         if all(merged[name] is learned[name] for name in names):
             return merged
         return Weights({**merged.state, **{name: learned[name] for name in names}})

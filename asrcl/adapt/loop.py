@@ -46,15 +46,16 @@ def adapt_domains(learner: DomainLearner, method: Method, folder: Path) -> None:
     Raises:
         InputError: the scenario has no initial model.
     """
-    for _ in _kept(learner, run_stages(learner, method, None), folder):
+    for _ in _kept(learner, method, run_stages(learner, method, None), folder):
         pass
 
 
-def _kept(learner: DomainLearner, stages: Iterator[Stage], folder: Path) -> Iterator[Stage]:
-    """The stages, the weights and costs of each written."""
+def _kept(learner: DomainLearner, method: Method, stages: Iterator[Stage], folder: Path) -> Iterator[Stage]:
+    """The stages, the weights and costs of each written, and what else the method writes."""
     for stage in stages:
         save_recorded(stage.models[learner.stage - 1], folder / f"stage{learner.stage}" / "model.safetensors", {})
         write_json(folder / f"stage{learner.stage}" / "costs.json", stage.costs)
+        method.write(folder)
         yield stage
 
 
@@ -75,7 +76,7 @@ def run_method(
         InputError: the scenario has no initial model.
     """
     stages = run_stages(learner, method, "test")
-    history = list(_kept(learner, stages, folder) if keep_weights else stages)
+    history = list(_kept(learner, method, stages, folder) if keep_weights else stages)
     return _write_results(learner, method, name or method.name, history, folder, command)
 
 

@@ -35,7 +35,7 @@ from asrcl.state import StateDict
 PLAIN: Final = (str, int, float, bool, type(None))
 TRAINING_HOOKS: Final = ("wrap", "unwrap", "loss", "penalty", "after_backward", "after_step")
 """The hooks that decide what a fine-tune is; a method that overrides one does not share plain fine-tuning's weights."""
-HOOKS: Final = ("start_run", "start_domain", "learn", *TRAINING_HOOKS, "end_domain", "weights_for", "parameters")
+HOOKS: Final = ("start_run", "start_domain", "learn", *TRAINING_HOOKS, "end_domain", "weights_for", "parameters", "write")
 CODE_LETTERS: Final = 16
 
 
@@ -153,6 +153,9 @@ class Method:
         """
         to_come = set.intersection(*(set(learner.foreign(domain)) for domain in learner.domains))
         return sum(v.numel() for name, v in learner.weights.items() if name not in to_come and v.is_floating_point())
+
+    def write(self, folder: Path) -> None:
+        """Write what a user may want of a stage besides its weights, such as what each domain adds to a shared model."""
 
     # --- a fine-tune
 

@@ -176,8 +176,12 @@ class Learner(Protocol):
         """
         ...
 
+    def private(self, domain: Domain) -> Set[str]:
+        """Names of the parameters that `domain` alone uses: those of its head, where every domain has its own."""
+        ...
+
     def foreign(self, domain: Domain) -> Set[str]:
-        """Names of the parameters that other domains of the run alone use: their heads, where every domain has its own."""
+        """Names of the parameters that other domains of the run alone use."""
         ...
 
     def union(self, domains: Sequence[Domain]) -> Domain:

@@ -5,8 +5,9 @@ from asrcl.contract.protocols import Learner
 from asrcl.contract.weights import Weights
 from asrcl.methods.average import FineTuningWithAveraging
 from asrcl.methods.ewc import ElasticWeightConsolidation
+from asrcl.methods.halrp import HessianAwareLowRankPerturbation
 from asrcl.methods.ihr import InverseHessianRegularization, LaplaceMerge
-from asrcl.methods.lora import LowRankAdaptation
+from asrcl.methods.lora import LowRankAdaptation, LowRankAdaptationPerDomain
 from asrcl.methods.references import FineTuning, Initial, Joint, Separate
 from asrcl.methods.replay import ExperienceReplay
 from asrcl.methods.si import SynapticIntelligence
@@ -32,6 +33,9 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     "LaplaceMerge",
     "LowRankAdaptation",
     "SynapticIntelligence",
+    # methods that keep something of every domain beside the first domain's model
+    "HessianAwareLowRankPerturbation",
+    "LowRankAdaptationPerDomain",
     # methods with a memory
     "ExperienceReplay",
 ]

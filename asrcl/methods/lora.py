@@ -1,8 +1,9 @@
 """LoRA (Hu et al., ICLR 2022, arXiv 2106.09685): a domain is learned by low-rank updates of the weight matrices alone.
 
 Every chosen weight W `[out, in]` becomes W + (alpha / rank) · B A with B `[out, rank]` zero and A `[rank, in]` drawn as in
-PEFT; A and B are trained, all else is frozen, and at the end the product is added to W, so that the stage ends with plain
-weights and the next domain begins with new factors. It is done through `torch.nn.utils.parametrize`, which serves raw
+PEFT; A and B are trained, and the head of a domain that has one, all else is frozen. At the end the product is added to W, so
+that the stage ends with plain weights and the next domain begins with new factors (`lora`); or every domain keeps factors of its
+own on the weights of the first (`lora_per_domain`). It is done through `torch.nn.utils.parametrize`, which serves raw
 parameters as well as layers: PEFT wraps layers, and the attention of SpeechBrain's Conformer has its projections in parameters
 without a layer of their own.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from torch.nn.utils import parametrize
 from asrcl.contract.method import Method, register
 from asrcl.contract.protocols import Learner
 from asrcl.exceptions import InputError
+from asrcl.methods.increments import Factors, perturbed
+from asrcl.methods.per_domain import PerDomainMethod, matrices, no_target, unwrapped
 from asrcl.state import StateDict
 
 
@@ -42,9 +44,13 @@ class LowRankUpdate(nn.Module):
         self.B = nn.Parameter(weight.new_zeros(rows, rank))
         self.scale = scale
 
+    def factors(self) -> Factors:
+        """The factors as they are now, the scale with B."""
+        return Factors(self.scale * self.B, self.A)
+
     def forward(self, weight: Tensor) -> Tensor:
         """The updated weight, of the same shape."""
-        return weight + self.scale * (self.B @ self.A).view_as(weight)
+        return perturbed(weight, self.factors())
 
 
 @register("lora")
@@ -61,44 +67,53 @@ class LowRankAdaptation(Method):
     label = "LoRA"
 
     def __init__(self, rank: int = 8, alpha: float = 16.0, targets: Sequence[str] = ("*",)) -> None:
-        if rank < 1:
-            raise InputError(f"method.rank={rank}: must be at least 1")
-        self.rank, self.alpha, self.targets = rank, alpha, tuple(targets)
+        self.rank, self.alpha, self.targets = _checked(rank), alpha, tuple(targets)
 
     def wrap(self, learner: Learner, model: nn.Module) -> nn.Module:
-        generator = torch.Generator().manual_seed(learner.seed * 10_007 + learner.stage)
-        found = self._chosen(model)
-        if not found:
-            known = [name for name, value in model.named_parameters() if value.ndim > 1]
-            raise InputError(f"method.targets={list(self.targets)}: no weight of the model; it has {', '.join(known[:5])}, ...")
-        model.requires_grad_(False)
-        updates: dict[int, LowRankUpdate] = {}  # a weight that several layers share has one
-        for module, name in found:
-            weight = getattr(module, name)
-            if id(weight) not in updates:
-                updates[id(weight)] = LowRankUpdate(weight, self.rank, self.alpha / self.rank, generator)
-            parametrize.register_parametrization(module, name, updates[id(weight)])
-        return model
+        return _wrapped(learner, model, self.rank, self.alpha / self.rank, self.targets)
 
-    def _chosen(self, model: nn.Module) -> list[tuple[nn.Module, str]]:
-        """The weights to update; what another parametrization (weight normalisation) makes its weight of is left alone."""
-        embedded = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
-        return [
-            (module, name)
-            for path, module in model.named_modules()
-            if not isinstance(module, parametrize.ParametrizationList)
-            for name, value in module.named_parameters(recurse=False)
-            if value.ndim > 1 and id(value) not in embedded
-            if any(fnmatchcase(f"{path}.{name}".lstrip("."), target) for target in self.targets)
-        ]
-
-    @torch.no_grad()
     def unwrap(self, learner: Learner, model: nn.Module) -> StateDict:
-        plain = dict(model.state_dict())
-        for path, module in model.named_modules(remove_duplicate=False):  # a layer under two names has both in a state dict
-            for name, chain in getattr(module, "parametrizations", {}).items():
-                if isinstance(chain[-1], LowRankUpdate):
-                    inner = f"{path}.parametrizations.{name}.".lstrip(".")
-                    plain = {key: value for key, value in plain.items() if not key.startswith(inner)}
-                    plain[f"{path}.{name}".lstrip(".")] = getattr(module, name)
-        return {name: value.detach().cpu().clone() for name, value in plain.items()}
+        return {name: value.detach().cpu().clone() for name, value in unwrapped(model)[0].items()}
+
+
+@register("lora_per_domain")
+class LowRankAdaptationPerDomain(PerDomainMethod):
+    """Low-rank updates of the first domain's model, kept apart for every later domain, which is decoded with its own.
+
+    Args:
+        rank: of every update.
+        alpha: the update is scaled by alpha / rank.
+        targets: as for `LowRankAdaptation`.
+    """
+
+    label = "LoRA per domain"
+
+    def __init__(self, rank: int = 8, alpha: float = 16.0, targets: Sequence[str] = ("*",)) -> None:
+        self.rank, self.alpha, self.targets = _checked(rank), alpha, tuple(targets)
+
+    def wrap(self, learner: Learner, model: nn.Module) -> nn.Module:
+        return _wrapped(learner, model, self.rank, self.alpha / self.rank, self.targets)
+
+
+def _checked(rank: int) -> int:
+    if rank < 1:
+        raise InputError(f"method.rank={rank}: must be at least 1")
+    return rank
+
+
+def _wrapped(learner: Learner, model: nn.Module, rank: int, scale: float, targets: Sequence[str]) -> nn.Module:
+    """The model with updates on the chosen weights; these and the head of the domain alone are trained."""
+    generator = torch.Generator().manual_seed(learner.seed * 10_007 + learner.stage)
+    own = learner.private(learner.domains[-1])
+    found = list(matrices(model, targets, tuple(own)))
+    if not found:
+        raise no_target("targets", targets, model)
+    for name, value in model.named_parameters():
+        value.requires_grad_(name in own)
+    updates: dict[int, LowRankUpdate] = {}  # a weight that several layers share has one
+    for module, name, _ in found:
+        weight = getattr(module, name)
+        if id(weight) not in updates:
+            updates[id(weight)] = LowRankUpdate(weight, rank, scale, generator)
+        parametrize.register_parametrization(module, name, updates[id(weight)])
+    return model

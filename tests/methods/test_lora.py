@@ -2,32 +2,13 @@
 
 import pytest
 import torch
+from method_cases import Alone, Raw
 from torch import nn
 
 from asrcl.adapt import run_stages
 from asrcl.exceptions import InputError
 from asrcl.methods import build_method
 from asrcl.testing import build_mlp, tiny_learner, tiny_scenario
-
-
-class Alone:
-    stage, seed = 2, 3
-
-
-class Raw(nn.Module):
-    """An attention's projections in a parameter without a layer, an embedding, a convolution, and batch statistics."""
-
-    def __init__(self):
-        super().__init__()
-        self.embedding = nn.Embedding(5, 4)
-        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
-        self.convolution = nn.Conv1d(4, 4, 3)
-        self.norm = nn.BatchNorm1d(4)
-
-    def forward(self, tokens):
-        embedded = self.embedding(tokens)
-        attended, _ = self.attention(embedded, embedded, embedded)
-        return self.norm(self.convolution(attended.transpose(1, 2)))
 
 
 def trained(method, model, steps=3):
@@ -87,7 +68,8 @@ def test_the_update_is_alpha_over_rank_times_the_product_and_zero_at_first():
 def test_the_factors_depend_on_seed_and_stage_alone():
     def drawn(stage, noise):
         torch.rand(noise)
-        learner = type("Learner", (), {"stage": stage, "seed": 3})()
+        learner = Alone()
+        learner.stage = stage
         return build_method("lora").wrap(learner, build_mlp())[0].parametrizations.weight[0].A
 
     assert torch.equal(drawn(2, 1), drawn(2, 5)) and not torch.equal(drawn(2, 1), drawn(3, 1))
