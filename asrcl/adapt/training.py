@@ -55,7 +55,8 @@ class TrainConfig:
         epochs: passes over the training data. optimizer: "adam", "adamw" or "sgd". learning_rate: peak learning rate ("noam":
         the factor of that schedule). schedule: "constant"; "one_cycle" (linear up to `warmup` of the run, cosine down to 0);
         "linear" (the same, linear down to 0);
-            "noam" (Vaswani et al., 2017).
+            "exponential" (times `decay` with every epoch, step by step); "noam" (Vaswani et al., 2017).
+        decay: of "exponential": what an epoch multiplies the rate by, however many items it has.
         warmup: share of the run for "one_cycle" and "linear".
         warmup_steps: number of optimiser steps for "noam".
         model_size: D of "noam".
@@ -70,7 +71,8 @@ class TrainConfig:
     epochs: int = 10
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = 3e-4
-    schedule: Literal["constant", "one_cycle", "linear", "noam"] = "constant"
+    schedule: Literal["constant", "one_cycle", "linear", "exponential", "noam"] = "constant"
+    decay: float = 0.95
     warmup: float = 0.25
     warmup_steps: int = 4000
     model_size: int = 256
@@ -91,6 +93,8 @@ class TrainConfig:
                 raise InputError(f"train.{name}={getattr(self, name)}: choose from {', '.join(get_args(hint))}")
         if not 0 <= self.warmup < 1:
             raise InputError(f"train.warmup={self.warmup}: a share of the run, at least 0 and below 1; noam has warmup_steps")
+        if not 0 < self.decay <= 1:
+            raise InputError(f"train.decay={self.decay}: what an epoch multiplies the learning rate by, above 0 and at most 1")
         if self.warmup_steps < 1:
             raise InputError(f"train.warmup_steps={self.warmup_steps}: must be at least 1")
         if self.momentum and (self.optimizer != "sgd" or not 0 <= self.momentum < 1):
@@ -122,6 +126,8 @@ def learning_rate(config: TrainConfig, done: float, step: int) -> float:
         return config.learning_rate * config.model_size**-0.5 * scale
     if config.schedule == "constant":
         return config.learning_rate
+    if config.schedule == "exponential":
+        return float(config.learning_rate * config.decay ** (done * config.epochs))
     if done < config.warmup:
         return config.learning_rate * max(done / config.warmup, 1e-3)
     left = (done - config.warmup) / (1 - config.warmup)

@@ -50,6 +50,19 @@ def test_noam_rate():
     assert rates[399] == pytest.approx(rates[99] / 2)
 
 
+@pytest.mark.parametrize("epochs", [4, 20])
+def test_exponential_rate_falls_alike_with_every_epoch_however_many_there_are(epochs):
+    config = TrainConfig(epochs=epochs, learning_rate=0.4, schedule="exponential", decay=0.9)
+    rates = [learning_rate(config, epoch / epochs, 1) for epoch in range(epochs + 1)]
+    assert rates == pytest.approx([0.4 * 0.9**epoch for epoch in range(epochs + 1)])
+
+
+@pytest.mark.parametrize("decay", [0.0, -0.5, 1.1])
+def test_decay_outside_of_its_range(decay):
+    with pytest.raises(InputError, match=rf"train\.decay={decay}: what an epoch multiplies"):
+        TrainConfig(schedule="exponential", decay=decay)
+
+
 def test_rates_that_a_run_takes(tmp_path):
     rates = []
 

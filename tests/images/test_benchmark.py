@@ -131,7 +131,7 @@ def test_the_commands_run_without_speech(tmp_path):
         ("split_digits", "scenario.domains=[{name: a, classes: [3, 3, 4]}]", r"domain a: classes=\[3, 3, 4\]"),
         ("split_digits", "scenario.domains=[{name: a, angle: 3}]", r"domain a: has angle.*rotation"),
         ("permuted_digits", "scenario.domains=[{name: a, permutation: one}]", r"domain a: permutation=one"),
-        ("permuted_digits", "scenario.domains=[{name: a}, {name: b, classes: [1, 2]}]", r"\{'a': 10, 'b': 2\}"),
+        ("rotated_digits", "scenario.domains=[{name: a}, {name: b, classes: [1, 2]}]", r"\{'a': 10, 'b': 2\}"),
         ("permuted_digits", "+scenario.images.size=4", r"scenario\.images \(digits\).*size"),
         ("permuted_digits", "scenario.images.kind=cats", r"kind=cats.*digits, mnist"),
         ("permuted_digits", "model.widths=[0]", r"widths=\[0\]"),

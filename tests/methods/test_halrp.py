@@ -253,6 +253,28 @@ def test_normalisations_and_biases_are_the_domain_s_own(tmp_path):
     assert set(private.increments["blobs1"].factors) == {"0.weight"}
 
 
+def test_gradients_are_those_of_the_loss(tmp_path):
+    """The authors multiply them by ten, which Adam does not notice and gradient descent does."""
+    method_class = type(build_method("halrp"))
+    seen = []
+
+    class Watched(method_class):
+        def after_backward(self, learner, model):
+            with torch.enable_grad():
+                again = learner.task.loss(model, self.batch) + self.penalty(learner, model, self.batch)
+            trained = [value for value in model.parameters() if value.requires_grad]
+            for value, wanted in zip(trained, torch.autograd.grad(again, trained), strict=True):
+                seen.append(torch.allclose(value.grad, wanted, atol=1e-6))
+
+        def penalty(self, learner, model, batch):
+            self.batch = batch
+            return super().penalty(learner, model, batch)
+
+    learner = tiny_learner(tmp_path, tiny_scenario(2), dataclasses.replace(TRAINING, optimizer="sgd", epochs=2))
+    list(run_stages(learner, Watched(private=[], l1=0.01, weight_decay=0.01), None))
+    assert seen and all(seen)
+
+
 def test_flat_ranks():
     model = build_mlp()
     method = with_base(model, ranks="flat", rank_cap=3)
