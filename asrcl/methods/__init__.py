@@ -7,8 +7,9 @@ from asrcl.methods.average import FineTuningWithAveraging
 from asrcl.methods.ewc import ElasticWeightConsolidation
 from asrcl.methods.halrp import HessianAwareLowRankPerturbation
 from asrcl.methods.ihr import InverseHessianRegularization, LaplaceMerge
+from asrcl.methods.l2 import L2Regularisation
 from asrcl.methods.lora import LowRankAdaptation, LowRankAdaptationPerDomain
-from asrcl.methods.references import FineTuning, Initial, Joint, Separate
+from asrcl.methods.references import FineTuning, Initial, Joint, Separate, Single
 from asrcl.methods.replay import ExperienceReplay
 from asrcl.methods.si import SynapticIntelligence
 
@@ -26,10 +27,12 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     "Initial",
     "Joint",
     "Separate",
+    "Single",
     # methods that keep no data
     "ElasticWeightConsolidation",
     "FineTuningWithAveraging",
     "InverseHessianRegularization",
+    "L2Regularisation",
     "LaplaceMerge",
     "LowRankAdaptation",
     "SynapticIntelligence",

@@ -26,24 +26,24 @@ class FineTuning(Method):
     role, kind = "reference", "fine_tuning"
 
 
-@register("separate")
-class Separate(Method):
-    """An oracle: the initial model fine-tuned on each domain apart, and each domain decoded by its own model.
+class _ModelPerDomain(Method):
+    """An oracle: a model for each domain, trained from `parent` on it alone, and each domain decoded by its own."""
 
-    (The separate models of Vander Eeckt and Van hamme are snapshots of sequential fine-tuning; these are independent.)
-    """
-
-    label, shares_fine_tuning, continues = "Separate models", True, False
-    role, kind, decoded_by = "oracle", "separate", "domain_model"
+    shares_fine_tuning, continues = True, False
+    role, decoded_by = "oracle", "domain_model"
 
     def __init__(self) -> None:
         self._own: dict[str, Weights] = {}
+
+    def parent(self, learner: Learner) -> Weights:
+        """What every model starts from."""
+        raise NotImplementedError
 
     def start_run(self, learner: Learner) -> None:
         self._own = {}
 
     def learn(self, learner: Learner, domain: Domain, old: Weights) -> Weights:
-        return learner.fine_tune(learner.initial, domain, self)
+        return learner.fine_tune(self.parent(learner), domain, self)
 
     def end_domain(self, learner: Learner, domain: Domain, old: Weights | None, new: Weights) -> Weights:
         self._own[domain.name] = new
@@ -63,6 +63,33 @@ class Separate(Method):
             for name, value in learner.weights.items()
             if name not in learner.foreign(domain) and value.is_floating_point()
         )
+
+
+@register("separate")
+class Separate(_ModelPerDomain):
+    """An oracle: the initial model fine-tuned on each domain apart, and each domain decoded by its own model.
+
+    (The separate models of Vander Eeckt and Van hamme are snapshots of sequential fine-tuning; these are independent.)
+    """
+
+    label, kind = "Separate models", "separate"
+
+    def parent(self, learner: Learner) -> Weights:
+        return learner.initial
+
+
+@register("single")
+class Single(_ModelPerDomain):
+    """An oracle: one model per domain, each trained from fresh weights: the single-task learning (STL) of image benchmarks.
+
+    The first domain's is the initial model, which was trained on it. Where a model per domain is better than a method that goes
+    through all domains, that method forgets, or can no longer learn, more than it transfers.
+    """
+
+    label = "Single-task models (STL)"
+
+    def parent(self, learner: Learner) -> Weights:
+        return learner.fresh
 
 
 @register("joint")

@@ -1,0 +1,40 @@
+"""Methods where every domain has a head of its own: what is held, and what only a later domain will use."""
+
+import pytest
+from image_cases import configured
+
+from asrcl.adapt import run_stages
+from asrcl.experiment.registry import benchmark_of
+from asrcl.experiment.run import learner_of
+from asrcl.methods import build_method
+
+PAIRS = "scenario.domains=[{name: '01', classes: [0, 1]}, {name: '23', classes: [2, 3]}, {name: '45', classes: [4, 5]}]"
+
+
+@pytest.fixture(scope="module")
+def learner(tmp_path_factory):
+    """Three pairs of digits, each with a head of its own; the initial model is not trained, which no law here needs."""
+    config = configured(tmp_path_factory.mktemp("heads"), "split_digits", PAIRS, "model.widths=[16]", "curvature.max_items=32")
+    scenario = benchmark_of(config.tree).scenario(config, 1)
+    learner = learner_of(config, scenario, 1)
+    scenario.initial = learner.fresh
+    return learner
+
+
+CONSOLIDATED = [{0}, {0, 1}, {0, 1}]  # after every stage but the last, of which nothing is needed
+HELD = {"l2": CONSOLIDATED, "ewc": CONSOLIDATED, "si": [None, {1}, {1, 2}]}  # SI has no path of the first domain
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_a_penalty_holds_no_head_to_its_random_start(learner, name):
+    """What holds the next stage has no gradient in the head that it learns nor in those to come; learned heads are held."""
+    method, found = build_method(name), []
+    for _ in run_stages(learner, method, None):
+        model = learner.model_with({key: value + 1.0 for key, value in learner.fresh.items()})
+        penalty = method.penalty(learner, model, None)
+        if penalty is not None:
+            penalty.backward()
+            assert model.trunk[1].weight.grad.any()
+        drawn = {n for n in range(3) if (gradient := model.heads[n].weight.grad) is not None and gradient.any()}
+        found.append(None if penalty is None else drawn)
+    assert found == HELD[name]
