@@ -45,6 +45,7 @@ METHODS = {
     "er": lambda: build_method("er", budget=12),
     "ewc": lambda: build_method("ewc", strength=10.0),
     "l2": lambda: build_method("l2", strength=1.0),
+    "mas": lambda: build_method("mas", strength=1.0),
     "ihr": lambda: build_method("ihr", curvature="sum"),
     "lora": lambda: build_method("lora", rank=2),
     "lora_per_domain": lambda: build_method("lora_per_domain", rank=2),
