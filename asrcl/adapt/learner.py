@@ -175,6 +175,10 @@ class DomainLearner:
         others = [other for other in self.scenario.domains if other.name != domain.name]
         return {name for other in others for name in self.private(other)}
 
+    def private(self, domain: Domain) -> Set[str]:
+        """Names of the parameters that this domain alone uses."""
+        return set(self.scenario.private(domain.name))
+
     def settled(self, domain: Domain, learned: Weights, merged: Weights) -> Weights:
         """Merged weights with the parameters that `domain` alone uses as they were learned: no other domain's are merged in."""
         names = self.private(domain)
@@ -192,7 +196,8 @@ class DomainLearner:
 
     def _loaded(self, which: str, weights: Weights | StateDict) -> nn.Module:
         if which not in self._models:
-            self._models[which] = self.scenario.build_model().to(self.device)
+            with torch.random.fork_rng(devices=[]):  # a teacher may be asked for in the middle of an epoch
+                self._models[which] = self.scenario.build_model().to(self.device)
         model = self._models[which]
         model.load_state_dict(Weights.of(weights).state)
         model.zero_grad(set_to_none=True)

@@ -42,6 +42,10 @@ class Batch(Protocol):
         """The same batch on `device`."""
         ...
 
+    def as_of(self, domain: str) -> Self:
+        """The same items as if they were of another domain: where every domain has a head, they go through that of `domain`."""
+        ...
+
     def items(self) -> Iterable[Self]:
         """The items one by one, each as a batch of one without padding (per-item gradients need this)."""
         ...
@@ -182,6 +186,10 @@ class Learner(Protocol):
 
     def foreign(self, domain: Domain) -> Set[str]:
         """Names of the parameters that other domains of the run alone use."""
+        ...
+
+    def private(self, domain: Domain) -> Set[str]:
+        """Names of the parameters that this domain alone uses: its head, where every domain has its own."""
         ...
 
     def union(self, domains: Sequence[Domain]) -> Domain:

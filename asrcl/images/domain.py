@@ -45,6 +45,10 @@ class ImageBatch:
         """The same batch on `device`."""
         return replace(self, pixels=self.pixels.to(device, non_blocking=True), labels=self.labels.to(device, non_blocking=True))
 
+    def as_of(self, domain: str) -> Self:
+        """The same images for the head of another domain; labels are numbers of a head and mean nothing there."""
+        return replace(self, domain=domain)
+
     def items(self) -> Iterator[Self]:
         """The images one by one."""
         for i in range(len(self)):

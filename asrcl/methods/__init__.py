@@ -9,6 +9,7 @@ from asrcl.methods.halrp import HessianAwareLowRankPerturbation
 from asrcl.methods.ihr import InverseHessianRegularization, LaplaceMerge
 from asrcl.methods.l2 import L2Regularisation
 from asrcl.methods.lora import LowRankAdaptation, LowRankAdaptationPerDomain
+from asrcl.methods.lwf import LearningWithoutForgetting
 from asrcl.methods.mas import MemoryAwareSynapses
 from asrcl.methods.references import FineTuning, Initial, Joint, Separate, Single
 from asrcl.methods.replay import ExperienceReplay
@@ -35,6 +36,7 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     "InverseHessianRegularization",
     "L2Regularisation",
     "LaplaceMerge",
+    "LearningWithoutForgetting",
     "LowRankAdaptation",
     "MemoryAwareSynapses",
     "SynapticIntelligence",

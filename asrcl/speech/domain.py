@@ -50,6 +50,10 @@ class SpeechBatch:
         names = ("features", "lengths", "tokens", "token_lengths")
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
+    def as_of(self, domain: str) -> Self:
+        """The same utterances under the name of another domain; all share one head."""
+        return replace(self, domain=domain)
+
     def items(self) -> Iterator[Self]:
         """The utterances one by one, cut to their own lengths."""
         for i in range(len(self)):

@@ -43,6 +43,10 @@ class VectorBatch:
         """The same batch on `device`."""
         return type(self)(self.ids, self.inputs.to(device), self.labels.to(device), self.domain)
 
+    def as_of(self, domain: str) -> Self:
+        """The same items under the name of another domain."""
+        return type(self)(self.ids, self.inputs, self.labels, domain)
+
     def items(self) -> Iterator[Self]:
         """The items one by one."""
         for i in range(len(self)):

@@ -45,13 +45,14 @@ METHODS = {
     "er": lambda: build_method("er", budget=12),
     "ewc": lambda: build_method("ewc", strength=10.0),
     "l2": lambda: build_method("l2", strength=1.0),
+    "lwf": lambda: build_method("lwf"),
     "mas": lambda: build_method("mas", strength=1.0),
     "ihr": lambda: build_method("ihr", curvature="sum"),
     "lora": lambda: build_method("lora", rank=2),
     "lora_per_domain": lambda: build_method("lora_per_domain", rank=2),
     "halrp": lambda: build_method("halrp", private=[], growth_bound=0.5),
 }
-STATELESS = ("lora",)
+STATELESS = ("lora", "lwf")
 
 
 def scenario(task=None):

@@ -15,7 +15,7 @@ from asrcl.experiment.run import adapt_all, build_scenario, train_all
 from asrcl.files import hash_json
 from asrcl.scoring import RunResult
 
-METHODS = ["initial", "ft", "fta", "ewc", "l2", "mas", "ihr", "laplace", "si", "er", "lora", "separate", "single", "joint"]
+METHODS = ["initial", "ft", "fta", "ewc", "l2", "mas", "lwf", "ihr", "laplace", "si", "er", "lora", "separate", "single", "joint"]
 
 
 def scenario_of(config):

@@ -1,6 +1,7 @@
 """Methods where every domain has a head of its own: what is held, and what only a later domain will use."""
 
 import pytest
+import torch
 from image_cases import configured
 
 from asrcl.adapt import run_stages
@@ -39,3 +40,25 @@ def test_a_penalty_holds_no_head_to_its_random_start(learner, name):
         drawn = {n for n in range(3) if (gradient := model.heads[n].weight.grad) is not None and gradient.any()}
         found.append(None if penalty is None else drawn)
     assert found == HELD[name]
+
+
+def test_lwf_distils_the_heads_of_earlier_domains_on_the_new_images(learner):
+    """The distillation has gradients in the trunk and in the heads of earlier domains; the new head is the task's alone."""
+    learner.begin(3)
+    learner.enter(3)
+    method, model = build_method("lwf", strength=0.5, temperature=1.0), learner.model_with(learner.fresh)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    batch = next(iter(learner.scenario.domains[2].batches("train", shuffle=False, seed=0)))
+    teacher = learner.frozen(learner.weights)
+    expected = learner.task.loss(model, batch)
+    for name in ("01", "23"):
+        old, new = teacher(batch.pixels, name).softmax(-1), model(batch.pixels, name).softmax(-1)
+        expected = expected + 0.5 * (old * (old / new).log()).sum(-1).mean()
+    loss = method.loss(learner, model, batch)
+    torch.testing.assert_close(loss, expected)
+    [own] = torch.autograd.grad(learner.task.loss(model, batch), [model.heads[2].weight])
+    loss.backward()
+    torch.testing.assert_close(model.heads[2].weight.grad, own)
+    assert model.heads[0].weight.grad.any() and model.heads[1].weight.grad.any()

@@ -1,5 +1,7 @@
 """Methods on a Conformer, whose attention has its projections in parameters without a layer of their own."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -26,3 +28,21 @@ def test_importance_of_mas_is_that_of_utterances_without_padding(task, make_mode
         [gradient] = torch.autograd.grad(size(task.outputs(model, item)), model.get_parameter(raw_names(model)[0]))
         expected += gradient.abs()
     torch.testing.assert_close(found[raw_names(model)[0]], expected)
+
+
+def test_lwf_distils_both_heads_of_a_recogniser(task, make_model, make_batch):
+    model, teacher, batch = make_model(), make_model(), make_batch([61, 40, 27])
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.add_(0.01)
+    learner = SimpleNamespace(task=task, domains=[], weights=None, frozen=lambda weights: teacher)
+    method = build_method("lwf", strength=0.1, temperature=1.0)
+    found, plain = method.loss(learner, model, batch), task.loss(model, batch)
+    expected = plain.detach().clone()
+    for item in batch.items():
+        student, old = task.outputs(model, item), task.outputs(teacher, item)
+        for weight, own, other in zip((task.ctc_weight, 1 - task.ctc_weight), student.logits, old.logits, strict=True):
+            p, q = other.softmax(-1), own.softmax(-1)
+            expected += 0.1 * weight * (p * (p / q).log()).sum() / len(batch)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert found > plain
