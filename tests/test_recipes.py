@@ -108,6 +108,13 @@ def test_all_spellings_of_options(options):
     assert words[:6] == ["asrcl", "adapt", "--methods", "ft ihr", "--seeds", "1 2"]
 
 
+@pytest.mark.parametrize("option", [["--orders", "A-E"], ["--orders=A-E"]])
+def test_orders_go_to_the_stages_that_run(option):
+    stages = {words[1]: words for words in commands("images", *option)}
+    assert all("A-E" == stages[name][stages[name].index("--orders") + 1] for name in ("train", "adapt", "decode"))
+    assert not any("--orders" in stages[name] for name in ("score", "report"))
+
+
 def test_overrides_pass_through_behind_those_of_the_recipe():
     words = commands("accents", "--quick", "train.adapt.epochs=3", "model=conformer_small", "--stop_stage", "1")[0]
     own = ["train=quick", "decode=ctc_greedy"]

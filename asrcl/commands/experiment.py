@@ -12,6 +12,7 @@ import typer
 from asrcl.commands.shared import (
     DEFAULT_METHODS,
     Methods,
+    Orders,
     Overrides,
     Seeds,
     configuration,
@@ -40,15 +41,15 @@ def prepare(
     if stage not in (*benchmark.stages, "all"):
         raise InputError(f"--stage {stage}: choose {', '.join(benchmark.stages)} or all")
     for name in benchmark.stages if stage == "all" else [stage]:
-        benchmark.prepare(config, name, words(domains) or None)
+        benchmark.prepare(config.listed, name, words(domains) or None)
 
 
 @app.command()
-def train(overrides: Overrides = None, seeds: Seeds = "1") -> None:
+def train(overrides: Overrides = None, seeds: Seeds = "1", orders: Orders = "") -> None:
     """Train the initial model, or take the trained one that came with the recipe."""
     from asrcl.experiment.run import train_all
 
-    train_all(configuration(overrides), seed_numbers(seeds))
+    train_all(configuration(overrides), seed_numbers(seeds), orders)
 
 
 @app.command()
@@ -56,11 +57,12 @@ def adapt(
     overrides: Overrides = None,
     methods: Methods = DEFAULT_METHODS,
     seeds: Seeds = "1",
+    orders: Orders = "",
 ) -> None:
     """Adapt domain by domain with several methods; `asrcl decode` then measures them."""
     from asrcl.experiment.run import adapt_all
 
-    adapt_all(configuration(overrides), words(methods), seed_numbers(seeds), typed())
+    adapt_all(configuration(overrides), words(methods), seed_numbers(seeds), typed(), orders=orders)
 
 
 @app.command()
@@ -83,7 +85,9 @@ def tune(
 
 
 @app.command()
-def run(overrides: Overrides = None, methods: Methods = DEFAULT_METHODS, seeds: Seeds = "1") -> None:
+def run(
+    overrides: Overrides = None, methods: Methods = DEFAULT_METHODS, seeds: Seeds = "1", orders: Orders = ""
+) -> None:
     """Do all of it in one go: prepare, train, adapt and decode, score, report; what is done already is left alone."""
     import time
 
@@ -91,6 +95,7 @@ def run(overrides: Overrides = None, methods: Methods = DEFAULT_METHODS, seeds: 
     from asrcl.experiment.launch import workers
     from asrcl.experiment.registry import benchmark_of
     from asrcl.experiment.run import adapt_all, check_runs, train_all
+    from asrcl.scoring.commands.verify import recount
 
     config, started = configuration(overrides), time.monotonic()
     benchmark, numbers = benchmark_of(config.tree), seed_numbers(seeds)
@@ -106,12 +111,13 @@ def run(overrides: Overrides = None, methods: Methods = DEFAULT_METHODS, seeds: 
 
     with workers(config):
         check_runs(config, words(methods))
+        folders = [each.runs for each in config.in_orders(orders)]
         for name in benchmark.stages:
-            do(name, partial(benchmark.prepare, config, name))
-        do("initial model", partial(train_all, config, numbers))
-        do("adapt, decode", partial(adapt_all, config, words(methods), numbers, typed(), decode=True, save=True))
-    do("score", partial(scoring.score, config.home))
-    do("report", partial(scoring.report, [config.home]))
+            do(name, partial(benchmark.prepare, config.listed, name))
+        do("initial model", partial(train_all, config, numbers, orders))
+        do("adapt, decode", partial(adapt_all, config, words(methods), numbers, typed(), decode=True, save=True, orders=orders))
+    do("score", lambda: typer.echo(recount(*folders), nl=False))
+    do("report", partial(scoring.report, folders, config.home if orders else None))
 
 
 @app.command()
@@ -119,6 +125,7 @@ def decode(
     overrides: Overrides = None,
     methods: Methods = DEFAULT_METHODS,
     seeds: Seeds = "1",
+    orders: Orders = "",
     checkpoint: Annotated[
         Path | None, typer.Option(help="decode this model.safetensors instead of adapted methods")
     ] = None,
@@ -133,7 +140,7 @@ def decode(
 
     config = configuration(overrides)
     if checkpoint is None:
-        adapt_all(config, words(methods), seed_numbers(seeds), typed(), decode=True)
+        adapt_all(config, words(methods), seed_numbers(seeds), typed(), decode=True, orders=orders)
         return
     from asrcl.adapt import write_decode
     from asrcl.scoring import summary_table

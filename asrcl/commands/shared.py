@@ -14,6 +14,7 @@ from asrcl.visible import cell
 Overrides = Annotated[list[str] | None, typer.Argument(help="Hydra overrides, e.g. scenario=real_speech exp=my_exp")]
 Seeds = Annotated[str, typer.Option("--seeds", "--seed", help="one or several seeds, e.g. '1 2 3'")]
 Methods = Annotated[str, typer.Option(help="names under `methods` of the configuration; asrcl methods lists them")]
+Orders = Annotated[str, typer.Option("--orders", help="of the domains: how many (5), or scenario.orders by name (A B, A-E)")]
 DEFAULT_METHODS = "initial ft fta ewc ihr"
 
 

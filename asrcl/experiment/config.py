@@ -7,8 +7,9 @@ A scenario of your own is a YAML file in a folder of your own, `my_conf/scenario
 Such a folder may hold files of any group (scenario, model, train, ...), under names that `conf/` does not use. A scenario has a
 `name`, a `benchmark` (by default speech), a list `domains` whose entries have a `name` each, and perhaps `probes`, domains that
 are scored after every stage and never trained on. With `learn_first: true` the initial model, which was then trained on
-something else, learns the first domain, too; `initial: {checkpoint: FILE}` takes its weights from a file. What else a scenario
-has is for its benchmark to say (`asrcl.speech.scenario`).
+something else, learns the first domain, too; `initial: {checkpoint: FILE}` takes its weights from a file. `orders` and `order`
+are other orders of its domains (`asrcl.experiment.orders`). What else a scenario has is for its benchmark to say
+(`asrcl.speech.scenario`).
 `defaults: [accents_topics, _self_]` takes over from a shipped scenario what the file leaves out.
 """
 
@@ -29,6 +30,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from asrcl.exceptions import InputError
 from asrcl.experiment.names import OF_RUNS, check_distinct, check_name
+from asrcl.experiment.orders import FOLDER, as_listed, check_orders, in_order, named_order, order_folder, wanted_orders
 from asrcl.experiment.reading import plain as plain_text
 from asrcl.experiment.reading import reading
 from asrcl.experiment.registry import benchmark_of, import_plugins
@@ -70,8 +72,23 @@ class Config:
 
     @property
     def home(self) -> Path:
-        """Output folder of the scenario: `<exp>/<scenario name>`."""
+        """Output folder of the scenario, which its orders share: `<exp>/<scenario name>`."""
         return Path(self.tree["exp"]) / self.tree["scenario"]["name"]
+
+    @property
+    def order(self) -> str:
+        """The name of the order of the domains; "" where they are as listed."""
+        return str(self.tree["scenario"].get("order", ""))
+
+    @property
+    def runs(self) -> Path:
+        """Where initial models and runs lie: in `home`, or for an order of the domains in a folder of its own there."""
+        return self.home / order_folder(self.order) if self.order else self.home
+
+    @property
+    def name(self) -> str:
+        """What results call the scenario: its name, with the order of the domains."""
+        return self.tree["scenario"]["name"] + (f"_{FOLDER}{self.order}" if self.order else "")
 
     @property
     def device(self) -> str:
@@ -124,6 +141,28 @@ class Config:
                     node = node[key]
             node[last] = value
         return replace(self, tree=tree)
+
+    def in_orders(self, wanted: str) -> list[Config]:
+        """The same for several orders of the domains, an experiment each; for this one alone where nothing is wanted.
+
+        Args:
+            wanted: as `asrcl.experiment.orders.wanted_orders` reads it.
+
+        Raises:
+            InputError: an unknown order, one that is no permutation, one of an order, or one that the benchmark refuses.
+        """
+        if not wanted:
+            return [self]
+        if self.order:
+            raise InputError(f"--orders {wanted} and scenario.order={self.order}: leave one of the two out")
+        scenario, checked = self.tree["scenario"], benchmark_of(self.tree).checked
+        orders = [in_order(scenario, *order) for order in wanted_orders(scenario, wanted).items()]
+        return [replace(self, tree={**self.tree, "scenario": checked(order)}) for order in orders]
+
+    @property
+    def listed(self) -> Config:
+        """The same with the domains as listed, for what all orders share (corpora, tokens)."""
+        return replace(self, tree={**self.tree, "scenario": as_listed(self.tree["scenario"])})
 
     def settings(self, kind: type[_Settings], *path: str) -> _Settings:
         """A typed settings object from the subtree at `path`.
@@ -210,7 +249,10 @@ def _load(overrides: Sequence[str]) -> Config:
     _check_methods(tree["methods"])
     import_plugins(tree["imports"])
     benchmark = benchmark_of(tree)
-    tree["scenario"] = benchmark.checked({"probes": [], **{k: v for k, v in tree["scenario"].items() if v not in (None, [], "")}})
+    scenario = {"probes": [], **{k: v for k, v in tree["scenario"].items() if v not in (None, [], "")}}
+    if "order" in scenario:
+        scenario = in_order(scenario, *named_order(scenario, scenario["order"]))
+    tree["scenario"] = benchmark.checked(scenario)
     check_types(tree, benchmark.needs)
     return Config(tree, tuple(overrides))
 
@@ -242,6 +284,7 @@ def check_scenario(scenario: Any) -> None:
     if both := [name for name in probes if name in domains]:
         raise InputError(f"probe {both[0]}: a domain has that name; choose one that is not among {', '.join(domains)}")
     check_distinct([*domains, *probes], "domain")
+    check_orders(scenario)
 
 
 def _check_expansion(tree: Any) -> None:
@@ -294,7 +337,7 @@ def check_types(tree: Mapping[str, Any], types: Mapping[str, Any]) -> None:
 def _check_methods(methods: Mapping[str, Any]) -> None:
     for name, options in methods.items():
         check_name(name, "method")
-        if name.casefold() in OF_RUNS:
+        if name.casefold() in OF_RUNS or name.casefold().startswith(FOLDER):
             raise InputError(f"method {name}: the experiment keeps a folder of that name; choose another")
         if not isinstance(options, dict) or not isinstance(options.get("name"), str):
             raise InputError(f"methods.{name}: lacks the name of a method; see conf/method for examples")
@@ -311,6 +354,8 @@ def _check_tuned(chosen: Mapping[str, str]) -> None:
 
 def _search(chosen: dict[str, str]) -> list[str]:
     """The overrides for Hydra, with the user's own folder on its search path."""
+    if order := chosen.pop("scenario.order", None):
+        chosen["scenario.order"] = f"++{order}"  # scenarios list their domains in an order, and have no such setting
     own = chosen.pop("config_dir", None)
     if own is None:
         return list(chosen.values())

@@ -21,7 +21,7 @@ TRAIN_STAGE: Final = "the train stage (asrcl train)"
 
 def initial_path(config: Config, seed: int) -> Path:
     """Where the initial model of a seed lies."""
-    return config.home / "initial" / str(seed) / "model.safetensors"
+    return config.runs / "initial" / str(seed) / "model.safetensors"
 
 
 def tracking(config: Config) -> Tracking:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -53,6 +54,7 @@ def build_scenario(config: Config, seed: int | None = None) -> Scenario:
         check_fits(scenario.build_model(), initial, path)
     return replace(
         scenario,
+        name=config.name,
         initial=initial,
         config={**config.tree, "overrides": list(config.overrides)},
         evaluation=config.settings(EvaluationPolicy, "evaluation"),
@@ -98,7 +100,7 @@ def train(config: Config, seed: int) -> None:
 
 
 def adapt(config: Config, method: str, seed: int, command: str = "", decode: bool = False, save: bool = False) -> None:
-    """Take one seed's initial model through all domains with one method, under `<exp>/<scenario>/<method>/<seed>`.
+    """Take one seed's initial model through all domains with one method, under `<exp>/<scenario>[/<order>]/<method>/<seed>`.
 
     Args:
         config: the experiment.
@@ -113,12 +115,16 @@ def adapt(config: Config, method: str, seed: int, command: str = "", decode: boo
     """
     config, built = configured_method(config, method)
     learner = learner_of(config, build_scenario(config, seed), seed, diagnostics=config.tree["diagnostics"], label=method)
-    learner.progress = launch.step
-    folder = config.home / method / str(seed)
+    learner.progress = partial(_progress, config.order)
+    folder = config.runs / method / str(seed)
     if decode:
         run_method(learner, built, folder, name=method, command=command, keep_weights=save)
     else:
         adapt_domains(learner, built, folder)
+
+
+def _progress(order: str) -> str:
+    return f"{f'order {order}; ' if order else ''}{launch.step()}"
 
 
 def configured_method(config: Config, name: str, **changes: Any) -> tuple[Config, Method]:
@@ -145,14 +151,15 @@ def configured_method(config: Config, name: str, **changes: Any) -> tuple[Config
     return config.changed(own, f"methods.{name}.run", keep_typed=True), built
 
 
-def train_all(config: Config, seeds: Sequence[int]) -> None:
-    """Make the initial models of several seeds, `launcher.jobs` at a time.
+def train_all(config: Config, seeds: Sequence[int], orders: str = "") -> None:
+    """Make the initial models of several seeds, and orders of the domains, `launcher.jobs` at a time.
 
     Raises:
-        InputError: a wrong setting, before any work begins; or what training raises.
+        InputError: a wrong setting or order, before any work begins; or what training raises.
     """
     _check_settings(config)
-    launch.in_jobs(config, train, [(config, seed) for seed in seeds], "initial models")
+    runs = [(each, seed) for each in config.in_orders(orders) for seed in seeds]
+    launch.in_jobs(config, train, runs, "initial models")
 
 
 def adapt_all(
@@ -162,15 +169,25 @@ def adapt_all(
     command: str = "",
     decode: bool = False,
     save: bool = False,
+    orders: str = "",
 ) -> None:
-    """Run methods x seeds, `launcher.jobs` at a time; work that several share is done by the first that needs it.
+    """Run orders x methods x seeds, `launcher.jobs` at a time; work that several share is done by the first that needs it.
+
+    Args:
+        config: the experiment.
+        methods: names under `methods` of the configuration.
+        seeds: of the initial models.
+        command: as for `adapt`.
+        decode: likewise.
+        save: likewise.
+        orders: of the domains, as `--orders` has them; "" for the configuration's own.
 
     Raises:
-        InputError: as `adapt`; methods and their options are checked before any work begins.
+        InputError: as `adapt`; methods, their options and orders are checked before any work begins.
     """
-    built = check_runs(config, methods)
+    built, configs = check_runs(config, methods), config.in_orders(orders)
     stages = len(config.tree["scenario"]["domains"])
-    runs = [(config, method, seed, command, decode, save) for seed in seeds for method in _apart(built)]
+    runs = [(each, method, seed, command, decode, save) for seed in seeds for each in configs for method in _apart(built)]
     launch.in_jobs(config, adapt, runs, "stages", stages * len(runs))
 
 

@@ -9,6 +9,7 @@ stage=1
 stop_stage=7
 methods="initial ft fta ewc ihr"
 seeds="1"
+orders=""
 ngpu=0
 jobs=1
 exp=exp
@@ -30,6 +31,7 @@ Options (both --stop_stage and --stop-stage spellings work, --name value and --n
   --stage N, --stop_stage N   first and last stage: 1 data, 2 tokens, 3 initial model, 4 adapt, 5 decode, 6 score, 7 report
   --methods "ft fta ewc ihr"  names under conf/method (default: $methods)
   --seeds "1 2 3"             each seed has an initial model of its own (default: $seeds)
+  --orders "A-E"              of the domains: how many (5), or names under scenario.orders (default: as listed)
   --jobs N                    runs at the same time, one process each (default: $jobs)
   --ngpu N                    0: CPU; 1: one GPU; more: torchrun (default: $ngpu)
   --exp DIR                   all output goes below it (default: $exp)
@@ -102,7 +104,7 @@ set_option() { # paths are relative to where the user is, not to the repository
         exp) [[ "$2" = /* ]] || [ "$PWD" = "$repository" ] || set -- "$1" "$PWD/$2" ;;
         data_dir) [ -d "$2" ] || fail "--data_dir $2: no such folder"; set -- "$1" "$(cd "$2" && pwd)" ;;
         scenario) [ -n "$scenario" ] || fail "--scenario: this recipe has only one" ;;
-        methods | seeds) ;;
+        methods | seeds | orders) ;;
         *) fail "--$1: no such option; see --help" ;;
     esac
     [ -n "$2" ] || fail "--$1: needs a value"
@@ -138,18 +140,20 @@ run_recipe() { # scenario, overrides of the recipe...
     local settings=("scenario=$scenario" "exp=$(hydra "$exp")" "device=$device" "launcher.jobs=$jobs" "$@" ${overrides[@]+"${overrides[@]}"})
     if $train_initial; then settings+=("++scenario.initial.models=null"); fi
     [ -z "$data_dir" ] || settings+=("data_dir=$(hydra "$data_dir")")
+    local seeded=(--seeds "$seeds")
+    [ -z "$orders" ] || seeded+=(--orders "$orders")
     $dry_run || bash "$repository/tools/setup.sh"
     if [ "$stage" -eq 1 ] && [ "$stop_stage" -eq 7 ] && [ "$ngpu" -le 1 ] && ! $dry_run; then
         # all stages in one process, whose workers import what they need once
-        asrcl run --methods "$methods" --seeds "$seeds" "${settings[@]}"
+        asrcl run --methods "$methods" "${seeded[@]}" "${settings[@]}"
     else
         if $prepares; then
             run_stage 1 "data" asrcl prepare --stage data "${settings[@]}"
             run_stage 2 "tokens" asrcl prepare --stage tokens "${settings[@]}"
         fi
-        run_stage 3 "initial model" asrcl train --seeds "$seeds" "${settings[@]}"
-        run_stage 4 "adapt" asrcl adapt --methods "$methods" --seeds "$seeds" "${settings[@]}"
-        run_stage 5 "decode" asrcl decode --methods "$methods" --seeds "$seeds" "${settings[@]}"
+        run_stage 3 "initial model" asrcl train "${seeded[@]}" "${settings[@]}"
+        run_stage 4 "adapt" asrcl adapt --methods "$methods" "${seeded[@]}" "${settings[@]}"
+        run_stage 5 "decode" asrcl decode --methods "$methods" "${seeded[@]}" "${settings[@]}"
         run_stage 6 "score" asrcl score "$exp/${scenario_name:-$scenario}"
         run_stage 7 "report" asrcl report "$exp/${scenario_name:-$scenario}"
     fi

@@ -35,8 +35,8 @@ class _Measured:
     character_length: int
 
 
-def recount(folder: Path) -> str:
-    """Count the errors of every `hyp.trn` below a folder against its `ref.trn`, with unit costs.
+def recount(*folders: Path) -> str:
+    """Count the errors of every `hyp.trn` below some folders against its `ref.trn`, with unit costs.
 
     Compared with `results.json` are the errors (substitutions, deletions and insertions together), the reference words, and
     the errors and lengths in characters where the run counted them.
@@ -46,10 +46,11 @@ def recount(folder: Path) -> str:
     Raises:
         InputError: there are no results, or a count differs from its `results.json`.
     """
-    runs, strays = find_results(folder), look_below(folder).stray_line()
+    runs = [run for folder in folders for run in find_results(folder)]
+    strays = "; ".join(line for folder in folders if (line := look_below(folder).stray_line()))
     if not runs:
         more = f" ({strays})" if strays else ""
-        raise InputError(f"{folder}: no results.json below it{more}; run the decode stage (asrcl decode) first")
+        raise InputError(f"{folders[0]}: no results.json below it{more}; run the decode stage (asrcl decode) first")
     tally = _Tally()
     for run in runs:
         _recount_run(run, tally)
