@@ -111,7 +111,7 @@ def test_all_spellings_of_options(options):
 @pytest.mark.parametrize("option", [["--orders", "A-E"], ["--orders=A-E"]])
 def test_orders_go_to_the_stages_that_run(option):
     stages = {words[1]: words for words in commands("images", *option)}
-    assert all("A-E" == stages[name][stages[name].index("--orders") + 1] for name in ("train", "adapt", "decode"))
+    assert all(stages[name][stages[name].index("--orders") + 1] == "A-E" for name in ("train", "adapt", "decode"))
     assert not any("--orders" in stages[name] for name in ("score", "report"))
 
 

@@ -175,10 +175,6 @@ class DomainLearner:
         others = [other for other in self.scenario.domains if other.name != domain.name]
         return {name for other in others for name in self.private(other)}
 
-    def private(self, domain: Domain) -> Set[str]:
-        """Names of the parameters that this domain alone uses."""
-        return set(self.scenario.private(domain.name))
-
     def settled(self, domain: Domain, learned: Weights, merged: Weights) -> Weights:
         """Merged weights with the parameters that `domain` alone uses as they were learned: no other domain's are merged in."""
         names = self.private(domain)

@@ -188,10 +188,6 @@ class Learner(Protocol):
         """Names of the parameters that other domains of the run alone use."""
         ...
 
-    def private(self, domain: Domain) -> Set[str]:
-        """Names of the parameters that this domain alone uses: its head, where every domain has its own."""
-        ...
-
     def union(self, domains: Sequence[Domain]) -> Domain:
         """Several domains as one, for training on all of them together."""
         ...
