@@ -164,7 +164,10 @@ class Method:
         return model
 
     def unwrap(self, learner: Learner, model: nn.Module) -> StateDict:
-        """The weights of a wrapped model in the plain model's layout, copied; training of the wrapped model may go on."""
+        """The weights of a wrapped model in the plain model's layout, copied; training of the wrapped model may go on.
+
+        A method may add tensors under names of its own (factors), which its `learn` then takes out of what `fine_tune` gives.
+        """
         return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
     def loss(self, learner: Learner, model: nn.Module, batch: Batch) -> Tensor:
