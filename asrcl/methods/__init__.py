@@ -7,6 +7,7 @@ from asrcl.methods.average import FineTuningWithAveraging
 from asrcl.methods.ewc import ElasticWeightConsolidation
 from asrcl.methods.halrp import HessianAwareLowRankPerturbation
 from asrcl.methods.ihr import InverseHessianRegularization, LaplaceMerge
+from asrcl.methods.kfac_ewc import KroneckerEWC
 from asrcl.methods.l2 import L2Regularisation
 from asrcl.methods.lora import LowRankAdaptation, LowRankAdaptationPerDomain
 from asrcl.methods.lwf import LearningWithoutForgetting
@@ -34,6 +35,7 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     "ElasticWeightConsolidation",
     "FineTuningWithAveraging",
     "InverseHessianRegularization",
+    "KroneckerEWC",
     "L2Regularisation",
     "LaplaceMerge",
     "LearningWithoutForgetting",

@@ -14,7 +14,7 @@ from torch import Tensor
 from asrcl.contract.method import register
 from asrcl.contract.protocols import Domain, Learner
 from asrcl.contract.weights import Weights
-from asrcl.methods.quadratic import QuadraticPenalty
+from asrcl.methods.quadratic import QuadraticPenalty, in_use
 
 
 @register("l2")
@@ -31,6 +31,4 @@ class L2Regularisation(QuadraticPenalty):
         super().__init__(strength, "online", decay=0.0)
 
     def importance(self, learner: Learner, domain: Domain, weights: Weights) -> Mapping[str, Tensor]:
-        to_come = set.intersection(*(set(learner.foreign(known)) for known in learner.domains))
-        held = {name: value for name, value in weights.items() if value.is_floating_point() and name not in to_come}
-        return {name: torch.ones_like(value) for name, value in held.items()}
+        return {name: torch.ones_like(value) for name, value in in_use(learner, weights).items()}

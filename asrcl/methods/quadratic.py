@@ -92,3 +92,9 @@ class QuadraticPenalty(Method):
                 moment = before * self._anchor[name].cpu() + value * weights[name]
                 self._importance[name] = total
                 self._anchor[name] = torch.where(total > 0, moment / total.clamp(min=1e-30), weights[name])
+
+
+def in_use(learner: Learner, weights: Weights) -> StateDict:
+    """The parameters of floating type that a domain so far uses: all but the heads of domains to come."""
+    to_come = set.intersection(*(set(learner.foreign(domain)) for domain in learner.domains))
+    return {name: value for name, value in weights.items() if value.is_floating_point() and name not in to_come}

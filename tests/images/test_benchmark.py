@@ -11,15 +11,13 @@ from image_cases import configured
 from asrcl.adapt import load_weights
 from asrcl.exceptions import InputError
 from asrcl.experiment.registry import benchmark_of
+from asrcl.experiment.config import load_config
 from asrcl.experiment.run import adapt_all, build_scenario, train_all
 from asrcl.files import hash_json
 from asrcl.scoring import RunResult
 
-METHODS = [
-    "initial", "ft", "fta", "ewc", "l2", "mas", "lwf", "ihr", "laplace", "si", "er", "lora", "lora_per_domain", "halrp",
-    "separate", "single", "joint",
-]  # fmt: skip
-SLOW_LEARNERS = ["initial", "fta", "ihr", "laplace", "lora", "lora_per_domain"]  # two epochs are enough for the others
+METHODS = sorted(load_config().tree["methods"])  # every one that `--methods` takes
+SLOW_LEARNERS = ["initial", "fta", "ihr", "ihr_paper", "laplace", "lora", "lora_per_domain"]  # two epochs do for the others
 
 
 def scenario_of(config):

@@ -24,7 +24,7 @@ def learner(tmp_path_factory):
 
 CONSOLIDATED = [{0}, {0, 1}, {0, 1}]  # after every stage but the last, of which nothing is needed
 OF_A_PATH = [None, {1}, {1, 2}]  # there is none of the first domain
-HELD = {"l2": CONSOLIDATED, "ewc": CONSOLIDATED, "mas": CONSOLIDATED, "si": OF_A_PATH}
+HELD = {"l2": CONSOLIDATED, "ewc": CONSOLIDATED, "kfac_ewc": CONSOLIDATED, "mas": CONSOLIDATED, "si": OF_A_PATH}
 
 
 @pytest.mark.parametrize("name", HELD)
