@@ -7,8 +7,9 @@
     domains: [{name: original}, {name: permuted1, permutation: 1}, {name: rotated30, rotation: 30}, {name: low, classes: [0, 1]}]
 
 A domain has the images as they are, or with `permutation` (a seed), `rotation` (degrees), `classes` (some of them) or all of
-these, and may name `images` of its own. `incremental` says what is known at test time, in the words of van de Ven and Tolias
-(2019):
+these, may name `images` of its own, and may have variants (`asrcl.images.variants`); `asrcl.images.entries` has short forms for
+many domains. `orders` names orders of them, each a list of places in `domains`. `incremental` says what is known at test time, in
+the words of van de Ven and Tolias (2019):
 
     domain   not which domain it is, and it does not matter: all have the same outputs (labels are numbered within a domain)
     task     which domain it is: every domain has a head of its own
@@ -21,8 +22,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from asrcl.exceptions import InputError
-from asrcl.experiment.config import Config
+from asrcl.experiment.config import Config, check_scenario
 from asrcl.experiment.registry import register_benchmark
+from asrcl.images.entries import check_orders, written_out
+from asrcl.images.variants import VARIANTS
 
 if TYPE_CHECKING:
     from asrcl.adapt import Scenario
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from asrcl.images.domain import ImageDomain
 
 SETTINGS: Final = ("domain", "task", "class")
-CHANGES: Final = ("name", "images", "permutation", "rotation", "classes")
+KNOWN: Final = ("name", "benchmark", "images", "incremental", "domains", "probes", "orders", "initial", "learn_first", *VARIANTS)
 
 
 @register_benchmark("images")
@@ -41,20 +44,22 @@ class ImageBenchmark:
     needs: Mapping[str, Any] = {"model": dict, "train.batch_size": int, "train.label_smoothing": float, "scenario.images": dict}
 
     def checked(self, scenario: dict[str, Any]) -> dict[str, Any]:
-        """The scenario with `incremental` domain where it says nothing.
+        """The scenario with every domain written out, and `incremental` domain where it says nothing.
 
         Raises:
-            InputError: an unknown setting, or a domain with something that no domain has.
+            InputError: an unknown setting, a domain with something that no domain has, or an order that is none.
         """
         scenario = {"incremental": "domain", "images": {"kind": "digits"}, "initial": {}, **scenario}
+        if unknown := set(scenario) - set(KNOWN):
+            raise InputError(f"scenario: has {', '.join(sorted(map(str, unknown)))}; known are {', '.join(KNOWN)}")
         if scenario["incremental"] not in SETTINGS:
             raise InputError(f"scenario.incremental={scenario['incremental']}: choose from {', '.join(SETTINGS)}")
-        for entry in [*scenario["domains"], *scenario["probes"]]:
-            if unknown := set(entry) - set(CHANGES):
-                raise InputError(f"domain {entry['name']}: has {', '.join(sorted(unknown))}; known are {', '.join(CHANGES)}")
+        scenario |= {group: written_out(scenario[group], scenario) for group in ("domains", "probes")}
+        check_scenario(scenario)  # the names that are new
         kinds = {"classes" in entry for entry in scenario["domains"]}
         if scenario["incremental"] == "class" and len(kinds) > 1:
             raise InputError("scenario.incremental=class: give classes to all domains or to none")
+        check_orders(scenario.get("orders", {}), len(scenario["domains"]))
         return scenario
 
     def prepare(self, config: Config, stage: str, only: Iterable[str] | None = None) -> None:
@@ -113,7 +118,7 @@ def load_domains(config: Config, entries: Sequence[Mapping[str, Any]]) -> tuple[
         options = entry.get("images") or scenario["images"]
         if str(options) not in sources:
             sources[str(options)] = load_images(options, config.tree["data_dir"])
-        splits = {split: _changed(images, entry, incremental) for split, images in sources[str(options)].items()}
+        splits = _changed(sources[str(options)], entry, incremental)
         if incremental == "class" and not any("classes" in domain for domain in scenario["domains"]):
             splits = {split: _shifted(images, number, len(entries)) for split, images in splits.items()}
         domains.append(ImageDomain(entry["name"], splits, config.tree["train"]["batch_size"], mixable=incremental != "task"))
@@ -125,28 +130,29 @@ def load_domains(config: Config, entries: Sequence[Mapping[str, Any]]) -> tuple[
     return domains, {"": max(sizes.values(), default=0)}
 
 
-def _changed(images: Images, entry: Mapping[str, Any], incremental: str) -> Images:
+def _changed(splits: Mapping[str, Images], entry: Mapping[str, Any], incremental: str) -> dict[str, Images]:
+    """The splits of one domain."""
     from asrcl.images.domain import of_classes, permuted, rotated
+    from asrcl.images.variants import varied
 
-    where = f"domain {entry['name']}"
+    where, found = f"domain {entry['name']}", dict(splits)
     if (classes := entry.get("classes")) is not None:
-        last = len(images.classes) - 1
-        different = set(classes) if isinstance(classes, list) else set()
+        last = len(found["train"].classes) - 1
+        different = {number for number in classes if type(number) is int} if isinstance(classes, list) else set()
         if len(different) < 2 or len(different) < len(classes) or not different <= set(range(last + 1)):
             raise InputError(f"{where}: classes={classes}; give two or more different ones from 0 to {last}")
-        images = of_classes(images, classes, relabel=incremental != "class")
+        found = {split: of_classes(images, classes, relabel=incremental != "class") for split, images in found.items()}
+    if len(found["train"].labels.unique()) < 2:
+        raise InputError(f"{where}: its training images are all of one class; a task needs two or more")
+    found = varied(found, entry, entry["name"])
     if (degrees := entry.get("rotation")) is not None:
-        images = rotated(images, float(degrees))
+        found = {split: rotated(images, float(degrees)) for split, images in found.items()}
     if (seed := entry.get("permutation")) is not None:
-        if not isinstance(seed, int):
-            raise InputError(f"{where}: permutation={seed}; give a whole number, the seed of the permutation")
-        images = permuted(images, seed)
-    return images
+        found = {split: permuted(images, seed) for split, images in found.items()}
+    return found
 
 
 def _shifted(images: Images, number: int, count: int) -> Images:
     """Classes of a domain that are others than those of every other domain."""
-    from asrcl.images.data import Images
-
     names = tuple(f"{name}/{domain}" for domain in range(count) for name in images.classes)
-    return Images(images.pixels, images.labels + number * len(images.classes), names)
+    return images.labelled(images.labels + number * len(images.classes), names)
