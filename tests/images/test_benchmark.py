@@ -10,8 +10,8 @@ from image_cases import configured
 
 from asrcl.adapt import load_weights
 from asrcl.exceptions import InputError
-from asrcl.experiment.registry import benchmark_of
 from asrcl.experiment.config import load_config
+from asrcl.experiment.registry import benchmark_of
 from asrcl.experiment.run import adapt_all, build_scenario, train_all
 from asrcl.files import hash_json
 from asrcl.scoring import RunResult
