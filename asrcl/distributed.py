@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import distributed, nn
-from torch.nn.parallel import DistributedDataParallel
 
 _Batch = TypeVar("_Batch", bound=Sized)
 
@@ -50,12 +49,32 @@ class Processes:
     rank: int = 0
     count: int = 1
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model, its gradients averaged over processes."""
+    def align(self, model: nn.Module, buffers_only: bool = False) -> None:
+        """Give all processes the parameters and buffers of the first one, or its buffers (running statistics) alone."""
+        if self.count > 1:
+            for value in model.buffers() if buffers_only else model.state_dict().values():
+                distributed.broadcast(value, 0)
+
+    def average_gradients(self, model: nn.Module) -> None:
+        """Replace every gradient by its mean over processes; a parameter that no process used keeps having none.
+
+        Done once per optimiser step, when all of its losses are there. `DistributedDataParallel` does it while going backward,
+        which wants every parameter in every forward pass and one forward pass per loss; heads of other domains, and replay beside
+        the new data, are neither.
+        """
         if self.count == 1:
-            return model
-        devices = [next(model.parameters()).device] if next(model.parameters()).is_cuda else None
-        return DistributedDataParallel(model, device_ids=devices)
+            return
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        used = torch.tensor([parameter.grad is not None for parameter in trained], dtype=torch.uint8)
+        distributed.all_reduce(used, distributed.ReduceOp.MAX)
+        chosen = [parameter for parameter, is_used in zip(trained, used.tolist(), strict=True) if is_used]
+        if not chosen:
+            return
+        flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in chosen])
+        distributed.all_reduce(flat)
+        flat /= self.count
+        for parameter, gradient in zip(chosen, flat.split([p.numel() for p in chosen]), strict=True):
+            parameter.grad = gradient.view_as(parameter)
 
     def made_by(self, device: str | torch.device) -> dict[str, Any]:
         """What changes the bits of a result though nobody set it: kind of device, processes, and threads of a CPU."""
@@ -65,7 +84,7 @@ class Processes:
     def share(self, batches: Iterable[_Batch]) -> Iterator[tuple[_Batch, int, int]]:
         """This process's batches: one of every block of as many as there are processes, with its items and the block's.
 
-        All processes take equally many, since they exchange gradients after each. Where the last block is short, those without a
+        All processes take equally many, since they exchange gradients every step. Where the last block is short, those without a
         batch get another's, which counts as one of 0 items.
         """
         iterator = iter(batches)

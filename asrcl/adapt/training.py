@@ -229,7 +229,7 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.optimizer = _optimizer(model, config)
         self.progress = Progress()
-        self.parallel = self.processes.wrap(model)
+        self.processes.align(model)
         self._method_before = fingerprint(method.training_state())
 
     def fit(self) -> StateDict:
@@ -313,7 +313,7 @@ class Trainer:
 
     def _train_epoch(self) -> float:
         seed = seed_everything(self.learner.seed, self.progress.epoch)
-        self.parallel.train()
+        self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         refuse = partial(self._refuse, "loss") if self.processes.count == 1 else None
         losses = _Losses(LOOKED_AT_EVERY.get(self.device.type, OTHERWISE_EVERY), refuse)
@@ -345,7 +345,7 @@ class Trainer:
 
     def _loss(self, batch: Batch, number: int) -> torch.Tensor:
         try:
-            return self.method.loss(self.learner, self.parallel, batch)
+            return self.method.loss(self.learner, self.model, batch)
         except ValueError as error:
             if not str(error).startswith(TOO_FEW):
                 raise
@@ -365,6 +365,7 @@ class Trainer:
         self.progress.steps += 1
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, done, self.progress.steps)
+        self.processes.average_gradients(self.model)
         self.method.after_backward(self.learner, self.model)
         if self.config.gradient_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
@@ -374,6 +375,7 @@ class Trainer:
 
     @torch.no_grad()
     def _dev_loss(self) -> float:
+        self.processes.align(self.model, buffers_only=True)
         self.model.eval()
         losses: list[Tensor] = []
         counts: list[int] = []

@@ -82,22 +82,31 @@ class ExperienceReplay(Method):
         return loss + self.weight * sum(losses[1:], losses[0])
 
     def _drawn(self, learner: Learner, count: int) -> list[Batch]:
-        """So many different items from the memory, or all where it has fewer, as one batch or as one for each domain."""
+        """So many different items from the memory, or all where it has fewer, as one batch or as one for each domain.
+
+        Where domains have batches of their own, one that would have a single item gets a second.
+        """
         names, sizes = list(self._positions), [len(positions) for positions in self._positions.values()]
         together = processes()  # each draws items of its own
         draw = 1 + self._draws * together.count + together.rank
         chosen = torch.randperm(sum(sizes), generator=_generator(learner.seed, learner.stage, draw))[:count].tolist()
         self._draws += 1
         ends = list(accumulate(sizes))
-        parts = []
+        drawn: dict[str, list[int]] = {}
         for place in chosen:
             number = next(n for n, end in enumerate(ends) if place < end)
-            position = int(self._positions[names[number]][place - ends[number] + sizes[number]])
-            parts.append(self._item(learner, names[number], position))
-        if parts[0].mixable:
-            return [type(parts[0]).collate(parts)]
-        names = sorted({part.domain for part in parts})
-        return [type(parts[0]).collate([part for part in parts if part.domain == name]) for name in names]
+            drawn.setdefault(names[number], []).append(place - ends[number] + sizes[number])
+        apart = not self._held_item(learner, *next((name, indices[0]) for name, indices in drawn.items())).mixable
+        for name, indices in drawn.items():
+            if apart and len(indices) == 1 and len(self._positions[name]) > 1:  # normalisation cannot average over one
+                indices.append((indices[0] + 1) % len(self._positions[name]))
+        parts = {name: [self._held_item(learner, name, index) for index in indices] for name, indices in drawn.items()}
+        groups = [parts[name] for name in sorted(parts)] if apart else [[part for group in parts.values() for part in group]]
+        return [type(group[0]).collate(group) for group in groups]
+
+    def _held_item(self, learner: Learner, name: str, index: int) -> Batch:
+        """The item of a domain that has this place in the memory."""
+        return self._item(learner, name, int(self._positions[name][index]))
 
     def _item(self, learner: Learner, name: str, position: int) -> Batch:
         if (name, position) not in self._held:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
 
 from asrcl.contract.outputs import Outputs
 from asrcl.exceptions import InputError
@@ -105,17 +104,16 @@ def model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recogniser_of(model: nn.Module) -> Recogniser:
-    """The recogniser itself where it is wrapped for several processes.
+    """The model as what it must be to recognise speech.
 
     Raises:
         InputError: a model without the methods of `Recogniser`.
     """
-    inner = model.module if isinstance(model, DistributedDataParallel) else model
-    if not isinstance(inner, Recogniser):
+    if not isinstance(model, Recogniser):
         names = ("loss", "transcribe", "padding", "describe", "pretrained")
-        lacking = ", ".join(name for name in names if not hasattr(inner, name))
-        raise InputError(f"model {type(inner).__name__}: lacks {lacking}; see asrcl.speech.recogniser.Recogniser")
-    return cast(Recogniser, inner)
+        lacking = ", ".join(name for name in names if not hasattr(model, name))
+        raise InputError(f"model {type(model).__name__}: lacks {lacking}; see asrcl.speech.recogniser.Recogniser")
+    return cast(Recogniser, model)
 
 
 def joint_loss(outputs: Outputs, batch: SpeechBatch, objective: Objective) -> Tensor:

@@ -77,7 +77,10 @@ def test_one_process_shares_with_nobody():
     alone = processes()
     assert (alone.rank, alone.count, alone.agree(True), alone.agree(False)) == (0, 1, True, False)
     model = build_mlp()
-    assert alone.wrap(model) is model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    alone.align(model)
+    alone.average_gradients(model)
+    assert equal_states(before, model.state_dict()) and all(p.grad is None for p in model.parameters())
     assert alone.mean(6.0, 3.0) == 2.0
     batches = [torch.zeros(3), torch.zeros(2)]
     assert [(mine, together) for _, mine, together in alone.share(batches)] == [(3, 3), (2, 2)]

@@ -2,14 +2,12 @@
 
 import torch
 from doc_cases import example
-from image_cases import configured
+from image_cases import PAIRS, configured
 
 from asrcl.adapt import load_weights
 from asrcl.experiment.run import adapt_all, train_all
 from asrcl.methods.increments import Increment
 from asrcl.scoring import RunResult
-
-PAIRS = "scenario.domains=[{name: '01', classes: [0, 1]}, {name: '23', classes: [2, 3]}, {name: '45', classes: [4, 5]}]"
 
 
 def test_convolutions_normalisations_and_heads(tmp_path):
