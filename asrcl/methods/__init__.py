@@ -5,6 +5,7 @@ from asrcl.contract.protocols import Learner
 from asrcl.contract.weights import Weights
 from asrcl.methods.average import FineTuningWithAveraging
 from asrcl.methods.ewc import ElasticWeightConsolidation
+from asrcl.methods.gpm import GradientProjectionMemory
 from asrcl.methods.halrp import HessianAwareLowRankPerturbation
 from asrcl.methods.ihr import InverseHessianRegularization, LaplaceMerge
 from asrcl.methods.kfac_ewc import KroneckerEWC
@@ -34,6 +35,7 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     # methods that keep no data
     "ElasticWeightConsolidation",
     "FineTuningWithAveraging",
+    "GradientProjectionMemory",
     "InverseHessianRegularization",
     "KroneckerEWC",
     "L2Regularisation",

@@ -1,5 +1,7 @@
 """Methods where every domain has a head of its own: what is held, and what only a later domain will use."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from image_cases import configured
@@ -62,3 +64,14 @@ def test_lwf_distils_the_heads_of_earlier_domains_on_the_new_images(learner):
     loss.backward()
     torch.testing.assert_close(model.heads[2].weight.grad, own)
     assert model.heads[0].weight.grad.any() and model.heads[1].weight.grad.any()
+
+
+def test_gpm_leaves_the_own_head_free(learner):
+    """The head of a domain is trained in its stage and in no other, and has no space."""
+    method = build_method("gpm", energy=0.9)
+    states = [stage.models[0] for stage in run_stages(learner, method, None)]
+    assert {place.key.name for place in method._spaces} == {"trunk.1.weight"}
+    for head, stage in ((1, 1), (2, 2)):
+        moved = [not torch.equal(one[f"heads.{head}.weight"], two[f"heads.{head}.weight"]) for one, two in pairwise(states)]
+        assert moved == [stage == 1, stage == 2]
+    assert torch.equal(states[0]["heads.0.weight"], states[2]["heads.0.weight"])

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from asrcl.curvature import estimate
 from asrcl.methods import build_method
 from asrcl.methods.mas import absolute_gradients
 from asrcl.speech.task import RecognitionTask
@@ -46,3 +47,34 @@ def test_lwf_distils_both_heads_of_a_recogniser(task, make_model, make_batch):
             expected += 0.1 * weight * (p * (p / q).log()).sum() / len(batch)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert found > plain
+
+
+def test_gpm_projects_query_key_and_value_of_a_raw_parameter_apart(task, make_model, make_batch):
+    """Their rows have inputs of their own, and a step is orthogonal to each."""
+    model, batch = make_model(dropout=0.0), make_batch([61, 40, 27])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    curvature = estimate(model, task.curvature_loss, [batch], padding=lambda batch: task.padding(model, batch), layers="all")
+    learner = SimpleNamespace(
+        last=False, device="cpu", weights=before, private=lambda domain: set(), estimate_curvature=lambda *arguments: curvature
+    )
+    method = build_method("gpm", energy=0.9)
+    method.end_domain(learner, None, None, before)
+    method.start_domain(learner, None)
+    model.train()
+    optimizer = torch.optim.Adam(method.wrap(learner, model).parameters(), 0.01)
+    task.loss(model, batch).backward()
+    method.after_backward(learner, model)
+    optimizer.step()
+    method.after_step(learner, model)
+    after, rows = model.state_dict(), {}
+    for (key, transposed), basis in method._spaces.items():
+        change = key.rows_of(after[key.name] - before[key.name]).flatten(1)
+        left = basis.T @ change if transposed else change @ basis
+        assert left.abs().max() <= 1e-6 * max(1.0, float(change.norm()))
+        rows.setdefault(key.name, []).append(key.row_stop - key.row_start)
+        assert change.any() or len(basis) == basis.shape[1], key
+    name = raw_names(model)[0]
+    assert sum(rows[name]) == len(before[name])
+    unprotected = {name for name, _ in model.named_parameters() if name not in rows}
+    assert unprotected and all(torch.equal(after[name], before[name]) for name in unprotected)
+    assert all(torch.equal(value, before[name]) for name, value in after.items() if "running" in name)

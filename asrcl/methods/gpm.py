@@ -1,0 +1,130 @@
+"""GPM: gradient projection memory (Saha, Garg and Roy, ICLR 2021, arXiv 2103.09762): steps orthogonal to old domains' inputs.
+
+A linear map y = W a does not change its outputs for old inputs where every row of its update is orthogonal to them. When a domain
+has been learned, the space of a layer's inputs is the span of the leading eigenvectors M of the mean of a aᵀ, the input factor A
+of the Kronecker curvature (convolutions: of unfolded inputs), as many as hold a share `energy` of its trace; what the basis of
+earlier domains holds already counts, and only directions orthogonal to it are added (section 5 of the paper). Then
+
+    gradient   the gradient loses its part in the space, g - (g M) Mᵀ, before the optimiser sees it, as published. Exact for
+               gradient descent; Adam rescales every coordinate and leaves the space again
+    step       what the optimiser has done loses that part, as in Adam-NSCL (Wang et al., CVPR 2021, arXiv 2103.07113). Exact for
+               every optimiser, weight decay included; without momentum and decay of SGD the two are the same
+
+`step` is the default because recipes train with Adam. Parameters that have no such space (biases, norms, depthwise kernels; GPM's
+networks have none) are trained with the first domain and frozen from then on, statistics of batch normalisation included, or
+trained without protection (`rest`). A domain's own head is always free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from asrcl.contract.method import Method, register
+from asrcl.contract.protocols import Domain, Learner
+from asrcl.contract.weights import Weights
+from asrcl.curvature import KroneckerBlock
+from asrcl.exceptions import InputError
+from asrcl.methods.spaces import Place, Spaces, extended, outside, spaces_of_state, spaces_state
+from asrcl.state import StateDict
+
+
+@register("gpm")
+class GradientProjectionMemory(Method):
+    """Fine-tuning in the null space of what earlier domains put into each layer.
+
+    Args:
+        energy: share of the trace of A that a space holds, epsilon of the paper (0.95 to 0.99); 1 for all of it.
+        project: the "step" or the "gradient" (see the module).
+        rest: "freeze" or "train" parameters without a space.
+    """
+
+    label = "GPM"
+
+    def __init__(
+        self,
+        energy: float = 0.97,
+        project: Literal["step", "gradient"] = "step",
+        rest: Literal["freeze", "train"] = "freeze",
+    ) -> None:
+        if not 0 < energy <= 1:
+            raise InputError(f"method.energy={energy}: a share, above 0 and at most 1")
+        if project not in ("step", "gradient"):
+            raise InputError(f"method.project={project}: choose step or gradient")
+        if rest not in ("freeze", "train"):
+            raise InputError(f"method.rest={rest}: choose freeze or train")
+        self.energy, self.project, self.rest = energy, project, rest
+        self._spaces: Spaces = {}
+        self._own: frozenset[str] = frozenset()
+        self._before: StateDict = {}
+
+    def state_dict(self) -> StateDict:
+        return spaces_state(self._spaces)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self._spaces = spaces_of_state(state)
+
+    def start_run(self, learner: Learner) -> None:
+        self._spaces, self._own = {}, frozenset()
+
+    def start_domain(self, learner: Learner, domain: Domain) -> None:
+        self._own = frozenset(learner.private(domain))
+        self._spaces = {place: basis.to(learner.device) for place, basis in self._spaces.items()}
+        for place, basis in self._spaces.items():
+            name = place.key.name
+            if name not in learner.weights or place.inputs(learner.weights[name]) != len(basis):
+                raise InputError(f"method gpm: its space of {place.key} has {len(basis)} dimensions; it is another model's")
+
+    def wrap(self, learner: Learner, model: nn.Module) -> nn.Module:
+        if self._spaces and self.rest == "freeze":
+            for module in model.modules():
+                if getattr(module, "running_mean", None) is not None:  # training puts all modules into training mode
+                    module.register_forward_pre_hook(_in_evaluation)
+        return model
+
+    def end_domain(self, learner: Learner, domain: Domain, old: Weights | None, new: Weights) -> Weights:
+        if not learner.last:
+            own = learner.private(domain)
+            for key, block in learner.estimate_curvature(new, domain, "kron").blocks.items():
+                if isinstance(block, KroneckerBlock) and key.name not in own:
+                    place = Place(key, block.transposed)
+                    known = self._spaces[place].cpu() if place in self._spaces else None
+                    self._spaces[place] = extended(known, block.A.smallest(), self.energy)
+        return new
+
+    @torch.no_grad()
+    def after_backward(self, learner: Learner, model: nn.Module) -> None:
+        self._before = {}
+        for name, parameter, spaces in self._held(model):
+            if not spaces:
+                parameter.grad = None  # no optimiser moves it, not by momentum nor by weight decay
+            elif self.project == "step":
+                self._before[name] = parameter.detach().clone()
+            elif parameter.grad is not None:
+                parameter.grad.copy_(self._outside(parameter.grad, spaces))
+
+    @torch.no_grad()
+    def after_step(self, learner: Learner, model: nn.Module) -> None:
+        for name, parameter, spaces in self._held(model):
+            if name in self._before:
+                before = self._before[name]
+                parameter.copy_(before + self._outside(parameter - before, spaces))
+
+    def _outside(self, change: Tensor, spaces: Spaces) -> Tensor:
+        return outside(change, spaces, uncovered=1.0 if self.rest == "train" else 0.0)
+
+    def _held(self, model: nn.Module) -> list[tuple[str, nn.Parameter, Spaces]]:
+        """The parameters that are not free, each with its spaces; none as long as no domain has been learned."""
+        by_name: dict[str, Spaces] = {}
+        for place, basis in self._spaces.items():
+            by_name.setdefault(place.key.name, {})[place] = basis
+        named = [(name, parameter, by_name.get(name, {})) for name, parameter in model.named_parameters()]
+        freeze = bool(self._spaces) and self.rest == "freeze"
+        return [entry for entry in named if entry[0] not in self._own and (entry[2] or freeze)]
+
+
+def _in_evaluation(module: nn.Module, inputs: tuple[object, ...]) -> None:
+    module.eval()
