@@ -13,6 +13,7 @@ from asrcl.methods.l2 import L2Regularisation
 from asrcl.methods.lora import LowRankAdaptation, LowRankAdaptationPerDomain
 from asrcl.methods.lwf import LearningWithoutForgetting
 from asrcl.methods.mas import MemoryAwareSynapses
+from asrcl.methods.packnet import PackNet
 from asrcl.methods.references import FineTuning, Initial, Joint, Separate, Single
 from asrcl.methods.replay import ExperienceReplay
 from asrcl.methods.si import SynapticIntelligence
@@ -43,6 +44,7 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     "LearningWithoutForgetting",
     "LowRankAdaptation",
     "MemoryAwareSynapses",
+    "PackNet",
     "SynapticIntelligence",
     # methods that keep something of every domain beside the first domain's model
     "HessianAwareLowRankPerturbation",

@@ -46,6 +46,7 @@ METHODS = {
     "ewc": lambda: build_method("ewc", strength=10.0),
     "l2": lambda: build_method("l2", strength=1.0),
     "gpm": lambda: build_method("gpm", energy=0.8),
+    "packnet": lambda: build_method("packnet"),
     "kfac_ewc": lambda: build_method("kfac_ewc", strength=10.0),
     "kfac_ewc online": lambda: build_method("kfac_ewc", strength=10.0, mode="online"),
     "lwf": lambda: build_method("lwf"),

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from image_cases import configured
+from image_cases import PAIRS, configured
 
 from asrcl.adapt import load_weights
 from asrcl.exceptions import InputError
@@ -55,8 +55,7 @@ def test_class_incremental_permutations_have_classes_of_their_own(tmp_path):
 def split_runs(tmp_path_factory):
     """All methods on the first three pairs of digits, each pair with a head of its own."""
     folder = tmp_path_factory.mktemp("split")
-    pairs = "scenario.domains=[{name: '01', classes: [0, 1]}, {name: '23', classes: [2, 3]}, {name: '45', classes: [4, 5]}]"
-    config = configured(folder, "split_digits", pairs)
+    config = configured(folder, "split_digits", PAIRS)
     train_all(config, [1])
     adapt_all(config, METHODS, [1])
     adapt_all(config, METHODS, [1], decode=True)

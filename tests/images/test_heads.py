@@ -75,3 +75,15 @@ def test_gpm_leaves_the_own_head_free(learner):
         moved = [not torch.equal(one[f"heads.{head}.weight"], two[f"heads.{head}.weight"]) for one, two in pairwise(states)]
         assert moved == [stage == 1, stage == 2]
     assert torch.equal(states[0]["heads.0.weight"], states[2]["heads.0.weight"])
+
+
+def test_packnet_keeps_every_head(learner):
+    """To the bit, and for domains to come the head is as fresh as at the beginning."""
+    method, models = build_method("packnet"), []
+    for stage in run_stages(learner, method, None):
+        models.append(stage.models)
+    for number in range(3):
+        assert len({row[number].hash for row in models[number:]}) == 1
+        assert torch.equal(models[0][2]["heads.2.weight"], learner.fresh["heads.2.weight"])
+        assert not torch.equal(models[2][number][f"heads.{number}.weight"], learner.fresh[f"heads.{number}.weight"])
+    assert {name.split(".", 1)[1] for name in method.state_dict() if name.startswith("owner")} == {"trunk.1.weight"}
