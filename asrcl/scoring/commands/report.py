@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from asrcl.exceptions import InputError
 from asrcl.scoring.display.numbers import NONE, decimal
 from asrcl.scoring.display.terminal import aligned_table
+from asrcl.scoring.report.orders import summarise_orders
 from asrcl.scoring.report.summary import ScenarioSummary, summarise
 from asrcl.scoring.results.discovery import scan_results, with_same_tests
 from asrcl.visible import visible
@@ -62,6 +63,7 @@ def make_report(
     runs, left_out = scan.require(skip_bad), scan.lines()
     target = out or _folder(folders[0])
     scenarios = summarise(runs, reference_method)
+    orders = summarise_orders(scenarios)
     notices = [*left_out, *_untested(scenarios)]
     written: list[Path] = []
     if "html" in views:
@@ -69,14 +71,14 @@ def make_report(
         from asrcl.scoring.results.stage_records import sweeps
 
         found = sweeps(runs, folders)
-        written.append(write_html(scenarios, target / "report.html", sweeps=found, notices=notices, title=title))
+        written.append(write_html(scenarios, target / "report.html", sweeps=found, notices=notices, title=title, orders=orders))
     if "md" in views:
-        written.append(write_results(scenarios, target))
+        written.append(write_results(scenarios, target, orders))
     if "tables" in views:
-        written += write_tables(scenarios, target / "tables")
+        written += write_tables(scenarios, target / "tables", orders)
     if "figures" in views:
         written += write_figures(scenarios, target / "figures", figure_formats)
-    say(main_tables(scenarios).rstrip())
+    say(main_tables(scenarios, orders).rstrip())
     for line in [*notices, *(f"report: {path}" for path in written)]:
         say(visible(line))
     return written

@@ -17,6 +17,7 @@ import numpy as np
 from asrcl.scoring.display.figure import drawn
 from asrcl.scoring.display.numbers import NONE
 from asrcl.scoring.report.looks import Look
+from asrcl.scoring.report.orders import Orders
 from asrcl.scoring.report.summary import ScenarioSummary, mean_known
 from asrcl.scoring.results.metrics import Matrix, pareto_front, stage_averages
 from asrcl.visible import visible
@@ -55,7 +56,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Point:
-    """A method (or a setting) in the plane of old and new error rates, in percent.
+    """A method (or a setting) in the plane of old and new rates, in percent.
 
     Attributes:
         method: id.
@@ -82,12 +83,25 @@ def about(method: str = "", words: str | Sequence[str] = "") -> str:
 
 def stage_lines(summary: ScenarioSummary) -> list[Line]:
     """Per method the mean rate over the domains seen so far after every stage, mean over seeds, with its interval."""
-    lines = []
+    lines, measure = [], summary.measure
     for method in summary.methods:
-        curve = mean_known([stage_averages(matrix) for matrix in method.matrices])
-        bands = [(band.low, band.high) if band else (math.nan, math.nan) for band in summary.bands[method.method]]
+        curve = measure.of(mean_known([stage_averages(matrix) for matrix in method.matrices]))
+        bands = [measure.limits(b.low, b.high) if b else (math.nan, math.nan) for b in summary.bands[method.method]]
         low, high = np.array(bands).T
         lines.append(Line(method.method, method.label, curve.tolist(), low.tolist(), high.tolist()))
+    return lines
+
+
+def order_lines(orders: Orders) -> list[Line]:
+    """Per method the mean rate over the domains seen so far after every stage: mean over orders; the band is lowest to highest.
+
+    A stage that was not measured in every order has no value.
+    """
+    lines = []
+    for method in orders.methods:
+        curves = orders.measure.of(method.curves)
+        mean, low, high = (part.tolist() for part in (curves.mean(axis=0), curves.min(axis=0), curves.max(axis=0)))
+        lines.append(Line(method.method, method.label, mean, low, high))
     return lines
 
 
@@ -95,7 +109,7 @@ def plane_points(summary: ScenarioSummary, view: Callable[[Matrix], Matrix]) -> 
     """Per method the two rates that `view` makes of R, mean over seeds, and those of every seed where there are several."""
     points = []
     for method in summary.methods:
-        seeds = [view(matrix) for matrix in method.matrices]
+        seeds = [summary.measure.of(view(matrix)) for matrix in method.matrices]
         old, new = mean_known(seeds).tolist()
         pairs = [(float(x), float(y)) for x, y in seeds if np.isfinite([x, y]).all()]
         points.append(Point(method.method, method.label, old, new, pairs if len(pairs) > 1 else [], method.competes))
@@ -155,12 +169,13 @@ def draw_curves(axes: Axes, lines: Sequence[Line], looks: Mapping[str, Look]) ->
         axes.plot(range(1, len(line.values) + 1), line.values, gid=about(line.method, line.name), **look.style(3))
 
 
-def draw_plane(axes: Axes, points: Sequence[Point], looks: Mapping[str, Look]) -> None:
-    """Old against new error rates: a marker per point, small ones per seed, and the front, dashed."""
+def draw_plane(axes: Axes, points: Sequence[Point], looks: Mapping[str, Look], higher: bool = False) -> None:
+    """Old against new rates: a marker per point, small ones per seed, and the front, dashed; `higher` rates may be better."""
     frame(axes)
     axes.grid(axis="x", color=GRID, linewidth=0.7)
-    front = pareto_front([(point.x, point.y) for point in points if point.competes])
-    axes.plot([x for x, _ in front], [y for _, y in front], "--", color=SOFT, linewidth=1)
+    sign = -1.0 if higher else 1.0
+    front = pareto_front([(sign * point.x, sign * point.y) for point in points if point.competes])
+    axes.plot([sign * x for x, _ in front], [sign * y for _, y in front], "--", color=SOFT, linewidth=1)
     for point in points:
         if not (math.isfinite(point.x) and math.isfinite(point.y)):
             continue

@@ -9,23 +9,26 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from asrcl.files import write_text
 from asrcl.scoring.display.table import latex, markdown, markdown_text, plain
 from asrcl.scoring.display.terminal import aligned_table
-from asrcl.scoring.report.orders import OrderSummary, summarise_orders
-from asrcl.scoring.report.plots import draw_heatmaps, draw_pareto, draw_stages
+from asrcl.scoring.report.orders import Orders, summarise_orders, told_together
+from asrcl.scoring.report.plots import draw_heatmaps, draw_orders, draw_pareto, draw_stages
 from asrcl.scoring.report.step_tables import step_tables
 from asrcl.scoring.report.summary import ScenarioSummary, summarise
 from asrcl.scoring.report.tables import (
-    SHOWN,
     definitions,
+    disparity_table,
     main_csv,
     main_table,
     matrices_csv,
     matrix_table,
     metrics_csv,
     metrics_table,
+    orders_caption,
+    orders_csv,
     orders_table,
     probe_caption,
     probe_sizes,
@@ -33,9 +36,13 @@ from asrcl.scoring.report.tables import (
     significance_table,
     unmeasured,
 )
+from asrcl.scoring.results.measure import Measure, measure_of
 from asrcl.scoring.results.provenance import grouped, plain_json
 from asrcl.scoring.results.run_result import RunResult
 from asrcl.visible import visible
+
+MANY: Final = 8
+"""Domains of which the table for the terminal has no columns."""
 
 
 def write_report(
@@ -61,45 +68,66 @@ def write_report(
     return write_results(summarise(runs, reference_method, labels), folder)
 
 
-def write_results(scenarios: Sequence[ScenarioSummary], folder: str | os.PathLike[str]) -> Path:
-    """`write_report` of runs that have been summarised."""
+def write_results(
+    scenarios: Sequence[ScenarioSummary], folder: str | os.PathLike[str], orders: Sequence[Orders] | None = None
+) -> Path:
+    """`write_report` of runs that have been summarised; orders as of `summarise_orders`, where that has been called."""
     target, runs = Path(folder), [run for summary in scenarios for run in summary.runs]
+    found = summarise_orders(scenarios) if orders is None else orders
+    brief = told_together(found)
     parts = ["# Results\n"]
+    for number, entry in enumerate(found, 1):
+        picture = f"orders{number if len(found) > 1 else ''}.png"
+        draw_orders(entry, target / picture)
+        parts.append(_orders_section(entry, picture))
     for summary in scenarios:
-        tail = _tail(summary, scenarios)
-        heatmap, stages = f"heatmap{tail}.png", f"wer_per_stage{tail}.png"
-        draw_heatmaps(summary, target / heatmap)
-        draw_stages(summary, target / stages)
-        parts.append(_scenario_section(summary, heatmap, stages))
-    orders = summarise_orders(scenarios)
-    parts += [_orders_section(orders)] if orders else []
+        tail, pictures = _tail(summary, scenarios), []
+        if summary.scenario not in brief:
+            heatmap, stages = f"heatmap{tail}.png", f"{summary.measure.stages_file}{tail}.png"
+            draw_heatmaps(summary, target / heatmap)
+            draw_stages(summary, target / stages)
+            pictures = [
+                f"![{summary.rate_name} on each domain after each stage]({heatmap})\n",
+                f"![mean {summary.rate_name} over the domains seen so far]({stages})\n",
+            ]
+        parts.append(_scenario_section(summary, pictures))
     tests = sum(method.comparison is not None for summary in scenarios for method in summary.methods)
-    parts.append(_meaning_section(tests, orders))
+    measures = dict.fromkeys(summary.measure for summary in scenarios)
+    parts.append(_meaning_section(tests, list(measures), bool(found)))
     parts.append(_origin_section(runs))
     write_text(target / "RESULTS.md", "\n".join(parts))
     return target / "RESULTS.md"
 
 
-def write_tables(scenarios: Sequence[ScenarioSummary], folder: str | os.PathLike[str]) -> list[Path]:
+def write_tables(
+    scenarios: Sequence[ScenarioSummary], folder: str | os.PathLike[str], orders: Sequence[Orders] | None = None
+) -> list[Path]:
     """Write the tables of every scenario for papers and spreadsheets; returns their paths.
 
     `main.tex`, `tests.tex` (booktabs, the best in bold), `main.csv` (all digits), `matrices.csv` (one row per run,
-    stage and domain), `metrics.csv` (what the columns mean, with sources) and, over several orders of the domains, `orders.tex`.
+    stage and domain), `metrics.csv` (what the columns mean, with sources) and, over several orders of the domains, `orders.tex`
+    and `orders.csv`.
     """
     target, files = Path(folder), {}
     for summary in scenarios:
         tail, name = _tail(summary, scenarios), f"{summary.scenario}: {summary.rate_name} (%) after the last stage"
-        files[f"main{tail}.tex"] = latex(main_table(summary), name, f"tab:main{tail}", definitions(sources=True))
+        notes = definitions(measure=summary.measure, sources=True)
+        files[f"main{tail}.tex"] = latex(main_table(summary), name, f"tab:main{tail}", notes)
         tests = significance_table(summary)
         if tests:
             files[f"tests{tail}.tex"] = latex(tests, f"{summary.scenario}: significance", f"tab:tests{tail}")
         files[f"main{tail}.csv"] = main_csv(summary)
         files[f"matrices{tail}.csv"] = matrices_csv(summary)
-    orders = summarise_orders(scenarios)
-    if orders:
-        caption, notes = "Sensitivity to the order of domains", definitions(("aopd", "mopd"), sources=True)
-        files["orders.tex"] = latex(orders_table(orders), caption, "tab:orders", notes)
-    files["metrics.csv"] = metrics_csv([*SHOWN, "accuracy", *(("aopd", "mopd") if orders else ())])
+    found = summarise_orders(scenarios) if orders is None else orders
+    for number, entry in enumerate(found, 1):
+        tail = str(number) if len(found) > 1 else ""
+        notes = [orders_caption(entry), *definitions(("aopd", "mopd"), entry.measure, sources=True)]
+        caption = "Sensitivity to the order of domains"
+        files[f"orders{tail}.tex"] = latex(orders_table(entry), caption, f"tab:orders{tail}", notes)
+        files[f"orders{tail}.csv"] = orders_csv(entry)
+    measure = measure_of([summary.unit for summary in scenarios])
+    keys = [*measure.shown, *([] if measure.inverted else ["accuracy"]), *(("aopd", "mopd") if found else ())]
+    files["metrics.csv"] = metrics_csv(keys, measure)
     for file, text in files.items():
         write_text(target / file, text)
     return [target / file for file in files]
@@ -144,26 +172,39 @@ def terminal_table(
     return main_tables(summarise(runs, reference_method, labels))
 
 
-def main_tables(scenarios: Sequence[ScenarioSummary]) -> str:
-    """`terminal_table` of runs that have been summarised."""
-    parts = []
+def main_tables(scenarios: Sequence[ScenarioSummary], orders: Sequence[Orders] | None = None) -> str:
+    """`terminal_table` of runs that have been summarised; of orders of one scenario the table over orders alone.
+
+    A table of many domains has no column for each of them, which no terminal is wide enough for.
+    """
+    found = summarise_orders(scenarios) if orders is None else orders
+    told, parts = told_together(found), []
     for summary in scenarios:
-        content = main_table(summary)
-        title = f"{summary.scenario}: {summary.rate_name} (%) after the last stage"
-        parts.append(aligned_table(content.header, content.texts(), title=title))
-    notes = ["R[i,j]: rate on domain j after stage i", *definitions(sources=True)]
-    return "".join([*parts, *(f"{note}\n" for note in notes)])
+        if summary.scenario not in told:
+            many = len(summary.domains) + len(summary.probes) >= MANY
+            content = main_table(summary, domains=not many)
+            title = f"{summary.scenario}: {summary.rate_name} (%) after the last stage"
+            more = f"The {len(summary.domains)} domains one by one: report.html, RESULTS.md (asrcl report)\n" if many else ""
+            parts.append(aligned_table(content.header, content.texts(), title=title) + more)
+    for entry in found:
+        content = orders_table(entry)
+        parts.append(aligned_table(content.header, content.texts(), title=f"{entry.name}: over {len(entry.names)} orders"))
+        parts.append(f"{orders_caption(entry)}\n")
+    notes = []
+    for measure in dict.fromkeys(summary.measure for summary in scenarios):
+        what = "accuracy" if measure.inverted else "rate"
+        notes += [f"{measure.letter}[i,j]: {what} on domain j after stage i", *definitions(measure=measure, sources=True)]
+    return "".join([*parts, *(f"{note}\n" for note in dict.fromkeys(notes))])
 
 
-def _scenario_section(summary: ScenarioSummary, heatmap: str, stages: str) -> str:
+def _scenario_section(summary: ScenarioSummary, pictures: Sequence[str]) -> str:
     parts = [
         f"## {markdown_text(summary.scenario)}\n",
         _caption(summary),
         markdown(main_table(summary)),
         _tests(summary),
         _probes(summary),
-        f"![{summary.rate_name} on each domain after each stage]({heatmap})\n",
-        f"![mean {summary.rate_name} over the domains seen so far]({stages})\n",
+        *pictures,
         *(f"### {step.name}\n\n{step.caption}\n\n{markdown(step.table)}" for step in step_tables(summary)),
         "### Matrices\n",
         f"{summary.rate_name} in %, mean over seeds; row: after this stage, column: on this domain.\n",
@@ -174,12 +215,12 @@ def _scenario_section(summary: ScenarioSummary, heatmap: str, stages: str) -> st
 
 def _caption(summary: ScenarioSummary) -> str:
     sizes = zip(summary.domains, summary.runs[0].lengths, strict=True)
-    reference = summary.reference
+    reference, average = summary.reference, summary.measure.symbol
     return (
         f"Domains in order: {markdown_text(' → '.join(summary.domains))}. Test sets, in {summary.unit}s: "
         f"{markdown_text(', '.join(f'{domain} {length}' for domain, length in [*sizes, *probe_sizes(summary)]))}.\n\n"
-        f"{summary.rate_name} in % on each domain after the last stage, mean over seeds (AVG with the "
-        "standard deviation over seeds). CI95 of AVG resamples speakers, jointly over domains and seeds. "
+        f"{summary.rate_name} in % on each domain after the last stage, mean over seeds ({average} with the "
+        f"standard deviation over seeds). CI95 of {average} resamples {summary.measure.blocks}, jointly over domains and seeds. "
         "Bold: best of its column, without the initial model and oracles (separate models, joint training). "
         f"p ({reference}): Wilcoxon test against it, Holm-corrected; + where {reference} is better.\n"
         + (f"\n{markdown_text(note)}\n" if (note := unmeasured(summary)) else "")
@@ -196,29 +237,42 @@ def _tests(summary: ScenarioSummary) -> str:
     table = significance_table(summary)
     if table is None:
         return ""
+    measure = summary.measure
+    better = "positive: higher accuracy" if measure.inverted else "negative: lower errors"
     caption = (
-        "Wilcoxon signed-rank test on errors per item, all domains after the last stage; ΔAVG in points (negative: "
-        "lower errors), its interval and P(better) by paired bootstrap over speakers:"
+        f"Wilcoxon signed-rank test on errors per item, all domains after the last stage; Δ{measure.symbol} in points "
+        f"({better}), its interval and P(better) by paired bootstrap over {measure.blocks}:"
     )
     return f"{caption}\n\n{markdown(table)}"
 
 
-def _orders_section(orders: Sequence[OrderSummary]) -> str:
-    names = dict.fromkeys(name for order in orders for name in order.orders)
-    caption = f"OPD: spread of a domain's final error rate over the orders, in points. Orders: {', '.join(names)}."
-    return f"## Order of the domains\n\n{caption}\n\n{markdown(orders_table(orders))}"
+def _orders_section(orders: Orders, picture: str) -> str:
+    parts = [
+        f"## Order of the domains: {markdown_text(orders.name)}\n",
+        f"{markdown_text(orders_caption(orders))}\n",
+        markdown(orders_table(orders)),
+        f"![mean {orders.measure.name} over the domains seen so far]({picture})\n",
+        f"OPD: spread of a domain's final {orders.measure.name} over the orders, in points.\n",
+        markdown(disparity_table(orders)),
+    ]
+    return "\n".join(parts)
 
 
-def _meaning_section(tests: int, orders: Sequence[OrderSummary]) -> str:
-    keys = (*SHOWN, *(("aopd", "mopd") if orders else ()))
-    notes = [
-        "R[i,j] is the error rate on domain j after stage i; T is the number of domains. Separate models: each "
-        "domain by its own.",
+def _meaning_section(tests: int, measures: Sequence[Measure], orders: bool) -> str:
+    blocks = " or ".join(dict.fromkeys(measure.blocks for measure in measures))
+    parts = ["## What the numbers mean\n"]
+    for measure in {measure.inverted: measure for measure in measures}.values():
+        parts.append(markdown(metrics_table((*measure.shown, *(("aopd", "mopd") if orders else ())), measure)))
+        parts.append(
+            f"{measure.letter}[i,j] is the {measure.entry} on domain j after stage i; T is the number of domains. Separate "
+            "models: each domain by its own.\n"
+        )
+    parts.append(
         "Each p value is of a two-sided Wilcoxon signed-rank test on errors per item; the errors of several "
         "seeds are added per item, so that an item enters once. Holm's correction is over all tests of this "
-        f"page ({tests}). CI95 is a percentile bootstrap over speakers (2000 resamples).",
-    ]
-    return "\n".join(["## What the numbers mean\n", markdown(metrics_table(keys)), *(f"{note}\n" for note in notes)])
+        f"page ({tests}). CI95 is a percentile bootstrap over {blocks} (2000 resamples).\n"
+    )
+    return "\n".join(parts)
 
 
 def _origin_section(runs: Sequence[RunResult]) -> str:

@@ -1,19 +1,27 @@
-"""Does the order of the domains matter? AOPD and MOPD of every method over scenarios that differ in order alone.
+"""Does the order of the domains matter? Every method over scenarios that differ in order alone.
 
-Every order is a scenario of its own (`accents`, `accents_reversed`, ...), with the same test sets. For method m,
-P[o,j] is the mean over seeds of the error rate on domain j (the same domain in all orders, wherever it stands) after
-the last stage under order o. Source: Yoon et al., ICLR 2020, arXiv 1902.09432.
+Every order is a scenario of its own (`digits_order_A`, `digits_order_B`; `accents`, `accents_reversed`), with the same test sets.
+For method m, P[o,j] is the mean over seeds of the error rate on domain j (the same domain in all orders, wherever it stands)
+after the last stage under order o. AOPD and MOPD: Yoon et al., ICLR 2020, arXiv 1902.09432.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from asrcl.scoring.report.summary import ScenarioSummary
-from asrcl.scoring.results.metrics import Matrix, aopd, mopd, order_disparity
+from asrcl.scoring.counting.errors import Errors
+from asrcl.scoring.report.summary import MethodSummary, ScenarioSummary, mean_known
+from asrcl.scoring.results.measure import Measure, measure_of
+from asrcl.scoring.results.metrics import Matrix, aopd, mopd, order_disparity, stage_averages
+from asrcl.scoring.results.run_result import RunResult
+from asrcl.scoring.results.stage_records import learning_seconds, parameters
+from asrcl.scoring.significance.bootstrap import Interval
+from asrcl.scoring.significance.intervals import disparity_intervals, student_interval
 
 
 @dataclass(frozen=True)
@@ -21,18 +29,38 @@ class OrderSummary:
     """One method over several orders; rates in percent, disparities in points.
 
     Attributes:
-        method: its id.
-        label: its name.
+        first: its summary in the first order that has it, which says its id, label and role.
         domains: in the order of the first scenario.
         orders: names of the scenarios.
         final: P, [orders, domains].
+        averages: AVG per order, mean over seeds, with Student's interval over orders.
+        forgetting: likewise.
+        disparities: the intervals of AOPD and MOPD over test items, the orders as they are; None without counts per item.
+        growth: parameters of the models of all domains after the last stage over those after the first; nan where not kept.
+        slowdown: seconds of learning over those of plain fine-tuning, same orders and seeds; nan where not kept.
+        curves: mean error rate over the domains seen so far, [orders, stages], mean over seeds.
     """
 
-    method: str
-    label: str
+    first: MethodSummary
     domains: list[str]
     orders: list[str]
     final: Matrix
+    averages: Interval
+    forgetting: Interval
+    disparities: tuple[Interval, Interval] | None
+    growth: float
+    slowdown: float
+    curves: Matrix
+
+    @property
+    def method(self) -> str:
+        """Its id."""
+        return self.first.method
+
+    @property
+    def label(self) -> str:
+        """Its name."""
+        return self.first.label
 
     @property
     def disparity(self) -> Matrix:
@@ -50,34 +78,107 @@ class OrderSummary:
         return mopd(self.final)
 
 
-def summarise_orders(scenarios: Sequence[ScenarioSummary]) -> list[OrderSummary]:
-    """One entry per method and set of domains that at least two scenarios have in different orders.
+@dataclass(frozen=True)
+class Orders:
+    """Scenarios that differ in the order of their domains alone.
 
-    Scenarios whose test sets differ in length are not the same domains, even where the names agree.
+    Attributes:
+        scenarios: their summaries, no two in the same order.
     """
-    groups: dict[tuple[str, tuple[tuple[str, int], ...]], list[ScenarioSummary]] = {}
+
+    scenarios: list[ScenarioSummary]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the scenarios."""
+        return [summary.scenario for summary in self.scenarios]
+
+    @property
+    def name(self) -> str:
+        """The scenario whose orders these are, or the names of all."""
+        names = {run.config.get("scenario", {}).get("name") for summary in self.scenarios for run in summary.runs}
+        return str(names.pop()) if len(names) == 1 and names != {None} else ", ".join(self.names)
+
+    @property
+    def measure(self) -> Measure:
+        """How their rates are shown."""
+        return measure_of(self.scenarios[0].unit)
+
+    @property
+    def one_experiment(self) -> bool:
+        """Whether one command ran them as orders of one scenario."""
+        return all(run.config.get("scenario", {}).get("order") for summary in self.scenarios for run in summary.runs)
+
+    @cached_property
+    def methods(self) -> list[OrderSummary]:
+        """One entry per method that has run in two orders at least."""
+        found: dict[str, list[tuple[ScenarioSummary, MethodSummary]]] = {}
+        for summary in self.scenarios:
+            for method in summary.methods:
+                found.setdefault(method.method, []).append((summary, method))
+        return [_over_orders(members, self.scenarios[0].domains) for members in found.values() if len(members) > 1]
+
+
+def summarise_orders(scenarios: Sequence[ScenarioSummary]) -> list[Orders]:
+    """One entry per set of domains that at least two scenarios, with a method in common, have in different orders.
+
+    Scenarios whose test sets differ in length are not the same domains, even where the names agree. Of several in the same
+    order the first counts.
+    """
+    groups: dict[tuple[str, tuple[tuple[str, int], ...]], dict[tuple[str, ...], ScenarioSummary]] = {}
     for scenario in scenarios:
         tests = tuple(sorted(zip(scenario.domains, scenario.runs[0].lengths, strict=True)))
-        groups.setdefault((scenario.unit, tests), []).append(scenario)
-    return [entry for members in groups.values() for entry in _over_orders(members)]
+        groups.setdefault((scenario.unit, tests), {}).setdefault(tuple(scenario.domains), scenario)
+    found = [Orders(list(members.values())) for members in groups.values() if len(members) > 1]
+    return [orders for orders in found if orders.methods]
 
 
-def _over_orders(scenarios: list[ScenarioSummary]) -> list[OrderSummary]:
-    if len({tuple(scenario.domains) for scenario in scenarios}) < 2:
-        return []
-    found = []
-    for first in {method.method: method for scenario in scenarios for method in scenario.methods}.values():
-        parts = {s.scenario: _final(s, first.method, scenarios[0].domains) for s in scenarios}
-        known = {name: row for name, row in parts.items() if row is not None}
-        if len(known) > 1:
-            final = np.stack(list(known.values()))
-            found.append(OrderSummary(first.method, first.label, scenarios[0].domains, list(known), final))
-    return found
+def told_together(orders: Sequence[Orders]) -> set[str]:
+    """Names of the scenarios that are orders of one experiment, which reports tell of in one table first, and apart in brief."""
+    return {name for entry in orders if entry.one_experiment for name in entry.names}
 
 
-def _final(scenario: ScenarioSummary, method: str, domains: list[str]) -> Matrix | None:
-    """Final rates of a method, columns in the order of `domains`; None if the scenario lacks it."""
-    for entry in scenario.methods:
-        if entry.method == method:
-            return entry.final[[scenario.domains.index(domain) for domain in domains]]
-    return None
+def _over_orders(members: Sequence[tuple[ScenarioSummary, MethodSummary]], domains: list[str]) -> OrderSummary:
+    runs = [summary.runs_of(method.method) for summary, method in members]
+    return OrderSummary(
+        members[0][1],
+        domains,
+        [summary.scenario for summary, _ in members],
+        np.stack([method.final[[summary.domains.index(name) for name in domains]] for summary, method in members]),
+        student_interval([method.mean("avg") for _, method in members]),
+        student_interval([method.mean("forgetting") for _, method in members]),
+        _disparities(members, domains),
+        _mean([_growth(run) for order in runs for run in order]),
+        _mean([_slowdown(summary, run) for summary, method in members for run in summary.runs_of(method.method)]),
+        np.stack([mean_known([stage_averages(matrix) for matrix in method.matrices]) for _, method in members]),
+    )
+
+
+def _disparities(
+    members: Sequence[tuple[ScenarioSummary, MethodSummary]], domains: list[str]
+) -> tuple[Interval, Interval] | None:
+    orders: list[list[list[Errors]]] = []
+    for summary, method in members:
+        places = [summary.domains.index(name) for name in domains]
+        seeds = [summary.items[method.method, seed] for seed in method.seeds]
+        kept = [[items[place] for place in places] for items in seeds if items is not None]
+        if len(kept) < len(seeds):
+            return None
+        orders.append(kept)
+    return disparity_intervals(orders)
+
+
+def _growth(run: RunResult) -> float:
+    first, last = parameters(run)
+    return last / first if first else math.nan
+
+
+def _slowdown(summary: ScenarioSummary, run: RunResult) -> float:
+    plain = [other for other in summary.runs if other.kind == "fine_tuning" and other.seed == run.seed]
+    seconds = learning_seconds(plain[0]) if plain else math.nan
+    return learning_seconds(run) / seconds if seconds else math.nan
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Of what is known; nan where nothing is."""
+    return float(mean_known([np.array(value) for value in values]))

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from asrcl.scoring.display.figure import drawn, new_figure, save_figure
-from asrcl.scoring.report.drawing import draw_lines, draw_plane, label_stages, plane_points, stage_lines
+from asrcl.scoring.report.drawing import draw_lines, draw_plane, label_stages, order_lines, plane_points, stage_lines
 from asrcl.scoring.report.heat import HEAT, NOT_MEASURED, heat_colour
 from asrcl.scoring.report.looks import looks
-from asrcl.scoring.report.summary import MethodSummary, ScenarioSummary
+from asrcl.scoring.report.orders import Orders
+from asrcl.scoring.report.summary import ScenarioSummary
 from asrcl.scoring.results.metrics import Matrix, old_and_new
 
 if TYPE_CHECKING:
@@ -37,9 +38,10 @@ def draw_heatmaps(summary: ScenarioSummary, path: str | os.PathLike[str]) -> Non
     names = 0.055 * max(map(len, summary.domains))
     figure = new_figure(panel * columns + names + 1.6, (panel + 0.3) * rows + (rows > 1) * names + names + 1.2)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    low, high = _scale([method.matrix for method in methods])
-    for axes, method in zip(grid, methods, strict=False):
-        image = _draw_matrix(axes, method, low, high)
+    shown = [summary.measure.of(method.matrix) for method in methods]
+    low, high = _scale(shown)
+    for axes, method, matrix in zip(grid, methods, shown, strict=False):
+        image = _draw_matrix(axes, method.label, matrix, low, high)
     for axes in grid[len(methods) :]:
         axes.set_visible(False)
     _label_grid(grid, rows, columns, len(methods), summary.domains)
@@ -51,10 +53,10 @@ def draw_heatmaps(summary: ScenarioSummary, path: str | os.PathLike[str]) -> Non
 
 
 def draw_stages(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
-    """Mean error rate over the domains seen so far against the stage: a line per method.
+    """Mean rate over the domains seen so far against the stage: a line per method.
 
-    Bands are 95 % intervals that resample speakers, jointly over domains and seeds. A method measured after the last stage
-    alone (joint training) is a single point.
+    Bands are 95 % intervals that resample speakers (or images), jointly over domains and seeds. A method measured after the
+    last stage alone (joint training) is a single point.
 
     Raises:
         InputError: matplotlib is not installed, the file cannot be written, or a file of items is missing.
@@ -66,23 +68,43 @@ def draw_stages(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
     axes.set_xlabel("stage, and the domain learned in it")
     axes.set_ylabel(f"mean {summary.rate_name} over domains seen so far (%)")
     seeds = max(len(method.seeds) for method in summary.methods)
-    notes = [f"mean of {seeds} seeds"] * (seeds > 1) + ["bands: CI95 over speakers"] * any(map(any, summary.bands.values()))
+    bands = f"bands: CI95 over {summary.measure.blocks}"
+    notes = [f"mean of {seeds} seeds"] * (seeds > 1) + [bands] * any(map(any, summary.bands.values()))
     axes.set_title(drawn(summary.scenario) + (f" ({'; '.join(notes)})" if notes else ""))
     _legend_by_last_value(axes)
     save_figure(figure, path)
 
 
-def draw_pareto(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
-    """Error rate on old domains against the new one, after the last stage: a point per method, small ones per seed.
+def draw_orders(orders: Orders, path: str | os.PathLike[str]) -> None:
+    """Mean rate over the domains seen so far against the stage: a line per method; the band is from lowest to highest order.
 
-    Down and left is better; the dashed line joins the methods that no other beats on both, references apart.
+    Raises:
+        InputError: matplotlib is not installed, or the file cannot be written.
+    """
+    figure = new_figure(7.6, 4.4)
+    axes = figure.subplots()
+    lines = order_lines(orders)
+    draw_lines(axes, lines, looks([method.first for method in orders.methods]))
+    axes.set_xticks(range(1, len(lines[0].values) + 1))
+    axes.set_xlabel("stage")
+    axes.set_ylabel(f"mean {orders.measure.name} over domains seen so far (%)")
+    axes.set_title(f"{drawn(orders.name)} (mean of {len(orders.names)} orders; bands: lowest to highest)")
+    _legend_by_last_value(axes)
+    save_figure(figure, path)
+
+
+def draw_pareto(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
+    """Rate on old domains against the new one, after the last stage: a point per method, small ones per seed.
+
+    Down and left is better, of accuracies up and right; the dashed line joins the methods that no other beats on both,
+    references apart.
 
     Raises:
         InputError: matplotlib is not installed, or the file cannot be written.
     """
     figure = new_figure(5.6, 4.6)
     axes = figure.subplots()
-    draw_plane(axes, plane_points(summary, old_and_new), looks(summary.methods))
+    draw_plane(axes, plane_points(summary, old_and_new), looks(summary.methods), summary.measure.inverted)
     axes.set_xlabel(f"mean {summary.rate_name} on old domains (%)")
     axes.set_ylabel(f"{summary.rate_name} on the newest domain (%)")
     axes.set_title(f"{drawn(summary.scenario)}: after the last stage")
@@ -98,17 +120,16 @@ def _scale(matrices: list[Matrix]) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 
-def _draw_matrix(axes: Axes, method: MethodSummary, low: float, high: float) -> Any:
+def _draw_matrix(axes: Axes, label: str, matrix: Matrix, low: float, high: float) -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
-    matrix = method.matrix
     colours = LinearSegmentedColormap.from_list("heat", list(HEAT)).with_extremes(bad=NOT_MEASURED)
     image = axes.imshow(np.ma.masked_invalid(matrix), cmap=colours, vmin=low, vmax=high, aspect="equal")
     for (i, j), value in np.ndenumerate(matrix):
         if not np.isnan(value):
             ink = heat_colour((value - low) / (high - low))[1] if math.isfinite(value) else "#000000"
             axes.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=7.5, color=ink)
-    axes.set_title(drawn(method.label), fontsize=10)
+    axes.set_title(drawn(label), fontsize=10)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return image

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Final
 
 import numpy as np
 
 from asrcl.exceptions import InputError
 from asrcl.scoring.counting.errors import Errors
 from asrcl.scoring.results import metrics
+from asrcl.scoring.results.measure import Measure, measure_of
 from asrcl.scoring.results.metrics import Matrix
 from asrcl.scoring.results.roles import COMPETING
 from asrcl.scoring.results.run_result import RunResult
@@ -24,7 +24,6 @@ from asrcl.scoring.significance.paired_tests import PairedTest, holm, wilcoxon_t
 from asrcl.scoring.significance.pairing import pool, sum_seeds
 
 Items = dict[tuple[str, int], list[Errors] | None]
-RATE_NAMES: Final = {"word": "WER", "character": "CER"}
 
 
 @dataclass(frozen=True)
@@ -123,9 +122,14 @@ class ScenarioSummary:
         return {method.method: stage_intervals(self.runs_of(method.method)) for method in self.methods}
 
     @property
+    def measure(self) -> Measure:
+        """How its rates are shown."""
+        return measure_of(self.unit)
+
+    @property
     def rate_name(self) -> str:
-        """WER, CER, or "error rate" for images."""
-        return RATE_NAMES.get(self.unit, "error rate")
+        """WER, CER, or accuracy for images."""
+        return self.measure.name
 
 
 def summarise(

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 
 from asrcl.scoring.display.numbers import NONE, decimal, p_value
 from asrcl.scoring.display.table import Cell, Table, comma_separated, plain
-from asrcl.scoring.report.orders import OrderSummary
+from asrcl.scoring.report.orders import Orders
 from asrcl.scoring.report.summary import MethodSummary, ScenarioSummary, mean_known
+from asrcl.scoring.results.measure import WORDS, Measure
 from asrcl.scoring.results.metrics import METRICS
+from asrcl.scoring.significance.bootstrap import Interval
 from asrcl.scoring.significance.paired_tests import PairedTest
 
-SHOWN: Final = ("avg", "word_weighted_avg", "bwt", "fwt", "cov", "forgetting", "intransigence")
 _NAN: Final = float("nan")
 
 
@@ -27,15 +29,32 @@ def number(value: float, metric: str = "avg") -> str:
     return decimal(value, signed=METRICS[metric].unit == "points")
 
 
-def main_table(summary: ScenarioSummary) -> Table:
-    """Methods by domains and metrics, after the last stage; the best of each column marked, references apart."""
-    reference, images = summary.reference, summary.unit == "image"
-    characters = summary.unit == "word" and any(not math.isnan(method.mean("cer_avg")) for method in summary.methods)
-    header = ["Method", "seeds", *summary.domains, METRICS["avg"].symbol, "CI95", *summary.probes]
-    header += [METRICS[key].symbol for key in SHOWN[1:]]
-    header += (["ACC"] if images else []) + (["CER"] if characters else []) + [f"p ({reference})"]
-    rows = [_main_row(method, reference, characters, images) for method in summary.methods]
-    return Table(header, _mark_best(header, rows, summary.methods), [method.method for method in summary.methods])
+@dataclass(frozen=True)
+class _Column:
+    """A column of the main table.
+
+    Attributes:
+        name: in the header.
+        cell: of a method.
+        better: "lower" or "higher" where the best is marked; otherwise empty.
+    """
+
+    name: str
+    cell: Callable[[MethodSummary], Cell]
+    better: str = ""
+
+
+def main_table(summary: ScenarioSummary, domains: bool = True) -> Table:
+    """Methods by domains and metrics, after the last stage; the best of each column marked, references apart.
+
+    Args:
+        summary: the numbers.
+        domains: whether there is a column for every domain and probe.
+    """
+    columns, methods = _main_columns(summary, domains), summary.methods
+    cells = [_mark_best(methods, [column.cell(method) for method in methods], column.better) for column in columns]
+    rows = [list(row) for row in zip(*cells, strict=True)]
+    return Table([column.name for column in columns], rows, [method.method for method in methods])
 
 
 def significance_table(summary: ScenarioSummary) -> Table | None:
@@ -46,15 +65,17 @@ def significance_table(summary: ScenarioSummary) -> Table | None:
     name = next(method.label for method in summary.methods if method.method == summary.reference)
     noun = "utterances" if summary.unit in ("word", "character") else "items"
     header = [f"{name} against", "p", "p (Holm)", f"{name} is", f"{noun} that differ", "of"]
-    header += ["ΔAVG", "CI95 of ΔAVG", f"P({name} better)"]
-    return Table(header, [_test_row(method, test) for method, test in tested], [method.method for method, _ in tested])
+    average = summary.measure.symbol
+    header += [f"Δ{average}", f"CI95 of Δ{average}", f"P({name} better)"]
+    rows = [_test_row(summary.measure, method, test) for method, test in tested]
+    return Table(header, rows, [method.method for method, _ in tested])
 
 
 def matrix_table(summary: ScenarioSummary, method: MethodSummary) -> Table:
-    """R of one method, mean over seeds: a row per stage, a column per domain."""
+    """R of one method (A of accuracies), mean over seeds: a row per stage, a column per domain."""
     rows = [
         [Cell(f"{stage + 1} {name}"), *(Cell(number(value), value) for value in values)]
-        for stage, (name, values) in enumerate(zip(summary.domains, method.matrix, strict=True))
+        for stage, (name, values) in enumerate(zip(summary.domains, summary.measure.of(method.matrix), strict=True))
     ]
     return Table([method.label, *summary.domains], rows)
 
@@ -78,79 +99,137 @@ def probe_caption(summary: ScenarioSummary) -> str:
     """What the tables of probes show."""
     return (
         f"{summary.rate_name} in % on what no stage trains on, after every stage, mean over seeds; CI95 after the last stage "
-        "resamples speakers. Not part of AVG or any other metric."
+        f"resamples {summary.measure.blocks}. Not part of {summary.measure.symbol} or any other metric."
     )
 
 
 def probe_tables(summary: ScenarioSummary) -> list[Table]:
-    """Per probe the error rate after every stage, with the interval over speakers after the last; mean over seeds."""
+    """Per probe the rate after every stage, with the interval over speakers after the last; mean over seeds."""
     tables = []
     for n, probe in enumerate(summary.probes):
         header = [probe, *(f"{stage} {domain}" for stage, domain in enumerate(summary.domains, 1)), "CI95"]
         measured = [method for method in summary.methods if not np.isnan(method.probes[:, :, n]).all()]
         rows = []
         for method in measured:
-            rates, interval = mean_known(list(method.probes))[:, n].tolist(), method.probe_intervals[n]
-            limits = NONE if interval is None or math.isnan(interval.low) else f"{interval.low:.2f}–{interval.high:.2f}"
+            rates = summary.measure.of(mean_known(list(method.probes))[:, n]).tolist()
+            limits = limits_text(summary.measure, method.probe_intervals[n])
             rows.append([Cell(method.label), *(Cell(number(rate), rate) for rate in rates), Cell(limits)])
         tables.append(Table(header, rows, [method.method for method in measured]))
     return tables
 
 
-def metrics_table(keys: Sequence[str], *, accuracies: bool = False) -> Table:
+def metrics_table(keys: Sequence[str], measure: Measure = WORDS, *, accuracies: bool = False) -> Table:
     """What each number means: formula, direction, unit, which other runs it needs, source.
 
     Args:
         keys: of `METRICS`.
-        accuracies: add the formulas for accuracies.
+        measure: whether formulas are of error rates or of accuracies.
+        accuracies: add the formulas for accuracies to those for error rates.
     """
     header = ["", "meaning", "definition", *(["with accuracies A = 100 − R"] if accuracies else [])]
-    header += ["better", "unit", "needs of R", "reference models", "source"]
+    header += ["better", "unit", f"needs of {measure.letter}", "reference models", "source"]
     rows = []
     for metric in (METRICS[key] for key in keys):
-        formulas = [f"`{metric.formula}`", *([f"`{metric.accuracy_formula}`"] if accuracies else [])]
-        words = [metric.better, metric.unit, metric.entries, metric.references, metric.source]
+        formulas = [f"`{measure.formula(metric)}`", *([f"`{metric.accuracy_formula}`"] if accuracies else [])]
+        words = [metric.better, metric.unit, metric.entries, measure.references(metric), metric.source]
         rows.append([metric.symbol, metric.name, *formulas, *words])
     return plain(header, rows)
 
 
-def definitions(keys: Sequence[str] = SHOWN, *, sources: bool = False) -> list[str]:
+def definitions(keys: Sequence[str] = (), measure: Measure = WORDS, *, sources: bool = False) -> list[str]:
     """One line per metric, to stand under its numbers: "BWT = formula (higher is better; needs ...)".
 
     Args:
-        keys: of the metrics.
+        keys: of the metrics; by default those that the measure shows.
+        measure: whether formulas are of error rates or of accuracies.
         sources: say also where each definition comes from.
     """
     lines = []
-    for metric in (METRICS[key] for key in keys):
-        needs = "" if metric.references == "none" else f"; needs {metric.references}"
+    for metric in (METRICS[key] for key in keys or measure.shown):
+        needs = "" if metric.references == "none" else f"; needs {measure.references(metric)}"
         source = f" [{metric.source}]" if sources else ""
-        lines.append(f"{metric.symbol} = {metric.formula} ({metric.better} is better{needs}){source}")
+        lines.append(f"{metric.symbol} = {measure.formula(metric)} ({metric.better} is better{needs}){source}")
     return lines
 
 
-def metrics_csv(keys: Sequence[str]) -> str:
+def metrics_csv(keys: Sequence[str], measure: Measure = WORDS) -> str:
     """What the columns of `main_csv` mean: key, symbol, formula, sign, unit, reference models, source."""
     header = ["key", "symbol", "name", "formula", "better", "unit", "entries", "references", "source"]
     found = [METRICS[key] for key in keys]
     return comma_separated(
         header,
         (
-            [key, m.symbol, m.name, m.formula, m.better, m.unit, m.entries, m.references, m.source]
+            [key, m.symbol, m.name, measure.formula(m), m.better, m.unit, m.entries, measure.references(m), m.source]
             for key, m in zip(keys, found, strict=True)
         ),
     )
 
 
-def orders_table(orders: Sequence[OrderSummary]) -> Table:
+def orders_table(orders: Orders) -> Table:
+    """Per method over all orders: average, forgetting, AOPD and MOPD with their intervals, capacity and time as ratios."""
+    measure, methods = orders.measure, orders.methods
+    points = WORDS  # differences are the same of error rates and of accuracies
+    columns: list[tuple[str, list[Cell], str]] = [("Method", [Cell(m.label) for m in methods], "")]
+    columns.append(("orders", [Cell(str(len(m.orders)), len(m.orders)) for m in methods], ""))
+    for name, better, shown, intervals in (
+        (measure.symbol, measure.better, measure, [m.averages for m in methods]),
+        (METRICS["forgetting"].symbol, "lower", points, [m.forgetting for m in methods]),
+        (METRICS["aopd"].symbol, "lower", points, [m.disparities[0] if m.disparities else _bare(m.aopd) for m in methods]),
+        (METRICS["mopd"].symbol, "lower", points, [m.disparities[1] if m.disparities else _bare(m.mopd) for m in methods]),
+    ):
+        values = [shown.of(interval.estimate) for interval in intervals]
+        columns.append((name, [Cell(number(value), value) for value in values], better))
+        columns.append(("CI95", [Cell(limits_text(shown, interval)) for interval in intervals], ""))
+    columns.append(("capacity", [Cell(_ratio(m.growth), m.growth) for m in methods], ""))
+    columns.append(("time", [Cell(_ratio(m.slowdown), m.slowdown) for m in methods], ""))
+    cells = [_mark_best([m.first for m in methods], column, better) for _, column, better in columns]
+    rows = [list(row) for row in zip(*cells, strict=True)]
+    return Table([name for name, _, _ in columns], rows, [method.method for method in methods])
+
+
+def orders_caption(orders: Orders) -> str:
+    """What the table over orders shows."""
+    measure = orders.measure
+    return (
+        f"The same domains in {len(orders.names)} orders: {', '.join(orders.names)}. {measure.symbol} ({measure.name} in %) and "
+        "F: means over orders and seeds after the last stage, with Student's 95 % interval over the orders. AOPD and MOPD: mean "
+        "and maximum over domains of the spread of a domain's final rate over the orders, in points; their intervals resample "
+        f"{measure.blocks}, alike in all orders, and keep the orders. capacity: parameters of the models of all domains after "
+        "the last stage, over those after the first. time: seconds of learning, over those of plain fine-tuning."
+    )
+
+
+def orders_csv(orders: Orders) -> str:
+    """The table over orders with all digits."""
+    header, keys = ["method", "label", "orders", "seeds"], (orders.measure.average, "forgetting", "aopd", "mopd")
+    header += [name for key in keys for name in (key, f"{key}_low", f"{key}_high")]
+    rows = []
+    for m in orders.methods:
+        averages = (orders.measure.of(m.averages.estimate), *orders.measure.limits(m.averages.low, m.averages.high))
+        row = [m.method, m.label, len(m.orders), len(m.first.seeds), *averages]
+        for interval in (m.forgetting, *(m.disparities or (_bare(m.aopd), _bare(m.mopd)))):
+            row += [interval.estimate, interval.low, interval.high]
+        rows.append([*row, m.growth, m.slowdown, *m.disparity.tolist()])
+    return comma_separated([*header, "capacity", "time", *(f"opd_{domain}" for domain in orders.scenarios[0].domains)], rows)
+
+
+def disparity_table(orders: Orders) -> Table:
     """AOPD and MOPD, and the disparity of every domain."""
-    header = ["Method", "orders", *(f"OPD {domain}" for domain in orders[0].domains), "AOPD", "MOPD"]
+    header = ["Method", "orders", *(f"OPD {domain}" for domain in orders.scenarios[0].domains), "AOPD", "MOPD"]
     rows = [
         [Cell(order.label), Cell(str(len(order.orders)), len(order.orders))]
         + [Cell(number(value), value) for value in (*order.disparity, order.aopd, order.mopd)]
-        for order in orders
+        for order in orders.methods
     ]
-    return Table(header, rows, [order.method for order in orders])
+    return Table(header, rows, [order.method for order in orders.methods])
+
+
+def _bare(value: float) -> Interval:
+    return Interval(value, _NAN, _NAN, 0)
+
+
+def _ratio(value: float) -> str:
+    return NONE if math.isnan(value) else f"{value:.2f}"
 
 
 def verdict(method: MethodSummary) -> str:
@@ -163,72 +242,111 @@ def verdict(method: MethodSummary) -> str:
 
 def main_csv(summary: ScenarioSummary) -> str:
     """The main table with all digits: means, deviations, interval, p values."""
-    keys = [*SHOWN, "accuracy", "cer_avg"]
+    measure = summary.measure
+    keys = [*measure.shown] if measure.inverted else [*measure.shown, "accuracy", "cer_avg"]
     header = ["scenario", "method", "label", "seeds", *summary.domains, *summary.probes]
-    header += [name for key in keys for name in (key, f"{key}_sd")] + ["avg_ci_low", "avg_ci_high", "p", "p_holm"]
+    header += [name for key in keys for name in (key, f"{key}_sd")]
+    header += [f"{measure.average}_ci_low", f"{measure.average}_ci_high", "p", "p_holm"]
     return comma_separated(header, (_csv_row(summary, method, keys) for method in summary.methods))
 
 
 def matrices_csv(summary: ScenarioSummary) -> str:
-    """One row per run, stage and domain: errors, reference length and rate in percent, as measured."""
-    header = ["scenario", "method", "seed", "stage", "learned", "domain", "errors", "length", "rate"]
+    """One row per run, stage and domain: errors, reference length and rate (or accuracy) in percent, as measured."""
+    name = summary.measure.name if summary.measure.inverted else "rate"
+    header = ["scenario", "method", "seed", "stage", "learned", "domain", "errors", "length", name]
     return comma_separated(
         header,
         (
             [run.scenario, run.method, run.seed, i + 1, run.domains[i], domain, run.errors[i][j], run.lengths[j], rate]
             for run in summary.runs
-            for i, row in enumerate(run.rates())
+            for i, row in enumerate(summary.measure.of(run.rates()))
             for j, (domain, rate) in enumerate(zip(run.domains, row.tolist(), strict=True))
         ),
     )
 
 
 def _csv_row(summary: ScenarioSummary, method: MethodSummary, keys: Sequence[str]) -> list[Any]:
-    interval, test = method.interval, method.comparison
+    interval, test, measure = method.interval, method.comparison, summary.measure
     return [
-        *(summary.scenario, method.method, method.label, len(method.seeds), *method.final.tolist()),
-        *mean_known(list(method.probes))[-1].tolist(),
+        *(summary.scenario, method.method, method.label, len(method.seeds), *measure.of(method.final).tolist()),
+        *measure.of(mean_known(list(method.probes))[-1]).tolist(),
         *(value for key in keys for value in (method.mean(key), method.deviation(key))),
-        *((interval.low, interval.high) if interval else (None, None)),
+        *(measure.limits(interval.low, interval.high) if interval else (None, None)),
         *(test.p_value if test else None, method.p_holm),
     ]
 
 
-def _main_row(method: MethodSummary, reference: str, characters: bool, images: bool) -> list[Cell]:
-    average, deviation, interval = method.mean("avg"), method.deviation("avg"), method.interval
-    spread = "" if math.isnan(deviation) else f" ± {deviation:.2f}"
-    known = interval is not None and not math.isnan(interval.low)
-    row = [Cell(method.label), Cell(str(len(method.seeds)), len(method.seeds))]
-    row += [Cell(number(value), value) for value in method.final.tolist()]
-    row.append(Cell(number(average) + spread, average))
-    row.append(Cell(f"{interval.low:.2f}–{interval.high:.2f}" if known and interval else NONE))
-    row += [Cell(number(value), value) for value in mean_known(list(method.probes))[-1].tolist()]
-    row += [Cell(number(method.mean(key), key), method.mean(key)) for key in SHOWN[1:]]
-    extra = (["accuracy"] if images else []) + (["cer_avg"] if characters else [])
-    row += [Cell(number(method.mean(key)), method.mean(key)) for key in extra]
-    own = method.method == reference
-    row.append(Cell("reference") if own else Cell(_signed_p(method), method.p_holm))
-    return row
+def _main_columns(summary: ScenarioSummary, domains: bool) -> list[_Column]:
+    """The columns in their order; of accuracies the average comes first, as the field has it."""
+    measure, reference = summary.measure, summary.reference
+    characters = summary.unit == "word" and any(not math.isnan(method.mean("cer_avg")) for method in summary.methods)
+    average = [
+        _Column(measure.symbol, partial(_average_cell, measure.average), METRICS[measure.average].better),
+        _Column("CI95", lambda method: Cell(limits_text(measure, method.interval))),
+    ]
+    columns = [
+        _Column(name, partial(_domain_cell, measure, index), measure.better) for index, name in enumerate(summary.domains)
+    ]
+    probes = [_Column(name, partial(_probe_cell, measure, index), measure.better) for index, name in enumerate(summary.probes)]
+    first = [*average, *(columns if domains else [])] if measure.inverted else [*(columns if domains else []), *average]
+    rest = [*measure.shown[1:], *(["cer_avg"] if characters else [])]
+    return [
+        _Column("Method", lambda method: Cell(method.label)),
+        _Column("seeds", lambda method: Cell(str(len(method.seeds)), len(method.seeds))),
+        *first,
+        *(probes if domains else []),
+        *(_Column(*_named(key), _better(key)) for key in rest),
+        _Column(f"p ({reference})", partial(_p_cell, reference)),
+    ]
 
 
-def _mark_best(header: list[str], rows: list[list[Cell]], methods: list[MethodSummary]) -> list[list[Cell]]:
-    """The best value of each column of rates and metrics; the initial model and oracles do not compete."""
-    better = {metric.symbol: metric.better for metric in METRICS.values()}
-    competing = [index for index, method in enumerate(methods) if method.competes]
-    marked = [list(row) for row in rows]
-    for column, name in enumerate(header):
-        if name == "seeds" or name.startswith("p ("):
-            continue
-        sign = -1.0 if better.get(name) == "higher" else 1.0
-        values = {index: sign * round(rows[index][column].value, 2) for index in competing}
-        values = {index: value for index, value in values.items() if not math.isnan(value)}
-        for index, value in values.items():
-            if len(values) > 1 and value == min(values.values()):
-                marked[index][column] = replace(rows[index][column], best=True)
-    return marked
+def _named(key: str) -> tuple[str, Callable[[MethodSummary], Cell]]:
+    """The name and the cells of a metric's column."""
+    shown = "avg" if key == "cer_avg" else key
+    return "CER" if key == "cer_avg" else METRICS[key].symbol, lambda m: Cell(number(m.mean(key), shown), m.mean(key))
 
 
-def _test_row(method: MethodSummary, test: PairedTest) -> list[Cell]:
+def _better(key: str) -> str:
+    return "lower" if key == "cer_avg" else METRICS[key].better
+
+
+def _domain_cell(measure: Measure, index: int, method: MethodSummary) -> Cell:
+    value = float(measure.of(method.final)[index])
+    return Cell(number(value), value)
+
+
+def _probe_cell(measure: Measure, index: int, method: MethodSummary) -> Cell:
+    value = float(measure.of(mean_known(list(method.probes)))[-1][index])
+    return Cell(number(value), value)
+
+
+def _average_cell(key: str, method: MethodSummary) -> Cell:
+    average, deviation = method.mean(key), method.deviation(key)
+    return Cell(number(average) + ("" if math.isnan(deviation) else f" ± {deviation:.2f}"), average)
+
+
+def _p_cell(reference: str, method: MethodSummary) -> Cell:
+    return Cell("reference") if method.method == reference else Cell(_signed_p(method), method.p_holm)
+
+
+def limits_text(measure: Measure, interval: Interval | None) -> str:
+    """An interval of error rates as it is shown: "4.18–7.12"; a dash where there is none."""
+    if interval is None or math.isnan(interval.low):
+        return NONE
+    low, high = measure.limits(interval.low, interval.high)
+    return f"{low:.2f}–{high:.2f}"
+
+
+def _mark_best(methods: Sequence[MethodSummary], cells: list[Cell], better: str) -> list[Cell]:
+    """A column with its best values marked; the initial model and oracles do not compete."""
+    sign = -1.0 if better == "higher" else 1.0
+    values = {index: sign * round(cells[index].value, 2) for index, method in enumerate(methods) if better and method.competes}
+    values = {index: value for index, value in values.items() if not math.isnan(value)}
+    best = {index for index, value in values.items() if len(values) > 1 and value == min(values.values())}
+    return [replace(cell, best=True) if index in best else cell for index, cell in enumerate(cells)]
+
+
+def _test_row(measure: Measure, method: MethodSummary, test: PairedTest) -> list[Cell]:
     return [
         Cell(method.label),
         Cell(p_value(test.p_value), test.p_value),
@@ -236,19 +354,20 @@ def _test_row(method: MethodSummary, test: PairedTest) -> list[Cell]:
         Cell(verdict(method)),
         Cell(str(test.used), test.used),
         Cell(str(test.items), test.items),
-        *_difference(method),
+        *_difference(measure, method),
     ]
 
 
-def _difference(method: MethodSummary) -> list[Cell]:
-    """ΔAVG, its interval and P(better), by paired bootstrap over speakers."""
+def _difference(measure: Measure, method: MethodSummary) -> list[Cell]:
+    """ΔAVG (ΔACC), its interval and P(better), by paired bootstrap over speakers (images)."""
     found = method.difference
     if found is None:
         return [Cell(NONE)] * 3
-    known = not math.isnan(found.low)
-    limits = f"{found.low:+.2f} to {found.high:+.2f}" if known else NONE
+    known, estimate = not math.isnan(found.low), measure.gain(found.estimate)
+    low, high = sorted((measure.gain(found.low), measure.gain(found.high))) if known else (_NAN, _NAN)
+    limits = f"{low:+.2f} to {high:+.2f}" if known else NONE
     better = Cell(f"{found.p_better:.3f}", found.p_better) if known else Cell(NONE)
-    return [Cell(f"{found.estimate:+.2f}", found.estimate), Cell(limits), better]
+    return [Cell(f"{estimate:+.2f}", estimate), Cell(limits), better]
 
 
 def _signed_p(method: MethodSummary) -> str:

@@ -264,13 +264,38 @@ def _unreadable(run: RunResult, stage: int, key: str, reason: str) -> InputError
     return InputError(f"{place} {reason}; see docs/results.md, or run it again")
 
 
+def parameters(run: RunResult) -> tuple[float, float]:
+    """How many numbers the models of all domains took after the first stage and after the last; nan where not kept."""
+    stages = (0, len(run.domains) - 1)
+    first, last = (_number(run, stage, "parameters", _record(run, stage).get("parameters")) for stage in stages)
+    return first, last
+
+
 def run_seconds(run: RunResult) -> float | None:
     """Everything in the run's costs.json whose name ends in `_seconds`, added up; None without such a file."""
+    found = _seconds(run)
+    return sum(found.values()) if found else None
+
+
+def learning_seconds(run: RunResult) -> float:
+    """What it took to learn: the same without decoding and diagnostics; nan without such a file."""
+    found = _seconds(run)
+    return math.fsum(value for name, value in found.items() if name not in _NO_LEARNING) if found else math.nan
+
+
+_NO_LEARNING = ("errors_seconds", "diagnostics_seconds")
+
+
+def _seconds(run: RunResult) -> dict[str, float]:
+    """Per name the seconds of all stages; empty without costs.json."""
     path = (run.folder or Path()) / "costs.json"
     if run.folder is None or not path.is_file():
-        return None
+        return {}
+    total: dict[str, float] = {}
     with reading(path, "delete it and run its stages again"):
         costs = read_json(path)
-        stages = [stage for stage in costs if isinstance(stage, Mapping)] if isinstance(costs, list) else []
-        found = [value for stage in stages for name, value in stage.items() if name.endswith("_seconds")]
-        return float(sum(value for value in found if isinstance(value, int | float))) if found else None
+        for stage in costs if isinstance(costs, list) else []:
+            for name, value in stage.items() if isinstance(stage, Mapping) else ():
+                if name.endswith("_seconds") and isinstance(value, int | float):
+                    total[name] = total.get(name, 0.0) + float(value)
+    return total

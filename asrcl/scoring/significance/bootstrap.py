@@ -9,8 +9,9 @@ interval only as far as they average out the noise of training, never as if they
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -24,6 +25,8 @@ from asrcl.scoring.significance.pairing import aligned
 Array = NDArray[np.float64]
 
 _DRAWS_AT_ONCE: Final = 256
+_MOST_KEPT: Final = 4_000_000
+"""Weights of resamples that are kept for other sets of the same blocks, 32 MB."""
 _TIED: Final = 1e-12
 
 
@@ -195,7 +198,21 @@ def _resample(blocks: _Blocks, n: int, seed: int) -> Array:
     """Rates of `n` resamples per system, [n, systems]."""
     if n < 1:
         raise InputError(f"{n} bootstrap resamples; give a positive number (2000 is usual)")
-    return block_rates(blocks.errors, blocks.lengths, blocks.strata, n, np.random.default_rng(seed))
+    return np.asarray(np.mean(_resampled_rates(blocks, n, seed), axis=-1))
+
+
+def _resampled_rates(blocks: _Blocks, n: int, seed: int) -> Array:
+    """Rates of `n` resamples per system and domain, [n, systems, domains]; what was drawn is kept for sets of the same blocks."""
+    if n * blocks.count > _MOST_KEPT:
+        return domain_rates(blocks.errors, blocks.lengths, blocks.strata, n, np.random.default_rng(seed))
+    drawn = _drawn(blocks.strata.tobytes(), n, seed)
+    return np.concatenate([_weighted_rates(weights, blocks.errors, blocks.lengths) for weights in drawn])
+
+
+@lru_cache(maxsize=4)
+def _drawn(strata: bytes, n: int, seed: int) -> list[Array]:
+    """The weights that `domain_rates` draws: to draw them takes longer than to use them, and methods have the same test sets."""
+    return list(_draws(np.frombuffer(strata, dtype=np.int64), n, np.random.default_rng(seed)))
 
 
 def block_rates(
@@ -210,12 +227,44 @@ def block_rates(
         n: resamples.
         generator: of random numbers.
     """
-    drawn = []
+    return np.asarray(np.mean(domain_rates(errors, lengths, strata, n, generator), axis=-1))
+
+
+def domain_rates(
+    errors: Array, lengths: Array, strata: NDArray[np.int64], n: int, generator: np.random.Generator
+) -> Array:
+    """Rates of `n` resamples of blocks on every domain, in percent, [n, systems, domains]; arguments as for `block_rates`."""
+    return np.concatenate([_weighted_rates(weights, errors, lengths) for weights in _draws(strata, n, generator)])
+
+
+def _draws(strata: NDArray[np.int64], n: int, generator: np.random.Generator) -> Iterator[Array]:
     for start in range(0, n, _DRAWS_AT_ONCE):
-        weights = _draw(strata, min(_DRAWS_AT_ONCE, n - start), generator)
-        sums = (np.einsum("nb,sbd->nsd", weights, part, optimize=True) for part in (errors, lengths))
-        drawn.append(_mean_rate(*sums))
-    return np.concatenate(drawn)
+        yield _draw(strata, min(_DRAWS_AT_ONCE, n - start), generator)
+
+
+def _weighted_rates(weights: Array, errors: Array, lengths: Array) -> Array:
+    return _rate(*(np.einsum("nb,sbd->nsd", weights, part, optimize=True) for part in (errors, lengths)))
+
+
+def resampled_domains(systems: Sequence[Sequence[Errors]], n: int = 2000, seed: int = 0) -> Array:
+    """Rates of several systems on every domain in `n` resamples of speakers, the same for all, [n, systems, domains].
+
+    Args:
+        systems: each one set per domain, all with the same items.
+        n: resamples.
+        seed: of the random generator.
+
+    Returns:
+        Percent; nan everywhere where no domain has two speakers to choose from.
+
+    Raises:
+        InputError: the systems do not hold the same items.
+    """
+    first, *others = systems
+    same = [list(first), *([aligned(part, to) for part, to in zip(other, first, strict=True)] for other in others)]
+    blocks = _blocks(same, "group")
+    rates = _resampled_rates(blocks, n, seed)
+    return rates if _resampled(blocks) else np.full_like(rates, math.nan)
 
 
 def _draw(strata: NDArray[np.int64], n: int, generator: np.random.Generator) -> Array:
@@ -229,11 +278,15 @@ def _draw(strata: NDArray[np.int64], n: int, generator: np.random.Generator) -> 
 
 
 def _mean_rate(errors: Array, lengths: Array) -> Array:
-    """Percent per domain, with the edge rules of `errors.percent`, then the mean over domains (last axis)."""
+    """Percent per domain, then the mean over domains (last axis)."""
+    return np.asarray(np.mean(_rate(errors, lengths), axis=-1))
+
+
+def _rate(errors: Array, lengths: Array) -> Array:
+    """Percent, with the edge rules of `errors.percent`."""
     with np.errstate(divide="ignore", invalid="ignore"):
         rates = 100.0 * errors / lengths
-    rates = np.where((lengths == 0) & (errors == 0), 0.0, rates)
-    return np.asarray(np.mean(rates, axis=-1))
+    return np.asarray(np.where((lengths == 0) & (errors == 0), 0.0, rates))
 
 
 def _limits(drawn: Array, blocks: _Blocks) -> tuple[float, float]:

@@ -112,10 +112,11 @@ def test_dashes_stand_for_what_is_not_known(tmp_path: Path, fake_run) -> None:
     assert "±" not in cell["AVG"] and "Wilcoxon signed-rank test on errors per item, all" not in text
 
 
-def test_images_are_reported_as_error_rates(tmp_path: Path) -> None:
+def test_images_are_reported_as_accuracies(tmp_path: Path) -> None:
     run = RunResult("digits|x", "ft", 0, "image", ["a|b", "c"], [[5, 50], [20, 10]], [100, 100])
     text = write_report([run], tmp_path / "out").read_text(encoding="utf-8")
-    assert "error rate in %" in text and "WER" not in text and "CER" not in tables(text)[0][0]
+    assert "accuracy in %" in text and "error rate" not in text and "R[" not in text and "speaker" not in text
+    assert "accuracy_per_stage.png" in text and "WER" not in text and "CER" not in tables(text)[0][0]
     assert "a\\|b" in text and tables(text)[0][1][-1] == "–"
     assert "# (not recorded)" in text
 

@@ -1,11 +1,18 @@
+import csv
+import io
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from asrcl.scoring import RunResult
+from asrcl.files import write_json
+from asrcl.scoring import Errors, ItemErrors, RunResult
 from asrcl.scoring.display.table import markdown
+from asrcl.scoring.report.markdown import terminal_table
 from asrcl.scoring.report.orders import summarise_orders
 from asrcl.scoring.report.summary import summarise
-from asrcl.scoring.report.tables import orders_table
+from asrcl.scoring.report.tables import disparity_table, orders_caption, orders_csv, orders_table
+from asrcl.scoring.significance.intervals import disparity_intervals
 
 
 def run_of(scenario: str, method: str, domains: str, last: list[int], seed: int = 0) -> RunResult:
@@ -21,12 +28,19 @@ def test_domains_are_matched_by_name_and_seeds_averaged_first() -> None:
         run_of("back", "ft", "cba", [34, 18, 16]),
         run_of("forth", "ihr", "abc", [1, 2, 3]),
     ]
-    (found,) = summarise_orders(summarise(runs))
+    (orders,) = summarise_orders(summarise(runs))
+    (found,) = orders.methods
     assert (found.method, found.orders, found.domains) == ("ft", ["forth", "back"], list("abc"))
     assert np.array_equal(found.final, [[11, 20, 30], [16, 18, 34]])
     assert found.disparity == pytest.approx([5, 2, 4])
     assert (found.aopd, found.mopd) == (pytest.approx(11 / 3), 5.0)
-    assert "| Fine-tuning (FT) | 2 | 5.00 | 2.00 | 4.00 | 3.67 | 5.00 |" in markdown(orders_table([found]))
+    assert "| Fine-tuning (FT) | 2 | 5.00 | 2.00 | 4.00 | 3.67 | 5.00 |" in markdown(disparity_table(orders))
+    assert found.averages.estimate == pytest.approx((61 / 3 + 68 / 3) / 2) and found.averages.low < 20 < found.averages.high
+    reach = 12.7062 * abs(61 / 3 - 68 / 3) / 2  # t of one degree of freedom at 97.5 %; s / sqrt(2) is half the difference
+    assert found.averages.high - found.averages.estimate == pytest.approx(reach, rel=1e-4)
+    header, row = (line.split(" | ") for line in markdown(orders_table(orders)).splitlines()[:3:2])
+    assert header[2:] == ["AVG", "CI95", "F", "CI95", "AOPD", "CI95", "MOPD", "CI95", "capacity", "time |"]
+    assert row[6:10] == ["3.67", "–", "5.00", "–"] and row[10:] == ["–", "– |"]
 
 
 def test_other_domains_other_tests_or_the_same_order_are_no_orders() -> None:
@@ -37,3 +51,96 @@ def test_other_domains_other_tests_or_the_same_order_are_no_orders() -> None:
     longer.lengths = [200, 100, 100]
     assert summarise_orders(summarise([first, longer])) == []
     assert summarise_orders(summarise([first])) == []
+
+
+def test_the_same_order_counts_once() -> None:
+    runs = [run_of("x", "ft", "abc", [1, 2, 3]), run_of("y", "ft", "abc", [1, 2, 9]), run_of("z", "ft", "cba", [3, 2, 5])]
+    (orders,) = summarise_orders(summarise(runs))
+    assert orders.names == ["x", "z"] and orders.methods[0].mopd == 4
+
+
+def test_other_domains_have_a_table_of_their_own() -> None:
+    runs = [run_of(name, "ft", domains, [1, 2, 3]) for name, domains in zip("wxyz", ("abc", "cab", "def", "fed"), strict=True)]
+    first, second = summarise_orders(summarise(runs))
+    assert disparity_table(first).header[2:5] == ["OPD a", "OPD b", "OPD c"] and second.name == "y, z"
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[RunResult]:
+    """Two methods in two orders of two domains of 200 images; ft forgets what comes first, separate nothing."""
+    runs = []
+    for order, domains in {"A": "ab", "B": "ba"}.items():
+        for method, wrong in (("ft", (90, 10)), ("separate", (12, 12))):
+            folder = tmp_path / order / method
+            for place, domain in enumerate(domains):
+                items = [ItemErrors(f"i{n}", f"i{n}", int(n < wrong[place]), 0, 0, 1) for n in range(200)]
+                Errors(items, "image").save(folder / domain)
+            own = method == "separate"  # whose domains are decoded by models of their own
+            errors = [[wrong[0] if own else 10, 150], list(wrong)]
+            run = RunResult(f"d_order_{order}", method, 1, "image", list(domains), errors, [200, 200])
+            run.item_files = [[domains[0] if own else None, None], list(domains)]
+            run.stages = [{"parameters": 1000}, {"parameters": 1100 if method == "ft" else 2000}]
+            run.config = {"scenario": {"name": "d", "order": order}}
+            seconds = 2.0 if method == "ft" else 3.0
+            write_json(folder / "costs.json", [{"errors_seconds": 9.0}, {"train_seconds": seconds, "curvature_seconds": seconds}])
+            run.save(folder / "results.json")
+            runs.append(run)
+    return runs
+
+
+def test_accuracies_capacity_time_and_intervals_over_orders(images: list[RunResult]) -> None:
+    (orders,) = summarise_orders(summarise(images))
+    assert orders.name == "d" and orders.one_experiment
+    ft, separate = orders.methods
+    assert (ft.aopd, ft.growth, ft.slowdown) == (40.0, 1.1, 1.0) and (separate.growth, separate.slowdown) == (2.0, 1.5)
+    low, high = ft.disparities[0].low, ft.disparities[0].high
+    assert ft.disparities[0].estimate == 40.0 and low < 40 < high and 4 < high - low < 20
+    assert (separate.disparities[0].low, separate.disparities[1].high) == (0.0, 0.0)  # the same images wrong in both orders
+    rows = {row[0].text: [cell.text for cell in row] for row in orders_table(orders).rows}
+    assert rows["Fine-tuning (FT)"][1:5] == ["2", "75.00", "75.00–75.00", "40.00"]
+    assert rows["Separate models"][-2:] == ["2.00", "1.50"]
+    assert "resample images" in orders_caption(orders)
+    (row, _) = csv.DictReader(io.StringIO(orders_csv(orders)))
+    assert (row["accuracy"], row["aopd"], row["capacity"], row["opd_a"]) == ("75.0", "40.0", "1.1", "40.0")
+
+
+def test_the_interval_of_a_disparity_covers_what_would_be_found_on_other_images() -> None:
+    """The orders' true rates differ by 10 points on one domain; of 100 intervals about 95 hold that."""
+    generator, held = np.random.default_rng(1), 0
+    for _ in range(100):
+        orders = []
+        for rate in (0.2, 0.3):
+            wrong = generator.random(400) < rate
+            orders.append([[Errors([ItemErrors(f"{n}", f"{n}", int(w), 0, 0, 1) for n, w in enumerate(wrong)], "image")]])
+        interval = disparity_intervals(orders, 300)[0]
+        held += interval.low <= 10.0 <= interval.high
+    assert 90 <= held < 100
+
+
+def test_a_line_per_method_with_a_band_over_orders(images: list[RunResult], tmp_path: Path) -> None:
+    from asrcl.scoring.report.drawing import order_lines
+    from asrcl.scoring.report.plots import draw_orders
+
+    (orders,) = summarise_orders(summarise(images))
+    lines = {line.method: line for line in order_lines(orders)}
+    assert lines["ft"].values == [95.0, 75.0] and lines["ft"].low == lines["ft"].high == [95.0, 75.0]
+    draw_orders(orders, tmp_path / "o.svg")
+    assert "mean accuracy over domains seen so far" in (tmp_path / "o.svg").read_text(encoding="utf-8").replace("<!-- ", "")
+
+
+def test_the_terminal_shows_one_table_of_the_orders_of_one_experiment(images: list[RunResult]) -> None:
+    text = terminal_table(images)
+    assert "d: over 2 orders" in text and "after the last stage\n\n" not in text and text.count("Fine-tuning (FT)") == 1
+    for run in images:
+        run.config = {}
+    assert terminal_table(images).count("Fine-tuning (FT)") == 3
+
+
+def test_many_domains_have_no_columns_on_a_terminal() -> None:
+    domains = [f"domain{n}" for n in range(8)]
+    run = RunResult("many", "ft", 0, "image", domains, [[1] * 8] * 8, [100] * 8)
+    text = terminal_table([run])
+    assert "domain3" not in text and "The 8 domains one by one: report.html, RESULTS.md" in text
+    assert max(map(len, text.split("A[i,j]")[0].splitlines())) < 110
+    few = RunResult("few", "ft", 0, "image", domains[:7], [[1] * 7] * 7, [100] * 7)
+    assert "domain3" in terminal_table([few])

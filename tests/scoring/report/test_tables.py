@@ -14,10 +14,12 @@ from asrcl.scoring.report.tables import (
     main_csv,
     main_table,
     matrices_csv,
+    matrix_table,
     metrics_csv,
     metrics_table,
     significance_table,
 )
+from asrcl.scoring.results.measure import measure_of
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +101,46 @@ def test_one_speaker_gives_no_interval(tmp_path: Path, item) -> None:
     assert row[-3:] == ["-20.00", "–", "–"]
 
 
-def test_images_get_their_accuracy() -> None:
-    run = RunResult("digits", "ft", 0, "image", ["a", "b"], [[5, 50], [20, 10]], [100, 100])
-    table = main_table(summarise([run])[0])
-    assert dict(zip(table.header, table.texts()[0], strict=True))["ACC"] == "85.00"
+def test_images_are_shown_as_accuracies() -> None:
+    runs = [RunResult("digits", m, 0, "image", ["a", "b"], e, [100, 100]) for m, e in
+            (("ft", [[5, 50], [20, 10]]), ("ihr", [[5, 50], [8, 12]]), ("si", [[5, 50], [9, 40]]))]  # fmt: skip
+    summary = summarise(runs)[0]
+    table = main_table(summary)
+    assert table.header == ["Method", "seeds", "ACC", "CI95", "a", "b", "F", "BWT", "FWT", "COV", "I", "p (ihr)"]
+    rows = {key: dict(zip(table.header, row, strict=True)) for key, row in zip(table.keys, table.rows, strict=True)}
+    shown = [rows["ft"][name].text for name in ("ACC", "a", "b", "F", "BWT", "FWT")]
+    assert shown == ["85.00", "80.00", "90.00", "+15.00", "-15.00", "+40.00"]
+    best = {name: [key for key in rows if rows[key][name].best] for name in ("ACC", "a", "b", "F", "BWT")}
+    assert best == {"ACC": ["ihr"], "a": ["ihr"], "b": ["ft"], "F": ["ihr"], "BWT": ["ihr"]}
+    assert matrix_table(summary, summary.methods[0]).texts() == [["1 a", "95.00", "50.00"], ["2 b", "80.00", "90.00"]]
+    row = next(csv.DictReader(io.StringIO(main_csv(summary))))
+    assert (float(row["accuracy"]), float(row["a"])) == (85.0, 80.0) and "avg" not in row and "accuracy_ci_low" in row
+    entry = next(csv.DictReader(io.StringIO(matrices_csv(summary))))
+    assert (entry["errors"], float(entry["accuracy"])) == ("5", 95.0)
+
+
+def test_intervals_and_differences_of_accuracies_have_their_ends_the_right_way_round(tmp_path: Path) -> None:
+    from asrcl.scoring import Errors, ItemErrors
+
+    runs = []
+    for method, wrong in (("ft", 30), ("ihr", 10)):
+        Errors([ItemErrors(f"i{n}", f"i{n}", int(n < wrong), 0, 0, 1) for n in range(100)], "image").save(tmp_path / method / "i")
+        run = RunResult("toy", method, 0, "image", ["d"], [[wrong]], [100], item_files=[["i"]])
+        run.save(tmp_path / method / "results.json")
+        runs.append(run)
+    summary = summarise(runs)[0]
+    low, high = map(float, main_table(summary).texts()[0][3].split("–"))
+    assert low < 70 < high and low == pytest.approx(100 - summary.methods[0].interval.high, abs=0.01)
+    test = dict(zip(*((t := significance_table(summary)).header, t.texts()[0]), strict=True))
+    low, high = map(float, test["CI95 of ΔACC"].split(" to "))
+    assert test["ΔACC"] == "+20.00" and 0 < low < 20 < high and test["IHR is"] == "better"
+
+
+def test_definitions_are_written_for_what_is_shown() -> None:
+    lines = definitions(measure=measure_of("image"))
+    assert lines[0] == "ACC = mean_j A[T,j] (higher is better)" and not any("R[" in line for line in lines)
+    assert [row[0].text for row in metrics_table(measure_of("image").shown, measure_of("image")).rows][:3] == ["ACC", "F", "BWT"]
+    assert measure_of(["word", "image"]).name == "error rate" and measure_of(["image", "image"]).inverted
 
 
 def test_latex_carries_the_definitions_and_its_packages_as_comments() -> None:

@@ -39,8 +39,8 @@ _NUMBER: Final = re.compile(r"-?\d+\.\d+")
 
 
 def stage_lines(lines: Sequence[Line], looks: Mapping[str, Look], domains: Sequence[str], y_label: str) -> str:
-    """Error rate against stage: a line with its band per method."""
-    fit = max(map(len, domains)) * len(domains) <= STAGE_LETTERS
+    """Rate against stage: a line with its band per method; stages have numbers alone where `domains` has empty names."""
+    fit = any(domains) and max(map(len, domains)) * len(domains) <= STAGE_LETTERS
 
     def draw(axes: Axes) -> None:
         drawing.draw_lines(axes, lines, looks)
@@ -57,9 +57,11 @@ def curves(lines: Sequence[Line], looks: Mapping[str, Look], x_label: str, y_lab
     return _chart(draw, f"{y_label} against {x_label}", x_label, y_label, height=height)
 
 
-def old_against_new(points: Sequence[Point], looks: Mapping[str, Look], x_label: str, y_label: str) -> str:
-    """The plane of old and new error rates; lower left is better, the dashed line is the front."""
-    draw = partial(drawing.draw_plane, points=points, looks=looks)
+def old_against_new(
+    points: Sequence[Point], looks: Mapping[str, Look], x_label: str, y_label: str, higher: bool = False
+) -> str:
+    """The plane of old and new rates; lower left (or, of accuracies, upper right) is better, the dashed line is the front."""
+    draw = partial(drawing.draw_plane, points=points, looks=looks, higher=higher)
     return _chart(draw, f"{y_label} against {x_label}, one marker per method", x_label, y_label, height=330)
 
 

@@ -14,18 +14,21 @@ from asrcl.exceptions import InputError
 from asrcl.files import write_text
 from asrcl.scoring.counting.errors import counted
 from asrcl.scoring.display.table import Cell, Table, plain
-from asrcl.scoring.report.html.charts import swatch
+from asrcl.scoring.report.drawing import order_lines
+from asrcl.scoring.report.html.charts import stage_lines, swatch
 from asrcl.scoring.report.html.examples import MAX_CHARACTERS, decode_examples
 from asrcl.scoring.report.html.sections import Scenario
-from asrcl.scoring.report.orders import summarise_orders
+from asrcl.scoring.report.looks import looks
+from asrcl.scoring.report.orders import Orders, summarise_orders, told_together
 from asrcl.scoring.report.step_tables import step_tables
 from asrcl.scoring.report.summary import ScenarioSummary
 from asrcl.scoring.report.tables import (
-    SHOWN,
     definitions,
+    disparity_table,
     main_table,
     metrics_table,
     number,
+    orders_caption,
     orders_table,
     probe_caption,
     probe_sizes,
@@ -34,6 +37,7 @@ from asrcl.scoring.report.tables import (
     unmeasured,
 )
 from asrcl.scoring.results import metrics
+from asrcl.scoring.results.measure import measure_of
 from asrcl.scoring.results.provenance import commits, config_differences, grouped, plain_json, short_names
 from asrcl.scoring.results.run_result import RunResult
 from asrcl.scoring.results.stage_records import Sweep, run_seconds
@@ -50,6 +54,7 @@ def write_html(
     sweeps: Mapping[str, Sequence[Sweep]] | None = None,
     notices: Sequence[str] = (),
     title: str = "",
+    orders: Sequence[Orders] | None = None,
 ) -> Path:
     """Write the report; the same runs give the same bytes.
 
@@ -59,32 +64,41 @@ def write_html(
         sweeps: per scenario, of `records.sweeps`.
         notices: said at the head of the page, such as which files were left out.
         title: of the page; otherwise the names of the scenarios.
+        orders: of `summarise_orders`, where that has been called.
 
     Raises:
         InputError: jinja2 is not installed, a run's record cannot be read, or the file cannot be written.
     """
-    write_text(path, render(scenarios, sweeps or {}, notices, title))
+    found = summarise_orders(scenarios) if orders is None else orders
+    write_text(path, render(scenarios, sweeps or {}, notices, title, found))
     return Path(path)
 
 
 def render(
-    scenarios: Sequence[ScenarioSummary], sweeps: Mapping[str, Sequence[Sweep]], notices: Sequence[str], title: str
+    scenarios: Sequence[ScenarioSummary],
+    sweeps: Mapping[str, Sequence[Sweep]],
+    notices: Sequence[str],
+    title: str,
+    orders: Sequence[Orders],
 ) -> str:
     """The page as text; arguments as in `write_html`."""
     runs = [run for summary in scenarios for run in summary.runs]
     budget = MAX_CHARACTERS // max(len(scenarios), 1)
     views = [Scenario(summary, sweeps.get(summary.scenario, ())) for summary in scenarios]
-    orders = summarise_orders(scenarios)
+    brief = told_together(orders)
+    names = [entry.name for entry in orders if entry.one_experiment]
+    names += [summary.scenario for summary in scenarios if summary.scenario not in brief]
     content = {
-        "title": title or f"asrcl: {', '.join(summary.scenario for summary in scenarios)}",
+        "title": title or f"asrcl: {', '.join(names)}",
         "lead": _lead(scenarios, runs),
         "notices": list(notices),
         "methods": _methods(views),
-        "scenarios": [_scenario(view, index, budget) for index, view in enumerate(views, 1)],
+        "scenarios": [_scenario(view, index, budget, view.summary.scenario in brief) for index, view in enumerate(views, 1)],
         "tests": sum(method.comparison is not None for summary in scenarios for method in summary.methods),
-        "orders": orders_table(orders) if orders else None,
-        "order_names": ", ".join(dict.fromkeys(name for order in orders for name in order.orders)),
+        "orders": [_orders(entry) for entry in orders],
         "meaning": _meaning(scenarios, bool(orders)),
+        "entries": list({summary.measure.letter: summary.measure for summary in scenarios}.values()),
+        "blocks": " or ".join(dict.fromkeys(summary.measure.blocks for summary in scenarios)),
         "version": _version(),
         **_origin(runs),
     }
@@ -164,14 +178,17 @@ def _legend(view: Scenario, methods: Collection[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _scenario(view: Scenario, index: int, budget: int) -> dict[str, Any]:
-    summary, training = view.summary, view.training()
+def _scenario(view: Scenario, index: int, budget: int, brief: bool) -> dict[str, Any]:
+    """The section of a scenario; of an order of several, in `brief`, its tables without charts, which take long."""
+    summary = view.summary
     sizes = zip(summary.domains, summary.runs[0].lengths, strict=True)
     caption = f"Domains in order: {' → '.join(summary.domains)}. Test sets in {summary.unit}s: "
+    average = summary.measure.symbol
     note = (
-        f"{summary.rate_name} in % on each domain, mean over seeds (AVG ± its standard deviation over seeds). CI95 of AVG "
-        f"resamples speakers, jointly over domains and seeds. {_REFERENCE_NOTE} p ({summary.reference}): Wilcoxon test against "
-        f"it, Holm-corrected; + where {summary.reference} is better, − where it is worse."
+        f"{summary.rate_name} in % on each domain, mean over seeds ({average} ± its standard deviation over seeds). CI95 of "
+        f"{average} resamples {summary.measure.blocks}, jointly over domains and seeds. {_REFERENCE_NOTE} "
+        f"p ({summary.reference}): Wilcoxon test against it, Holm-corrected; + where {summary.reference} is better, − "
+        "where it is worse."
     )
     return {
         "id": f"scenario{index}",
@@ -180,26 +197,36 @@ def _scenario(view: Scenario, index: int, budget: int) -> dict[str, Any]:
         "legend": _legend(view, view.labels),
         "long_names": max(map(len, summary.domains)) > LONG_NAME,
         "rate": summary.rate_name,
+        "measure": summary.measure,
         "reference": view.labels.get(summary.reference, summary.reference),
         "caption": caption + ", ".join(f"{domain} {length}" for domain, length in [*sizes, *probe_sizes(summary)]) + ".",
         "main": main_table(summary),
         "main_note": note,
         "unmeasured": unmeasured(summary),
-        "definitions": definitions(),
+        "definitions": definitions(measure=summary.measure),
         "tests": significance_table(summary),
         "probes": probe_tables(summary),
         "probe_note": probe_caption(summary),
-        "stages": _drawn(view.stages()),
-        "pareto": [_drawn(plane) for plane in view.pareto()],
+        "brief": brief,
         "heat": view.heat_maps(),
         "sweeps": [_drawn(sweep) for sweep in view.sweep_views()],
         "sweeps_legend": _legend(view, {sweep.method for sweep in view.sweeps}),
+        "steps": step_tables(summary),
+        **({"training": [], "layers": [], "curvature": [], "examples": None} if brief else _charts(view, budget)),
+    }
+
+
+def _charts(view: Scenario, budget: int) -> dict[str, Any]:
+    """What takes long: charts, and examples of decodes."""
+    training = view.training()
+    return {
+        "stages": _drawn(view.stages()),
+        "pareto": [_drawn(plane) for plane in view.pareto()],
         "training": [_drawn(entry) for entry in training],
         "training_legend": _legend(view, {method for entry in training for method in entry["methods"]}),
-        "steps": step_tables(summary),
         "layers": [entry | {"figures": [_drawn(figure) for figure in entry["figures"]]} for entry in view.layers()],
         "curvature": [_drawn(entry) for entry in view.curvature()],
-        "examples": decode_examples(summary, budget),
+        "examples": decode_examples(view.summary, budget),
     }
 
 
@@ -213,10 +240,27 @@ def _drawn(view: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _orders(orders: Orders) -> dict[str, Any]:
+    """The section about the order of the domains."""
+    methods = [method.first for method in orders.methods]
+    found, name = looks(methods), f"mean {orders.measure.name} over the domains seen so far (%)"
+    chart = stage_lines(order_lines(orders), found, [""] * len(orders.scenarios[0].domains), name)
+    return {
+        "name": orders.name,
+        "caption": orders_caption(orders),
+        "table": orders_table(orders),
+        "chart": _markup(chart),
+        "legend": [{"id": m.method, "label": m.label, "swatch": _markup(swatch(found[m.method]))} for m in methods],
+        "disparities": disparity_table(orders),
+    }
+
+
 def _meaning(scenarios: Sequence[ScenarioSummary], orders: bool) -> Table:
-    images = any(summary.unit == "image" for summary in scenarios)
-    keys = [*SHOWN, *(["accuracy"] if images else []), *(["aopd", "mopd"] if orders else [])]
-    return metrics_table(keys, accuracies=images)
+    """Formulas of accuracies where all scenarios have them, of both where some have."""
+    measure = measure_of([summary.unit for summary in scenarios])
+    both = not measure.inverted and any(summary.measure.inverted for summary in scenarios)
+    keys = [*measure.shown, *(["accuracy"] if both else []), *(["aopd", "mopd"] if orders else [])]
+    return metrics_table(keys, measure, accuracies=both)
 
 
 def _origin(runs: Sequence[RunResult]) -> dict[str, Any]:
@@ -265,14 +309,14 @@ def _no_differences(runs: Sequence[RunResult], configs: int) -> str:
 
 
 def _listing(runs: Sequence[RunResult]) -> Table:
-    rows = []
+    measure, rows = measure_of([run.unit for run in runs]), []
     for run in runs:
-        values = [metrics.avg(run.completed()), metrics.bwt(run.completed())]
+        values = [measure.of(metrics.avg(run.completed())), metrics.bwt(run.completed())]
         seconds = run_seconds(run)
         spent = Cell("–") if seconds is None else Cell(f"{seconds:.0f}", seconds)
         shown = [Cell(number(value, key), value) for key, value in zip(("avg", "bwt"), values, strict=True)]
         rows.append([Cell(run.name), *shown, spent, Cell(str(run.folder or "–"))])
-    return Table(["run", "AVG", "BWT", "seconds", "folder"], rows, [run.method for run in runs])
+    return Table(["run", measure.symbol, "BWT", "seconds", "folder"], rows, [run.method for run in runs])
 
 
 def _version() -> str:

@@ -61,14 +61,15 @@ class Scenario:
 
     def heat_maps(self) -> dict[str, Any]:
         """R of every method as coloured cells on one scale."""
-        values = np.concatenate([method.matrix.ravel() for method in self.summary.methods])
+        measure = self.summary.measure
+        values = np.concatenate([measure.of(method.matrix).ravel() for method in self.summary.methods])
         finite = values[np.isfinite(values)]
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
         maps = []
         for method in self.summary.methods:
             enough = len(method.seeds) > 1
             spread = np.std(method.matrices, axis=0, ddof=1) if enough else np.full_like(method.matrix, np.nan)
-            cells = charts.heat_cells(method.matrix, spread, low, high)
+            cells = charts.heat_cells(measure.of(method.matrix), spread, low, high)
             maps.append({"method": method.method, "label": method.label, "cells": cells})
         steps = [heat_colour(share)[0] for share in np.linspace(0, 1, 6)]
         return {"maps": maps, "low": number(low), "high": number(high), "steps": steps}
@@ -116,7 +117,8 @@ class Scenario:
         points = plane_points(self.summary, view)
         rows = [[Cell(p.name), Cell(number(p.x), p.x), Cell(number(p.y), p.y)] for p in points]
         rate = self.summary.rate_name
-        chart = charts.old_against_new(points, self.looks, f"mean {rate} on old domains (%)", f"{rate} on the newest domain (%)")
+        words = f"mean {rate} on old domains (%)", f"{rate} on the newest domain (%)"
+        chart = charts.old_against_new(points, self.looks, *words, self.summary.measure.inverted)
         table = Table(["Method", "old (%)", "new (%)"], rows, [point.method for point in points])
         return {"name": name, "chart": chart, "table": table}
 
@@ -128,7 +130,7 @@ class Scenario:
         for sweep in sweeps:
             row = min(sweep.rows, key=_average)
             first = [Cell(self.labels.get(sweep.method, sweep.method)), Cell(str(len(sweep.rows)), len(sweep.rows))]
-            rates = [Cell(number(value), value) for value in (row["old"], row["new"], _average(row))]
+            rates = [self._rate(value) for value in (row["old"], row["new"], _average(row))]
             best.append([*first, Cell(_words(row, sweep.hyper_parameters)), *rates])
         header = ["Method", "settings", "chosen", "old (%)", "new (%)", "mean (%)"]
         table = Table(header, best, [sweep.method for sweep in sweeps])
@@ -141,18 +143,23 @@ class Scenario:
         """One point per setting, its hyper-parameters for the pointer."""
         points = []
         for row in sweep.rows:
-            points.append(Point(sweep.method, f"{label} {_words(row, sweep.hyper_parameters)}".strip(), row["old"], row["new"]))
+            old, new = (self.summary.measure.of(float(row[age])) for age in ("old", "new"))
+            points.append(Point(sweep.method, f"{label} {_words(row, sweep.hyper_parameters)}".strip(), old, new))
         return points
 
     def _dev_plane(self, points: Sequence[Point]) -> str:
         old, new = (f"dev {self.summary.rate_name} on the {age} domain (%)" for age in ("old", "new"))
-        return charts.old_against_new(points, self.looks, old, new)
+        return charts.old_against_new(points, self.looks, old, new, self.summary.measure.inverted)
+
+    def _rate(self, value: float) -> Cell:
+        shown = self.summary.measure.of(value)
+        return Cell(number(shown), shown)
 
     def _sweep_view(self, sweep: stage_records.Sweep, after: str) -> dict[str, Any]:
         header = [*sweep.hyper_parameters, "old (%)", "new (%)", "mean (%)"]
         rows = [
             [*(_setting(row.get(parameter)) for parameter in sweep.hyper_parameters)]
-            + [Cell(number(value), value) for value in (row["old"], row["new"], _average(row))]
+            + [self._rate(value) for value in (row["old"], row["new"], _average(row))]
             for row in sweep.rows
         ]
         chart = self._dev_plane(self._settings(sweep))

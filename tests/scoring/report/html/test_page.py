@@ -116,7 +116,7 @@ def test_one_run_of_one_domain_without_anything(tmp_path: Path) -> None:
     for absent in sections:
         assert absent not in text, absent
     assert "There is one run." not in text and "No configuration was recorded." in text
-    assert "with accuracies A = 100 − R" in text
+    assert "A[i,j] is the accuracy on domain j after stage i" in text and "R[" not in text and "error rate" not in text
 
 
 def test_orders_of_the_same_domains_are_compared(tmp_path: Path) -> None:
@@ -126,7 +126,21 @@ def test_orders_of_the_same_domains_are_compared(tmp_path: Path) -> None:
     for run in runs:
         run.item_files = []
     text = write_html(summarise(runs), tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "Order of the domains" in text and "AOPD" in text and "Orders: back, forth." in text
+    assert "Order of the domains" in text and "AOPD" in text and "The same domains in 2 orders: back, forth." in text
+    assert text.index('id="orders"') < text.index('id="scenario1"') and text.count("After every stage") == 3
+
+
+def test_orders_of_one_experiment_come_in_one_table_and_apart_in_brief(tmp_path: Path) -> None:
+    write_runs(tmp_path, ("ft", "ihr"), 1, 6, scenario="forth", records=False)
+    runs = scan_results([tmp_path]).require()
+    turned = [replace(run, domains=run.domains[::-1], lengths=run.lengths[::-1], scenario="x_order_2") for run in runs]
+    runs = [replace(run, item_files=[]) for run in [*(replace(run, scenario="x_order_1") for run in runs), *turned]]
+    for run in runs:
+        run.config = {"scenario": {"name": "x", "order": run.scenario[-1]}}
+    text = write_html(summarise(runs), tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "<title>asrcl: x</title>" in text and text.count("After every stage") == 1 and text.count("After the last stage") == 2
+    assert "Old against new" not in text and "What was recognised" not in text
+    Checker(text)
 
 
 def test_sixty_runs_are_fast_and_small(tmp_path: Path) -> None:
