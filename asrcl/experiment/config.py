@@ -246,13 +246,15 @@ def _load(overrides: Sequence[str]) -> Config:
     tree = {str(key): value for key, value in plain.items()}
     check_scenario(tree.get("scenario"))
     check_types(tree, _TYPES)
+    tree["methods"] = _with_likes(tree["methods"])
     _check_methods(tree["methods"])
     import_plugins(tree["imports"])
     benchmark = benchmark_of(tree)
     scenario = {"probes": [], **{k: v for k, v in tree["scenario"].items() if v not in (None, [], "")}}
+    scenario = benchmark.checked(scenario)  # which writes out short forms of domains
     if "order" in scenario:
-        scenario = in_order(scenario, *named_order(scenario, scenario["order"]))
-    tree["scenario"] = benchmark.checked(scenario)
+        scenario = benchmark.checked(in_order(scenario, *named_order(scenario, scenario["order"])))
+    tree["scenario"] = scenario
     check_types(tree, benchmark.needs)
     return Config(tree, tuple(overrides))
 
@@ -332,6 +334,24 @@ def check_types(tree: Mapping[str, Any], types: Mapping[str, Any]) -> None:
             value = value[key]
         if hint is not object and (wrong := misfit(value, hint)):
             raise InputError(f"{name}={value}: expected {wrong}")
+
+
+def _with_likes(methods: Mapping[str, Any]) -> dict[str, Any]:
+    """Methods with the options of the one that they are `like`, but for those that they give themselves.
+
+    Raises:
+        InputError: one that is like an unknown method, or like one that is like another.
+    """
+    found = {}
+    for name, options in methods.items():
+        like = options.get("like") if isinstance(options, dict) else None
+        if like is not None:
+            model = methods.get(like)
+            if not isinstance(model, dict) or "like" in model:
+                raise InputError(f"methods.{name}.like={like}: no method of the configuration that has options of its own")
+            options = {**{k: v for k, v in model.items() if k != "label"}, **{k: v for k, v in options.items() if k != "like"}}
+        found[name] = options
+    return found
 
 
 def _check_methods(methods: Mapping[str, Any]) -> None:

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from asrcl.images.domain import ImageDomain
 
 SETTINGS: Final = ("domain", "task", "class")
-KNOWN: Final = ("name", "benchmark", "images", "incremental", "domains", "probes", "orders", "initial", "learn_first", *VARIANTS)
+OF_THE_EXPERIMENT: Final = ("name", "benchmark", "domains", "probes", "orders", "order", "listed", "initial", "learn_first")
+KNOWN: Final = (*OF_THE_EXPERIMENT, "images", "incremental", *VARIANTS)
 
 
 @register_benchmark("images")

@@ -94,6 +94,18 @@ def test_defaults_compose_with_all_methods():
         build_method(options["name"], **{key: value for key, value in options.items() if key not in ("name", "run", "label")})
 
 
+def test_a_method_like_another_takes_what_was_chosen_for_that():
+    like = "+methods.mine={like: ewc, mode: sum}"
+    tree = load_config([like, "methods.ewc.strength=7", "+methods.ewc.run={train: {adapt: {epochs: 2}}}"]).tree
+    assert tree["methods"]["mine"] == {**tree["methods"]["ewc"], "mode": "sum"}
+
+
+@pytest.mark.parametrize("like", ["nobody", "other"])
+def test_a_method_like_one_that_has_no_options_of_its_own(like):
+    with pytest.raises(InputError, match=rf"methods\.mine\.like={like}: no method of the configuration"):
+        load_config(["+methods.other={like: ewc}", f"+methods.mine={{like: {like}}}"])
+
+
 @pytest.mark.parametrize("name", ["ihr", "laplace"])
 def test_library_methods_and_configuration_have_the_same_defaults(name):
     options = load_config(["tuned=none"]).tree["methods"][name]
