@@ -364,10 +364,14 @@ class DomainLearner:
             **self._model_key(),
         }
 
-        def make(folder: Path) -> None:
-            self.task.evaluate(self.model_with(weights), domain, split).save(folder / "errors.jsonl")
+        found: list[Errors] = []
 
-        return Errors.load(self._timed("errors", key, make) / "errors.jsonl")
+        def make(folder: Path) -> None:
+            found.append(self.task.evaluate(self.model_with(weights), domain, split))
+            found[0].save(folder / "errors.jsonl")
+
+        entry = self._timed("errors", key, make)
+        return found[0] if found else Errors.load(entry / "errors.jsonl")
 
     def _model_key(self) -> dict[str, Any]:
         return {"model_config": self.scenario.model_config} if self.scenario.model_config else {}

@@ -203,12 +203,14 @@ def _probe_counts(name: str, index: int, history: list[Stage], folder: Path) -> 
 
 
 def write_decode(errors: Errors, folder: Path) -> None:
-    """Write `utterances.jsonl` and sclite's `ref.trn` and `hyp.trn`."""
+    """Write `utterances.jsonl`, and where words were recognised sclite's `ref.trn` and `hyp.trn`."""
 
     def name(item: ItemErrors) -> str:
         """For sclite, which takes what stands before the first hyphen for the speaker."""
         return item.id if item.id.startswith(f"{item.group}-") else f"{item.group}-{item.id}"
 
     errors.save(folder / "utterances.jsonl")
+    if errors.unit == "image":
+        return
     write_trn(folder / "ref.trn", {name(item): item.reference for item in errors.items})
     write_trn(folder / "hyp.trn", {name(item): item.hypothesis for item in errors.items})

@@ -1,4 +1,4 @@
-"""The whole state of a training run after each epoch, pickle-free, with hashes: what was damaged is not gone on from.
+"""The whole state of a training run after an epoch, pickle-free, with hashes: what was damaged is not gone on from.
 
 `progress.json` names the files of the last whole epoch (see `asrcl.entries`); it is written last, and only then the files of the
 epoch before are removed.
@@ -55,6 +55,11 @@ def save_progress(
     needed = {name, *kept}
     seal(folder, RECORD, facts, needed)
     _remove(folder, needed)
+
+
+def has_progress(folder: Path) -> bool:
+    """Whether there is a record of a whole epoch, sound or not."""
+    return (folder / RECORD).is_file()
 
 
 def saved_progress(folder: Path) -> dict[str, Any] | None:

@@ -1,8 +1,8 @@
 """Fine-tuning on one domain: the only training loop there is.
 
 One process, or several under `torchrun` (n batches, one each, make a step; gradients are averaged). All randomness of an epoch
-comes from the seed and the epoch's number, and the whole state, the method's included, is written after every epoch, so a
-killed run ends with the same weights as one that was left alone.
+comes from the seed and the epoch's number, and the whole state, the method's included, is written after every epoch (of short
+ones, after some), so a killed run ends with the same weights as one that was left alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from asrcl.adapt.progress import duration
-from asrcl.adapt.resume import clear_progress, load_progress, save_progress, saved_progress
+from asrcl.adapt.resume import clear_progress, has_progress, load_progress, save_progress, saved_progress
 from asrcl.adapt.trackers import TrackedRun
 from asrcl.contract.method import Method
 from asrcl.contract.protocols import Batch, Domain, Learner
@@ -40,6 +40,10 @@ NAMED: Final = 4
 LOOKED_AT_EVERY: Final = {"cpu": 1}
 OTHERWISE_EVERY: Final = 32
 """So many losses stay on an accelerator before they are looked at: to read one, the processor waits for all work so far."""
+SAVE_SECONDS = 5.0
+"""Training that took less since the state was last written is not worth writing it: a run that is killed does it once more."""
+LOG_SECONDS: Final = 1.0
+"""An epoch that took less has no line on the log, where hundreds of them would hide what stages say."""
 _Shared = tuple[Batch, int, int]
 
 
@@ -231,12 +235,14 @@ class Trainer:
         self.progress = Progress()
         self.processes.align(model)
         self._method_before = fingerprint(method.training_state())
+        self._unsaved: dict[int, StateDict] = {}  # weights of epochs that are among the best and not on the disk
+        self._saved_at = time.monotonic()
 
     def fit(self) -> StateDict:
         """Train all epochs and return the averaged weights.
 
         Raises:
-            DivergedError: the loss is not finite, naming epoch and step; finished epochs are kept.
+            DivergedError: the loss is not finite, naming epoch and step; epochs that were written are kept.
             InputError: a split is empty.
         """
         for split in ("train", "dev"):
@@ -252,7 +258,8 @@ class Trainer:
             raise
         if run:
             run.close()
-        states = [load_weights(self._epoch_file(epoch)) for epoch in self.progress.best(self.config.average_best)]
+        best = self.progress.best(self.config.average_best)
+        states = [self._unsaved.get(epoch) or load_weights(self._epoch_file(epoch)) for epoch in best]
         self.processes.barrier()  # the caller may now remove the files
         return average_states(states)
 
@@ -263,7 +270,7 @@ class Trainer:
             record = {"train_loss": train_loss, "dev_loss": self._dev_loss(), "seconds": time.perf_counter() - started}
             self.progress.epoch += 1
             self.progress.history.append(record)
-            self._save()
+            self._keep()
             self._log(record, run)
 
     def _epoch_file(self, epoch: int) -> Path:
@@ -301,15 +308,27 @@ class Trainer:
         }
         return dict(json.loads(json.dumps(origin, default=str)))
 
-    def _save(self) -> None:
+    def _keep(self) -> None:
+        """Keep the epoch's weights if it is among the best, and write the state if to train so far again would take long."""
         if self.processes.rank == 0:
-            save_weights(self.method.unwrap(self.learner, self.model), self._epoch_file(self.progress.epoch))
-            kept = [self._epoch_file(epoch).name for epoch in self.progress.best(self.config.average_best)]
-            state = self.method.training_state()
-            changed = fingerprint(state) != self._method_before
-            facts = {**asdict(self.progress), "origin": self._origin, "method_state": changed}
-            save_progress(self.folder, self.model, self.optimizer, facts, kept, state if changed else {})
+            best, epoch = self.progress.best(self.config.average_best), self.progress.epoch
+            if epoch in best:
+                self._unsaved[epoch] = self.method.unwrap(self.learner, self.model)
+            self._unsaved = {number: state for number, state in self._unsaved.items() if number in best}
+            if self.processes.count > 1 or time.monotonic() - self._saved_at >= SAVE_SECONDS:  # all of them read the files
+                self._save(best)
         self.processes.barrier()
+
+    def _save(self, best: list[int]) -> None:
+        for epoch, weights in self._unsaved.items():
+            save_weights(weights, self._epoch_file(epoch))
+        self._unsaved.clear()
+        state = self.method.training_state()
+        changed = fingerprint(state) != self._method_before
+        facts = {**asdict(self.progress), "origin": self._origin, "method_state": changed}
+        kept = [self._epoch_file(epoch).name for epoch in best]
+        save_progress(self.folder, self.model, self.optimizer, facts, kept, state if changed else {})
+        self._saved_at = time.monotonic()
 
     def _train_epoch(self) -> float:
         seed = seed_everything(self.learner.seed, self.progress.epoch)
@@ -356,9 +375,10 @@ class Trainer:
             ) from error
 
     def _refuse(self, what: str, value: float, steps: int, where: str = "") -> None:
+        kept = f"; {self.folder} keeps earlier epochs" if has_progress(self.folder) else ""
         raise DivergedError(
             f"{self.domain.name}: {what} is {value} in epoch {self.progress.epoch + 1} after {steps} steps{where}; "
-            f"lower train.learning_rate ({self.config.learning_rate}) or check the data; {self.folder} keeps earlier epochs"
+            f"lower train.learning_rate ({self.config.learning_rate}) or check the data{kept}"
         )
 
     def _step(self, done: float) -> None:
@@ -403,7 +423,8 @@ class Trainer:
         epoch = self.progress.epoch
         done = self.progress.history[-5:]
         left = (self.config.epochs - epoch) * sum(entry["seconds"] for entry in done) / len(done)
-        logger.info(
+        logger.log(
+            logging.INFO if record["seconds"] >= LOG_SECONDS else logging.DEBUG,
             "%s epoch %d/%d: train loss %.3f, dev loss %.3f, %.1f s%s",
             self.domain.name,
             epoch,

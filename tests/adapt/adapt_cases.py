@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from asrcl.adapt import DomainLearner, Scenario, Tracking, TrackingConfig, TrainConfig, adapt_domains, run_method
+from asrcl.adapt import DomainLearner, Scenario, Tracking, TrackingConfig, TrainConfig, adapt_domains, run_method, training
 from asrcl.methods import build_method
 from asrcl.testing import ClassificationTask, build_mlp, tiny_learner, tiny_scenario
 
+training.SAVE_SECONDS = 0.0  # here the state of every epoch is written, short as it is, so that kills fall between all writes
 QUICK = TrainConfig(epochs=3, learning_rate=0.03, average_best=2)
 
 
@@ -92,8 +93,11 @@ def kill_before_file_operations(calls: int) -> None:
         setattr(os, name, dying)
 
 
-def adapt_once(folder: str, method: str, domains: int = 3, where: str = "", calls: int = 0) -> None:
+def adapt_once(
+    folder: str, method: str, domains: int = 3, where: str = "", calls: int = 0, save_seconds: float = 0.0
+) -> None:
     """A whole run under `folder`, killed at a point of one's choice; to be called in a process of its own."""
+    training.SAVE_SECONDS = save_seconds
     os.environ["PATH"] = ""  # the state of the source tree, which git tells, may change between two runs
     if where == "file":
         kill_before_file_operations(calls)

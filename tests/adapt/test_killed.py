@@ -7,6 +7,7 @@ from asrcl.testing import run_in_processes
 
 EPOCH = 6  # batches: 4 for training, 2 for the dev loss
 FINE_TUNE = 3 * EPOCH
+WHOLE = 60.0  # seconds between writes: more than a fine-tune takes
 
 KILLS = {
     "mid first epoch": ("ihr", "loss", 3),
@@ -48,6 +49,15 @@ def test_killed_run_ends_like_one_left_alone(tmp_path, undisturbed, method, wher
     found, expected = outcome(tmp_path), undisturbed(method)
     assert {"results.json", "stage3/model.safetensors", "stage2/blobs0/hyp.trn"} <= found.keys()
     assert found == expected
+
+
+@pytest.mark.parametrize("calls", [3, 2 * EPOCH + 2, FINE_TUNE + EPOCH + 2])
+def test_a_run_whose_short_epochs_are_not_written_ends_as_one_that_writes_them(tmp_path, undisturbed, calls):
+    with pytest.raises(RuntimeError, match="exit code -9"):
+        run(str(tmp_path), "ihr", 3, "loss", calls, WHOLE)
+    assert not list(tmp_path.glob("cache/train/*.work/epoch*"))
+    run(str(tmp_path), "ihr", 3, "", 0, WHOLE)
+    assert outcome(tmp_path) == undisturbed("ihr")
 
 
 def test_killed_at_every_write(tmp_path, undisturbed):

@@ -8,7 +8,7 @@ from adapt_cases import CountingTask, equal_states, largest_difference, learner_
 from adapt_processes import StopTraining
 from torch import nn
 
-from asrcl.adapt import TrainConfig, Trainer, average_states, load_weights, state_of
+from asrcl.adapt import TrainConfig, Trainer, average_states, load_weights, state_of, training
 from asrcl.adapt.training import _Losses, learning_rate, seed_everything
 from asrcl.exceptions import InputError
 from asrcl.methods import Method
@@ -356,6 +356,18 @@ class Exploding(ClassificationTask):
             return loss if self.dev is None else loss * self.dev
         self.healthy -= 1
         return loss if self.healthy >= 0 else loss * math.nan
+
+
+def test_short_epochs_are_kept_in_memory_and_end_in_the_same_weights(tmp_path, monkeypatch, caplog):
+    expected = trainer(tmp_path / "written").fit()
+    monkeypatch.setattr(training, "SAVE_SECONDS", 60.0)
+    with caplog.at_level("INFO"):
+        assert equal_states(trainer(tmp_path / "kept").fit(), expected)
+    assert not (tmp_path / "kept").exists() and "epoch 1/" not in caplog.text
+    monkeypatch.setattr(training, "LOG_SECONDS", 0.0)
+    with caplog.at_level("INFO"), pytest.raises(InputError) as caught:
+        trainer(tmp_path / "kept", task=Exploding(healthy=2 * 4 + 1)).fit()
+    assert "epoch 1/" in caplog.text and "keeps earlier epochs" not in str(caught.value)
 
 
 def test_loss_that_is_not_finite(tmp_path):
