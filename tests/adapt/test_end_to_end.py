@@ -52,9 +52,10 @@ def test_every_method_leaves_a_full_result(run, name, options):
     assert result.domains == ["blobs0", "blobs1", "blobs2"]
     assert result.lengths == [48, 48, 48]
     assert result.rates().shape == (3, 3)
-    assert result.errors[0] == initial.errors[0]
     assert None not in result.errors[2]
-    assert result.stages[0]["model"] == initial.stages[0]["model"]
+    if name != "packnet":  # which prunes the initial model
+        assert result.errors[0] == initial.errors[0]
+        assert result.stages[0]["model"] == initial.stages[0]["model"]
     for stage in range(3):
         for domain in range(3):
             if result.errors[stage][domain] is not None:
