@@ -78,7 +78,10 @@ class ImageBenchmark:
         model, shape = config.tree["model"], domains[0].shape
         for domain in [*domains, *probes]:
             if domain.shape != shape:
-                raise InputError(f"domain {domain.name}: images of shape {domain.shape}, {domains[0].name} has {shape}; use one")
+                raise InputError(
+                    f"domain {domain.name}: images of shape {domain.shape}, {domains[0].name} has {shape}; bring them to one "
+                    "(options size and channels of images)"
+                )
         for probe in probes:
             if settings["incremental"] == "task" or probe.classes != domains[0].classes:
                 raise InputError(

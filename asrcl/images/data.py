@@ -10,13 +10,13 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, Final, Protocol, get_type_hints
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
 
 from asrcl.exceptions import InputError
-from asrcl.experiment.config import misfit
+from asrcl.images.options import check_options
 from asrcl.images.shape import CHUNK, Shape
 
 SPLITS: Final = ("train", "dev", "test")
@@ -195,7 +195,7 @@ def load_images(options: Mapping[str, Any], data_dir: str | None) -> dict[str, I
     where = f"scenario.images ({options['kind']})"
     shape = Shape.of({name: options[name] for name in _SHAPES if name in options}, where)
     given = {name: value for name, value in options.items() if name not in ("kind", *_SHAPES)}
-    _check_options(function, given, where)
+    check_options(function, given, where, own=("data_dir", "shape"), more=_SHAPES)
     itself = "shape" in inspect.signature(function).parameters
     splits = function(data_dir=data_dir, **({"shape": shape} if itself else {}), **given)
     if not itself:
@@ -216,19 +216,3 @@ def _source(kind: Any) -> Source:
         known = ", ".join(sorted({*_BUILT_IN, *_SOURCES}))
         raise InputError(f"scenario.images.kind={kind}: unknown; choose from {known}, or name its module under imports")
     return _SOURCES[kind]
-
-
-def _check_options(function: Source, given: Mapping[str, Any], where: str) -> None:
-    """Refuse options that a source does not have, lacks, or has of another type."""
-    parameters = dict(inspect.signature(function).parameters)
-    for own in ("data_dir", "shape"):
-        parameters.pop(own, None)
-    known = ", ".join((*parameters, *_SHAPES))
-    if unknown := set(given) - set(parameters):
-        raise InputError(f"{where}: unknown option {', '.join(sorted(map(str, unknown)))}; known are {known}")
-    if lacking := [name for name, item in parameters.items() if item.default is item.empty and name not in given]:
-        raise InputError(f"{where}: lacks {', '.join(lacking)}; its options are {known}")
-    hints = get_type_hints(function)
-    for name, value in given.items():
-        if name in hints and (wrong := misfit(value, hints[name])):
-            raise InputError(f"{where}: {name}={value}: expected {wrong}")

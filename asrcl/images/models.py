@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from asrcl.exceptions import InputError
 from asrcl.experiment.registry import Registry
+from asrcl.images.options import check_options
 
 
 class Classifier(nn.Module):
@@ -181,8 +182,7 @@ def build_classifier(settings: Mapping[str, Any], shape: Sequence[int], heads: M
     """
     options = dict(settings)
     kind = options.pop("kind", "conformer")
-    try:
-        trunk: Any = MODELS.get(kind)(shape, **options)
-    except TypeError as error:
-        raise InputError(f"model ({kind}): {error}; see conf/model for the settings there are") from error
+    builder = MODELS.get(kind)
+    check_options(builder, options, f"model ({kind})", own=("shape",))
+    trunk: Any = builder(shape, **options)
     return Classifier(trunk, trunk.features, heads)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from asrcl.exceptions import InputError
-from asrcl.images.data import Images, load_images
-from asrcl.images.sources.arrays import read_npz
+from asrcl.images.data import Images, load_images, source
+from asrcl.images.sources.arrays import digits, read_npz
 
 
 def test_digits_come_in_three_splits_that_share_nothing():
@@ -100,8 +100,54 @@ def test_a_damaged_archive_is_refused_and_no_pickle_is_opened(tmp_path, damage):
         ((4, 2, 2), [0, 1, 2, 0], r"\(4, 2, 2\)"),
         ((4, 1, 2, 2), [0, 1], r"\(2,\)"),
         ((2, 1, 2, 2), [-1, 0], "-1"),
+        ((2, 1, 2, 2), [[0], [1]], r"labels \(2, 1\)"),
+        ((2, 1, 2, 2), [0.0, 1.0], "labels are torch.float32"),
+        ((2, 28, 28, 3), [0, 1], r"\(2, 28, 28, 3\) have their channels last"),
     ],
 )
 def test_images_that_do_not_fit_their_labels(pixels, labels, fault):
     with pytest.raises(InputError, match=fault):
         Images(torch.zeros(pixels), torch.tensor(labels), ("a", "b", "c"))
+
+
+def test_pixels_of_another_type():
+    with pytest.raises(InputError, match=r"float64; give bytes"):
+        Images(torch.zeros(2, 1, 2, 2, dtype=torch.float64), torch.tensor([0, 1]), ("a", "b"))
+
+
+def own_source(data_dir: str | None = None, count: int = 4) -> dict[str, Images]:
+    images = Images(torch.rand(count, 1, 6, 6), torch.arange(count) % 2, ("a", "b"))
+    return {"train": images, "dev": images, "test": images}
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    from asrcl.images import data
+
+    monkeypatch.setattr(data, "_SOURCES", dict(data._SOURCES))
+    return data
+
+
+def test_a_source_of_one_s_own(registered):
+    source("mine")(own_source)
+    splits = load_images({"kind": "mine", "count": 6, "size": 4}, None)
+    assert len(splits["dev"]) == 6 and splits["train"].shape == (1, 4, 4)
+    with pytest.raises(InputError, match=r"images \(mine\): count=many: expected"):
+        load_images({"kind": "mine", "count": "many"}, None)
+    for taken, function in (("mnist", own_source), ("mine", digits)):
+        with pytest.raises(InputError, match=f"kind={taken}: .* has a source of this name"):
+            source(taken)(function)
+
+
+@pytest.mark.parametrize(
+    "splits, fault",
+    [
+        ({}, "gives nothing"), ({"train": own_source()["train"]}, "expected train and test"),
+        ({**own_source(), "test": Images(torch.zeros(1, 1, 5, 5), torch.tensor([0]), ("a", "b"))}, r"test \(1, 5, 5\)"),
+        ({**own_source(), "test": Images(torch.zeros(1, 1, 6, 6), torch.tensor([0]), ("a",))}, "test .* with 1 classes"),
+    ],
+)  # fmt: skip
+def test_splits_that_do_not_belong_together(registered, splits, fault):
+    source("odd")(lambda data_dir=None: splits)
+    with pytest.raises(InputError, match=fault):
+        load_images({"kind": "odd"}, None)

@@ -1,5 +1,7 @@
 """What makes domains of images."""
 
+from hashlib import sha256
+
 import pytest
 import torch
 
@@ -43,6 +45,47 @@ def test_a_rotation_is_counter_clockwise(images, quarters):
     torch.testing.assert_close(rotated(images, 90 * quarters).pixels, expected, rtol=0, atol=1e-5)
 
 
+def as_bytes(images):
+    return Images((images.pixels * 255).round().byte(), images.labels, images.classes)
+
+
+def test_bytes_are_floats_when_they_are_asked_for(images):
+    stored = as_bytes(images)
+    chosen = torch.tensor([3, 3, 0])
+    assert stored.at(chosen).dtype == torch.float32
+    assert torch.equal(stored.at(chosen), stored.store.tensor[chosen] / 255)
+    assert torch.equal(stored.pixels, stored.store.tensor / 255)
+
+
+@pytest.mark.parametrize("change", [lambda images: permuted(images, 3), lambda images: rotated(images, 30)])
+def test_a_changed_domain_shares_the_pixels_of_the_plain_one(images, change):
+    stored = as_bytes(images)
+    changed = change(stored)
+    assert changed.store is stored.store and ImageDomain("a", {"train": changed}).fingerprint("train")
+    assert "_ready" not in vars(changed)  # nothing is carried out to load or to hash
+    torch.testing.assert_close(changed.pixels, change(images).pixels, rtol=0, atol=1.01 / 255)  # rounded to bytes at most twice
+
+
+def test_one_change_after_another(images):
+    both = permuted(rotated(images, 90), 4)
+    torch.testing.assert_close(both.pixels, permuted(Images(rotated(images, 90).pixels, images.labels, images.classes), 4).pixels)
+    other = rotated(permuted(images, 4), 90)
+    assert not torch.allclose(both.pixels, other.pixels)
+    assert [change.costly for change in other.changes] == [False, True]
+    torch.testing.assert_close(other.pixels, permuted(images, 4).pixels.rot90(1, (2, 3)), rtol=0, atol=1e-5)
+    chosen = torch.tensor([5, 2])
+    assert torch.equal(both.take(chosen).pixels, both.pixels[chosen])
+
+
+def test_pixels_are_hashed_once_for_all_domains(images, monkeypatch):
+    stored = as_bytes(images)
+    hashes = []
+    monkeypatch.setattr("asrcl.images.data.hashlib.sha256", lambda *parts: hashes.append(parts) or sha256(*parts))
+    domains = [ImageDomain(str(seed), {"train": permuted(stored, seed)}) for seed in range(5)]
+    prints = {domain.fingerprint("train") for domain in domains}
+    assert len(prints) == 5 and len([parts for parts in hashes if b"uint8" in parts[0]]) == 1
+
+
 def test_some_classes(images):
     relabelled, kept = of_classes(images, [7, 2], relabel=True), of_classes(images, [7, 2], relabel=False)
     assert torch.equal(relabelled.pixels, kept.pixels) and relabelled.classes == ("7", "2") and kept.classes == images.classes
@@ -74,7 +117,10 @@ def test_fingerprints_follow_pixels_labels_and_batches(images):
     other = Images(images.pixels, images.labels.roll(1), images.classes)
     domains = [
         ImageDomain("a", {"train": images}), ImageDomain("a", {"train": other}), ImageDomain("a", {"train": permuted(images, 1)}),
-        ImageDomain("a", {"train": images}, batch_size=8),
+        ImageDomain("a", {"train": images}, batch_size=8), ImageDomain("a", {"train": rotated(images, 1)}),
+        ImageDomain("a", {"train": permuted(rotated(images, 1), 1)}),
+        ImageDomain("a", {"train": rotated(permuted(images, 1), 1)}),
+        ImageDomain("a", {"train": images.take(torch.arange(400))}),
     ]  # fmt: skip
     hashes = [domain.fingerprint("train") for domain in domains]
-    assert len(set(hashes)) == 4 and ImageDomain("b", {"train": images}).fingerprint("train") == hashes[0]
+    assert len(set(hashes)) == 8 and ImageDomain("b", {"train": images}).fingerprint("train") == hashes[0]

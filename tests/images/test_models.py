@@ -10,8 +10,11 @@ HEADS = {"a.b": 3, "c": 2}
 
 
 @pytest.mark.parametrize(
-    "settings, shape", [({"kind": "mlp", "widths": [7, 5]}, (1, 8, 8)), ({"kind": "lenet", "widths": [3, 4, 6, 5]}, (3, 12, 8))]
-)
+    "settings, shape", [({"kind": "mlp", "widths": [7, 5]}, (1, 8, 8)), ({"kind": "lenet", "widths": [3, 4, 6, 5]}, (3, 12, 8)),
+    ({"kind": "alexnet_small", "widths": [3, 4, 5, 6, 7]}, (1, 19, 28)),
+    ({"kind": "alexnet_small", "widths": [3, 4, 5, 6, 7], "normalisation": True}, (3, 32, 32)),
+    ({"kind": "resnet18", "width": 2}, (3, 32, 32)), ({"kind": "resnet18", "width": 2}, (1, 9, 12))],
+)  # fmt: skip
 def test_every_domain_has_its_head(settings, shape):
     model = build_classifier(settings, shape, HEADS).eval()
     pixels = torch.rand(4, *shape)
@@ -33,12 +36,41 @@ def test_lenet_has_the_sizes_of_halrp():
     assert shapes == [(20, 3, 5, 5), (50, 20, 5, 5), (800, 3200), (500, 800), (10, 500)]
 
 
+def test_alexnet_has_the_sizes_of_hat():
+    """32 x 32 x 3 images: kernels 4, 3, 2, and 256 channels of 2 x 2 pixels at the first linear map (Serra et al., 2018)."""
+    model = build_classifier({"kind": "alexnet_small"}, (3, 32, 32), {"": 10})
+    shapes = [tuple(p.shape) for name, p in model.named_parameters() if name.endswith("weight")]
+    assert shapes == [(64, 3, 4, 4), (128, 64, 3, 3), (256, 128, 2, 2), (2048, 1024), (2048, 2048), (10, 2048)]
+    assert [layer.p for layer in model.modules() if isinstance(layer, torch.nn.Dropout)] == [0.2, 0.2, 0.5, 0.5, 0.5]
+
+
+def test_resnet_is_torchvision_s_with_another_stem():
+    resnet = pytest.importorskip("torchvision.models.resnet")
+    model, theirs = build_classifier({"kind": "resnet18"}, (3, 32, 32), {"": 10}).eval(), resnet.resnet18(num_classes=10).eval()
+    theirs.conv1, theirs.maxpool = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False), torch.nn.Identity()
+    state = theirs.state_dict()
+    model.heads[0].load_state_dict({name: state.pop(f"fc.{name}") for name in ("weight", "bias")})
+    model.trunk.load_state_dict(state)
+    pixels = torch.rand(2, 3, 32, 32)
+    assert torch.equal(model(pixels, "a"), theirs(pixels))
+
+
+@pytest.mark.parametrize("dropout", [[0.1, 1], [0.1], [-0.1, 0.5]])
+def test_rates_that_leave_nothing(dropout):
+    with pytest.raises(InputError, match=r"model\.dropout="):
+        build_classifier({"kind": "alexnet_small", "dropout": dropout}, (3, 32, 32), HEADS)
+
+
 @pytest.mark.parametrize(
     "settings, fault",
     [
         ({"kind": "mpl"}, r"model\.kind=mpl.*lenet, mlp"), ({"kind": "mlp", "width": 4}, r"mlp.*width"),
         ({"kind": "mlp", "widths": []}, r"widths=\[\]"),
-        ({"kind": "lenet", "widths": [1, 2]}, r"widths=\[1, 2\]"), ({}, r"model\.kind=conformer.*mlp"),
+        ({"kind": "lenet", "widths": [1, 2]}, r"widths=\[1, 2\]"),
+        ({"kind": "alexnet_small"}, r"8 x 8 pixels.*19 x 19"), ({"kind": "alexnet_small", "widths": [1]}, r"widths=\[1\].*five"),
+        ({"kind": "alexnet_small", "dropout": 0.5}, "dropout=0.5"), ({"kind": "mlp", "widths": ["wide"]}, r"widths=\['wide'\]"),
+        ({"kind": "resnet18", "width": 0}, "width=0"), ({"kind": "resnet18", "width": "wide"}, "width=wide"),
+        ({}, r"model\.kind=conformer.*mlp"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_built(settings, fault):

@@ -143,7 +143,7 @@ def images_of(path: Path, pixels: np.ndarray[Any, Any], labels: np.ndarray[Any, 
         raise InputError(f"{path}: images run from {pixels.min()} to {pixels.max()}; give bytes, or floats from 0 to 1")
     if labels.dtype.kind not in "iu":
         raise InputError(f"{path}: labels are {labels.dtype}; give whole numbers, the classes from 0")
-    values = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32 if real else np.uint8))
+    values = torch.from_numpy(np.require(pixels, np.float32 if real else np.uint8, ["C", "W"]))
     try:
         return Images(values, torch.from_numpy(labels.astype(np.int64)), names)
     except InputError as error:

@@ -97,7 +97,7 @@ def _annotated(root: Path, classes: tuple[str, ...]) -> list[Sample]:
     for number, line in enumerate(listing.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         name, _, rest = line.partition("\t")
         label = rest.partition("\t")[0]
-        if label not in classes or Path(name).name != name:
+        if label not in classes or Path(name).name != name or name in ("", ".."):
             raise InputError(plain(f"{listing}: line {number}: {line[:60]!r} names no file and class; get Tiny-ImageNet again"))
         samples.append((root / "images" / name, classes.index(label)))
     return samples

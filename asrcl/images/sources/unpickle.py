@@ -68,7 +68,10 @@ class _Text:
 class _Array:
     """Stands for an array that is filled after it is made."""
 
-    shape: Any = None
+    shape: Any = ()
+    kind: Any = None
+    fortran: Any = False
+    content: Any = None
 
     def __init__(self, *_: Any) -> None:
         pass
