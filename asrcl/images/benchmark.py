@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from asrcl.exceptions import InputError
 from asrcl.experiment.config import Config, check_scenario
+from asrcl.experiment.orders import named_order
 from asrcl.experiment.registry import register_benchmark
-from asrcl.images.entries import check_orders, written_out
+from asrcl.images.entries import written_out
 from asrcl.images.variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ class ImageBenchmark:
         kinds = {"classes" in entry for entry in scenario["domains"]}
         if scenario["incremental"] == "class" and len(kinds) > 1:
             raise InputError("scenario.incremental=class: give classes to all domains or to none")
-        check_orders(scenario.get("orders", {}), len(scenario["domains"]))
+        for order in scenario.get("orders", {}):
+            named_order(scenario, order)
         return scenario
 
     def prepare(self, config: Config, stage: str, only: Iterable[str] | None = None) -> None:

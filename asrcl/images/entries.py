@@ -1,4 +1,4 @@
-"""Domains as a scenario lists them: short forms written out, options checked, named orders checked.
+"""Domains as a scenario lists them: short forms written out, options checked.
 
 Short forms:
 
@@ -48,27 +48,6 @@ def written_out(entries: list[dict[str, Any]], scenario: Mapping[str, Any]) -> l
     for entry in found:
         _check(entry, f"domain {entry['name']}")
     return found
-
-
-def check_orders(orders: Any, count: int) -> None:
-    """Refuse named orders that are no permutations of the domains.
-
-    Args:
-        orders: name -> places in the list of domains, from 0.
-        count: of the domains.
-
-    Raises:
-        InputError: names the order and what is wrong with it.
-    """
-    if not isinstance(orders, dict):
-        raise InputError(f"scenario.orders={orders}: give a name and a list of places for each, e.g. {{A: [0, 1, 2]}}")
-    for name, order in orders.items():
-        numbers = order if isinstance(order, list) and all(type(place) is int for place in order) else []
-        if sorted(numbers) != list(range(count)):
-            raise InputError(
-                f"scenario.orders.{name}={order}: is no permutation of 0 to {count - 1}, the places of the {count} domains; "
-                "correct it, or leave it out (~scenario.orders)"
-            )
 
 
 def _check(entry: Mapping[str, Any], where: str) -> None:
