@@ -120,13 +120,19 @@ def in_jobs(
         job = partial(_job, threads, function, shared)
         try:
             if _kept is not None:
-                return list(_kept.map(job, runs))
+                return _results(_kept, job, runs)
             executor = _executor(jobs)
             with _ended(executor):
-                return list(executor.map(job, runs))
+                return _results(executor, job, runs)
         except BrokenProcessPool as error:
             why = f"a process was killed, by hand or for lack of memory (then try launcher.jobs={max(1, jobs // 2)})"
             raise InputError(f"{what}: {why}; the same command goes on where it stopped") from error
+
+
+def _results(executor: ProcessPoolExecutor, job: Callable[..., Any], runs: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """In the order of the runs; not by `map`, which cancels what an error leaves over, and loky then fails to end its workers."""
+    futures = [executor.submit(job, run) for run in runs]
+    return [future.result() for future in futures]
 
 
 def _import_adapt() -> None:

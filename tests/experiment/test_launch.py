@@ -38,14 +38,17 @@ def test_workers_are_kept_for_several_calls():
     with workers(TWO):
         first = set(in_jobs(TWO, identify, [(TWO,)] * 4))
         second = set(in_jobs(TWO, identify, [(TWO,)] * 4))
-    assert second <= first and len(first) <= 2
-    assert set(in_jobs(TWO, identify, [(TWO,)] * 2)).isdisjoint(first)
+    assert len(first | second) <= 2  # a worker may sleep through the first call
+    assert set(in_jobs(TWO, identify, [(TWO,)] * 2)).isdisjoint(first | second)
 
 
-def test_an_error_of_a_run_is_the_error_of_all():
+def test_an_error_of_a_run_is_the_error_of_all(monkeypatch):
+    """And nothing else is said: not by the thread that ends the workers while runs are left over."""
+    died = []
+    monkeypatch.setattr("threading.excepthook", died.append)
     with pytest.raises(InputError, match=r"^no\.file: run 1") as refused:
-        in_jobs(TWO, fail, [(TWO, number) for number in range(3)])
-    assert "\n" not in str(refused.value)
+        in_jobs(TWO, fail, [(TWO, number) for number in range(12)])
+    assert "\n" not in str(refused.value) and not died
 
 
 def test_a_killed_worker_is_named_with_the_remedy():
