@@ -80,7 +80,11 @@ def _ended(executor: ProcessPoolExecutor) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        executor.shutdown(kill_workers=True)
+        heard, threading.excepthook = threading.excepthook, lambda failed: None
+        try:  # a result that arrives while loky ends its workers is one that its thread no longer knows
+            executor.shutdown(kill_workers=True)
+        finally:
+            threading.excepthook = heard
         raise
     executor.shutdown(wait=False)  # their ends take seconds; this process waits for them before its own
 
