@@ -99,6 +99,10 @@ class Task(Protocol):
         """What the model says of a batch before any label is looked at: logits, and masks of the real positions."""
         ...
 
+    def loss_and_outputs(self, model: nn.Module, batch: Any) -> tuple[Tensor, Outputs, Any]:
+        """The training loss, the outputs it was computed from, and the batch as the model saw it (augmented), in one pass."""
+        ...
+
     def distillation(self, student: Outputs, teacher: Outputs, temperature: float) -> Tensor:
         """How far a student's outputs are from a teacher's on the same batch, the mean over items; a scalar, differentiable."""
         ...

@@ -7,8 +7,8 @@ Beside the loss of a domain's own items, the model is to answer them as the mode
 and neither data nor importance is kept. Where all domains share their outputs these are all outputs, which for speech is the form
 of Vander Eeckt and Van hamme (their released code: strength 0.1, temperature 1, the attention head alone; here CTC too, weighted
 as in the loss). Where every domain has a head of its own, the new items go through the heads of all earlier domains, which are
-trained along, as in the paper. What is distilled are the items as they are, without augmentation. (The paper's cross entropy
-differs from the divergence by a constant; its tempered loss has no factor temperature^2, which keeps gradients of one size.)
+trained along, as in the paper. Student and teacher see the same augmented items. (The paper's cross entropy differs from the
+divergence by a constant; its tempered loss has no factor temperature^2, which keeps gradients of one size.)
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from asrcl.contract.method import Method, register
+from asrcl.contract.outputs import Outputs
 from asrcl.contract.protocols import Batch, Domain, Learner
 from asrcl.exceptions import InputError
 
@@ -45,15 +46,20 @@ class LearningWithoutForgetting(Method):
         self._teacher = None
 
     def loss(self, learner: Learner, model: nn.Module, batch: Batch) -> Tensor:
-        loss = learner.task.loss(model, batch)
         if not self.strength:
-            return loss
+            return learner.task.loss(model, batch)
         if self._teacher is None:
             self._teacher = learner.frozen(learner.weights)
-        views = [batch] if batch.mixable else [batch.as_of(domain.name) for domain in learner.domains[:-1]]
-        for view in views:
-            with torch.no_grad():
-                old = learner.task.outputs(self._teacher, view)
-            new = learner.task.outputs(model, view)
-            loss = loss + self.strength * learner.task.distillation(new, old, self.temperature)
+        loss, outputs, seen = learner.task.loss_and_outputs(model, batch)
+        if batch.mixable:  # one pass serves the loss and the distillation
+            return loss + self.strength * self._distilled(learner, outputs, seen)
+        for domain in learner.domains[:-1]:
+            view = seen.as_of(domain.name)
+            loss = loss + self.strength * self._distilled(learner, learner.task.outputs(model, view), view)
         return loss
+
+    def _distilled(self, learner: Learner, new: Outputs, batch: Batch) -> Tensor:
+        assert self._teacher is not None
+        with torch.no_grad():
+            old = learner.task.outputs(self._teacher, batch)
+        return learner.task.distillation(new, old, self.temperature)

@@ -82,11 +82,15 @@ class RecognitionTask:
 
     def loss(self, model: nn.Module, batch: SpeechBatch) -> Tensor:
         """Training loss; SpecAugment and label smoothing apply while the model is in training mode."""
-        if not model.training:
-            return self.curvature_loss(model, batch)
-        if self._augmentation:
+        return self.loss_and_outputs(model, batch)[0]
+
+    def loss_and_outputs(self, model: nn.Module, batch: SpeechBatch) -> tuple[Tensor, Outputs, SpeechBatch]:
+        """The same with the outputs it is of and the augmented batch that they are of."""
+        if model.training and self._augmentation:
             batch = replace(batch, features=self._augmentation(batch.features.clone()))
-        return recogniser_of(model).loss(model(batch), batch, Objective(self.ctc_weight, self.label_smoothing))
+        objective = Objective(self.ctc_weight, self.label_smoothing) if model.training else Objective(self.ctc_weight)
+        outputs = model(batch)
+        return recogniser_of(model).loss(outputs, batch, objective), outputs, batch
 
     def curvature_loss(self, model: nn.Module, batch: SpeechBatch) -> Tensor:
         """The same loss without augmentation and label smoothing."""

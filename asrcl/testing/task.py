@@ -34,8 +34,12 @@ class ClassificationTask:
 
     def loss(self, model: nn.Module, batch: VectorBatch) -> Tensor:
         """Mean cross entropy of the items."""
-        smoothing = self.label_smoothing if model.training else 0.0
-        return functional.cross_entropy(model(batch.inputs), batch.labels, label_smoothing=smoothing)
+        return self.loss_and_outputs(model, batch)[0]
+
+    def loss_and_outputs(self, model: nn.Module, batch: VectorBatch) -> tuple[Tensor, Outputs, VectorBatch]:
+        """The loss with the logits it is of; nothing is augmented."""
+        outputs, smoothing = self.outputs(model, batch), self.label_smoothing if model.training else 0.0
+        return functional.cross_entropy(outputs.logits[0], batch.labels, label_smoothing=smoothing), outputs, batch
 
     def curvature_loss(self, model: nn.Module, batch: VectorBatch) -> Tensor:
         """The same without label smoothing."""

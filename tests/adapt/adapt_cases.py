@@ -64,10 +64,10 @@ class KillingTask(ClassificationTask):
     where: str = ""
     countdown: Any = None
 
-    def loss(self, model, batch):
+    def loss_and_outputs(self, model, batch):
         if self.where == "loss":
             self.countdown()
-        return super().loss(model, batch)
+        return super().loss_and_outputs(model, batch)
 
     def curvature_loss(self, model, batch):
         if self.where == "curvature_loss":

@@ -16,6 +16,7 @@ from asrcl.experiment.tuning import searches
 from asrcl.images.models import build_classifier
 from asrcl.merge import methods as merge_methods
 from asrcl.methods import build_method
+from asrcl.search import grid
 from asrcl.speech.corpora import CORPORA
 from asrcl.speech.decoding import DecodeConfig
 from asrcl.speech.features import FeatureConfig
@@ -356,9 +357,13 @@ def test_every_choice_of_hyper_parameters_names_options_that_exist(name):
         configured_method(config, method)
 
 
-def test_every_method_of_the_search_gets_as_many_settings():
-    config = load_config()
+@pytest.mark.parametrize("chosen", [[], ["scenario=split_digits"]], ids=["speech", "images"])
+def test_every_method_of_the_search_gets_as_many_settings(chosen):
+    """Or all of its space where that has no more; a space names options that exist."""
+    config = load_config(chosen)
     found = searches(config, list(config.tree["search"]["methods"]))
-    assert {len(search.settings) for search in found} == {config.tree["search"]["settings"]}
-    assert all({"train.adapt.learning_rate", "train.adapt.epochs"} <= set(search.space) for search in found)
-    assert {"ft", "fta", "ewc", "ihr", "laplace"} <= {search.method for search in found}
+    settings = config.tree["search"]["settings"]
+    assert all(len(search.settings) == min(settings, len(grid(search.space))) for search in found)
+    assert all(set(config.tree["search"]["shared"]) <= set(search.space) for search in found)
+    unsearched = {"initial", "ihr_paper", "separate", "single", "joint"}
+    assert {search.method for search in found} >= set(config.tree["methods"]) - unsearched

@@ -8,7 +8,7 @@ import torch
 from asrcl.curvature import estimate
 from asrcl.methods import build_method
 from asrcl.methods.mas import absolute_gradients
-from asrcl.speech.task import RecognitionTask
+from asrcl.speech.task import RecognitionTask, SpecAugmentConfig
 
 
 @pytest.fixture
@@ -78,3 +78,15 @@ def test_gpm_projects_query_key_and_value_of_a_raw_parameter_apart(task, make_mo
     unprotected = {name for name, _ in model.named_parameters() if name not in rows}
     assert unprotected and all(torch.equal(after[name], before[name]) for name in unprotected)
     assert all(torch.equal(value, before[name]) for name, value in after.items() if "running" in name)
+
+
+def test_student_and_teacher_see_the_same_augmented_frames_in_one_pass_each(tokenizer, make_model, make_batch):
+    task = RecognitionTask(tokenizer, augment=SpecAugmentConfig(time_width=8, frequency_width=3))
+    seen, models = [], [make_model(dropout=0.0), make_model(dropout=0.0)]
+    for model in models:
+        model.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].features))
+    learner = SimpleNamespace(task=task, domains=[], weights=None, frozen=lambda weights: models[1])
+    models[0].train()
+    batch = make_batch([61, 40])
+    build_method("lwf").loss(learner, models[0], batch)
+    assert len(seen) == 2 and torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], batch.features)
