@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asrcl.exceptions import InputError
-from asrcl.scoring.counting.errors import counted
+from asrcl.scoring.counting.errors import Errors, counted
 from asrcl.scoring.report.markdown import terminal_table
 from asrcl.scoring.results.discovery import find_results, look_below
 from asrcl.scoring.results.run_result import RunResult
@@ -36,7 +36,9 @@ class _Measured:
 
 
 def recount(*folders: Path) -> str:
-    """Count the errors of every `hyp.trn` below some folders against its `ref.trn`, with unit costs.
+    """Count the errors of every decode below some folders again, with unit costs: those of `hyp.trn` against `ref.trn`.
+
+    Of images, which have no such files, the items of `utterances.jsonl` whose class and whose guess differ are counted.
 
     Compared with `results.json` are the errors (substitutions, deletions and insertions together), the reference words, and
     the errors and lengths in characters where the run counted them.
@@ -62,7 +64,7 @@ def _recount_run(run: RunResult, tally: _Tally) -> None:
     for measured in _measured(run):
         home = _decode_folder(run, measured.file)
         if home is not None:
-            _check(measured, home)
+            _check(measured, home, run.unit)
             decodes += 1
         elif measured.errors is not None:
             tally.missing += 1
@@ -87,11 +89,14 @@ def _measured(run: RunResult) -> Iterator[_Measured]:
 
 
 def _decode_folder(run: RunResult, file: str | None) -> Path | None:
-    """Where the transcripts of an evaluation lie; None if none were kept, as of tasks without words."""
-    return None if file is None or run.folder is None or run.unit != "word" else (run.folder / file).parent
+    """Where the decodes of an evaluation lie; None if none were kept, or none that can be counted again."""
+    return None if file is None or run.folder is None or run.unit not in ("word", "image") else (run.folder / file).parent
 
 
-def _check(measured: _Measured, home: Path) -> None:
+def _check(measured: _Measured, home: Path, unit: str) -> None:
+    if unit == "image":
+        _check_images(measured, home)
+        return
     found = score_files(home / "ref.trn", home / "hyp.trn")
     pairs = {"errors": (found.total, measured.errors), "reference words": (found.length, measured.length)}
     if measured.character_errors is not None:
@@ -102,15 +107,23 @@ def _check(measured: _Measured, home: Path) -> None:
             raise InputError(f"{home}: {what}: {here} here, {stored} in results.json; run the decode stage again")
 
 
+def _check_images(measured: _Measured, home: Path) -> None:
+    items = Errors.load(home / "utterances.jsonl").items
+    wrong = sum(item.reference != item.hypothesis for item in items)
+    for what, here, stored in (("errors", wrong, measured.errors), ("images", len(items), measured.length)):
+        if here != stored:
+            raise InputError(f"{home}: {what}: {here} here, {stored} in results.json; run the decode stage again")
+
+
 def _verdict(tally: _Tally) -> str:
     lines = []
     if tally.decodes:
         done = f"recounted {counted(tally.decodes, 'decode')} of {counted(tally.runs, 'run')}"
         lines.append(f"{done}: every count agrees with its results.json")
     else:
-        lines.append("nothing was recounted: no run kept its transcripts")
+        lines.append("nothing was recounted: no run kept its decodes")
     if tally.unchecked_runs:
-        lines.append(f"{counted(tally.unchecked_runs, 'run')} without transcripts could not be checked")
+        lines.append(f"{counted(tally.unchecked_runs, 'run')} without decodes could not be checked")
     if tally.missing:
-        lines.append(f"{counted(tally.missing, 'result')} without transcripts could not be checked")
+        lines.append(f"{counted(tally.missing, 'result')} without decodes could not be checked")
     return "\n".join(lines)

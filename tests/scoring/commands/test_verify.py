@@ -2,11 +2,12 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from asrcl.exceptions import InputError
-from asrcl.scoring import Errors, RunResult, count_errors, write_trn
+from asrcl.scoring import Errors, ItemErrors, RunResult, count_errors, write_trn
 from asrcl.scoring.commands.verify import recount
 
 SAID = {"s1-a": "turn on the light", "s1-b": "stop", "s2-a": "play some jazz"}
@@ -89,10 +90,10 @@ def test_what_could_not_be_checked_is_said(tmp_path):
     change_results(tmp_path, item_files=[])
     lines = recount(tmp_path).splitlines()[-3:]
     assert lines[0] == "recounted 2 decodes of 1 run: every count agrees with its results.json"
-    assert lines[1:] == ["1 run without transcripts could not be checked", "4 results without transcripts could not be checked"]
+    assert lines[1:] == ["1 run without decodes could not be checked", "4 results without decodes could not be checked"]
     shutil.rmtree(tmp_path / "initial")
     text = recount(tmp_path)
-    assert "agrees" not in text and "nothing was recounted: no run kept its transcripts" in text
+    assert "agrees" not in text and "nothing was recounted: no run kept its decodes" in text
 
 
 def test_a_lost_decode_is_named(tmp_path):
@@ -112,4 +113,19 @@ def test_a_lost_utterance_is_named(tmp_path):
 
 def test_a_folder_without_results_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no results\.json below it"):
+        recount(tmp_path)
+
+
+def test_decisions_about_images_are_counted_again(tmp_path):
+    home = tmp_path / "ft" / "1"
+    items = [ItemErrors(f"i{n}", f"i{n}", int(n < 2), 0, 0, 1, "fire truck", "cat" if n < 2 else "fire truck") for n in range(5)]
+    Errors(items, "image").save(home / "stage1" / "a" / "utterances.jsonl")
+    files = [["stage1/a/utterances.jsonl"]]
+    run = RunResult("pictures", "ft", 1, "image", ["a"], [[2]], [5], item_files=files)
+    run.save(home / "results.json")
+    assert recount(tmp_path).endswith("recounted 1 decode of 1 run: every count agrees with its results.json\n")
+    items[3] = replace(items[3], hypothesis="dog")  # which the counts of the item do not tell
+    Errors(items, "image").save(home / "stage1" / "a" / "utterances.jsonl")
+    run.save(home / "results.json")
+    with pytest.raises(InputError, match=r"stage1/a: errors: 3 here, 2 in results\.json"):
         recount(tmp_path)
