@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from asrcl.files import read_json
+from asrcl.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 SEARCH = ROOT / "recipes" / "accents" / "results" / "accents" / "tuning"
@@ -55,6 +55,30 @@ def test_a_document_is_refreshed_where_it_is_marked(publish, tmp_path):
     assert page.read_text() == (
         "a\n<!-- results:x -->\nnew | \\1\n<!-- /results -->\nb\n<!-- results:x_short -->\nshort\n<!-- /results -->\n"
     )
+
+
+def test_a_table_over_orders_is_found_and_an_accuracy_s_main_table(publish):
+    table = "| Method | ACC |\n| --- | ---: |\n| FT | 60 |"
+    report = f"# Results\n\n## Order of the domains: x\n\nIn 2 orders.\n\n{table}\n\n![bands](o.png)\n\n"
+    report += REPORT.replace("WER in %", "accuracy in %")
+    assert publish.orders_table(report) == f"In 2 orders.\n\n{table}"
+    assert publish.orders_table(REPORT) == ""
+    assert publish.main_table(report).startswith("accuracy in % on each domain.")
+
+
+def test_sizes_are_numbers_and_files_beside_the_errors(publish, tmp_path):
+    for seed, sizes in ((1, [100, 110, 130]), (2, [100, 120, 140])):
+        folder = tmp_path / "ft" / str(seed)
+        (folder / "increments").mkdir(parents=True)
+        for name, length in (("b", 10), ("c", 30)):
+            (folder / "increments" / f"{name}.safetensors").write_bytes(b"x" * length)
+        stages = [{"parameters": size} for size in sizes]
+        write_json(folder / "results.json", {"label": "FT", "kind": "", "domains": ["a", "b", "c"], "stages": stages})
+    assert publish.sizes_table(REPORT, tmp_path).splitlines() == [
+        "| Method | numbers per domain | bytes per domain | AVG | CI95 | probe |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| FT | 18 | 20 | 2.0 ± 0.1 | 1–3 | 4.80 |",
+    ]
 
 
 @pytest.mark.parametrize("protocol, name", [("sequence", "accents"), ("first", "accents_first")])

@@ -5,7 +5,8 @@
 Writes recipes/accents/results/<scenario>/{RESULTS.md,*.png,tuning/}, with --page also report.html (which quotes utterances:
 only where their licence allows it), and refreshes what stands between `<!-- results:accents -->` and `<!-- /results -->` in
 README.md and recipes/accents/README.md; `accents_short` is the same with fewer columns, `accents_steps` and `accents_tuning` are
-what stages did to the weights and the searches for hyper-parameters.
+what stages did to the weights and the searches for hyper-parameters; `accents_orders` is the table over orders of the domains,
+and `accents_sizes` says what each domain adds to the first one's model.
 """
 
 from __future__ import annotations
@@ -26,16 +27,49 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 def main_table(report: str) -> str:
     """The sentences and the table at the head of a report."""
-    start = report.index("WER in %")
-    end = report.index("![", start)
-    return report[start:end].strip()
+    start = min(report.index(words) for words in ("WER in %", "accuracy in %") if words in report)
+    return report[start : report.find("\n![", start)].strip()
+
+
+def orders_table(report: str) -> str:
+    """The sentences and the table over orders of the domains; empty if there are none."""
+    found = re.search(r"^## Order of the domains[^\n]*\n\n(.*?)^!\[", report, re.M | re.S)
+    return found[1].strip() if found else ""
+
+
+def sizes_table(report: str, folder: Path) -> str:
+    """What each domain adds to the first one's model, in numbers and in bytes on disk, beside the error it buys."""
+    rows = _cells(main_table(report))
+    kept = [n for n, name in enumerate(rows[0]) if name in ("AVG", "ACC", "CI95", "probe", "F")]
+    lines = [["Method", "numbers per domain", "bytes per domain", *(rows[0][n] for n in kept)]]
+    lines.append(["---"] + ["---:"] * (len(lines[0]) - 1))
+    found = {}
+    for path in sorted(folder.glob("*/*/results.json")):
+        result = read_json(path)
+        sizes = [stage["parameters"] for stage in result["stages"] if "parameters" in stage]
+        files = sorted((path.parent / "increments").glob("*.safetensors"))
+        if result.get("kind") == "separate":
+            files = sorted(path.parent.glob("stage[2-9]*/model.safetensors"))
+        adds = (sizes[-1] - sizes[0]) / (len(result["domains"]) - 1) if len(sizes) > 1 else 0
+        space = sum(file.stat().st_size for file in files) / len(files) if files else 0
+        found.setdefault(result.get("label"), []).append((adds, space))
+    for row in rows[2:]:
+        measured = found.get(row[0].strip("*"), [(0, 0)])
+        numbers, size = (sum(values) / len(measured) for values in zip(*measured, strict=True))
+        lines.append([row[0], *(f"{value:,.0f}" if value else "0" for value in (numbers, size)), *(row[n] for n in kept)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cells(text: str) -> list[list[str]]:
+    """The cells of the first table in a text."""
+    lines = text.splitlines()
+    table = takewhile(lambda line: line.startswith("|"), dropwhile(lambda line: not line.startswith("|"), lines))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
 
 
 def short_table(report: str) -> str:
     """The main table with its most telling columns alone."""
-    lines = main_table(report).splitlines()
-    table = list(takewhile(lambda line: line.startswith("|"), dropwhile(lambda line: not line.startswith("|"), lines)))
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    rows = _cells(main_table(report))
     kept = [n for n, name in enumerate(rows[0]) if name in SHORT or name.startswith("p (")]
     return "\n".join(f"| {' | '.join(row[n] for n in kept)} |" for row in rows)
 
@@ -80,8 +114,8 @@ def _written(column: str, value: object) -> str:
 
 def machine(folder: Path) -> str:
     """One line about where the numbers come from."""
-    result = read_json(next(iter(sorted(folder.glob("*/*/results.json")))))
-    seeds = sorted({int(path.parent.name) for path in folder.glob("*/*/results.json")})
+    files = sorted([*folder.glob("*/*/results.json"), *folder.glob("order_*/*/*/results.json")])
+    result, seeds = read_json(files[0]), sorted({int(path.parent.name) for path in files})
     where = result["environment"]
     numbers = ', '.join(map(str, seeds))
     return f"Seeds {numbers}; {where['processor']}, accelerator {where['accelerator']}, torch {where['torch']}."
@@ -103,6 +137,8 @@ def publish(folder: Path, recipe: Path, page: bool) -> None:
         refresh(document, folder.name, text)
         refresh(document, f"{folder.name}_short", f"{short_table(report)}\n\n{machine(folder)}")
         refresh(document, f"{folder.name}_steps", step_tables(report))
+        refresh(document, f"{folder.name}_orders", f"{orders_table(report)}\n\n{machine(folder)}")
+        refresh(document, f"{folder.name}_sizes", f"{sizes_table(report, folder)}\n\n{machine(folder)}")
         if tables := tuning_tables(folder):
             refresh(document, f"{folder.name}_tuning", tables)
 
