@@ -55,6 +55,19 @@ def test_resnet_is_torchvision_s_with_another_stem():
     assert torch.equal(model(pixels, "a"), theirs(pixels))
 
 
+NORMALISED = [{"kind": "lenet"}, {"kind": "alexnet_small", "normalisation": True}, {"kind": "resnet18", "width": 8}]
+
+
+@pytest.mark.parametrize("settings", NORMALISED)
+def test_a_test_image_is_judged_alone(settings):
+    """The authors of HALRP normalise AlexNet by the test batch, so that its accuracy depends on how many images that holds."""
+    torch.manual_seed(0)
+    model, pixels = build_classifier(settings, (3, 32, 32), {"": 5}), torch.rand(6, 3, 32, 32)
+    model(pixels, "a")  # in training: statistics of another batch
+    model.eval()
+    torch.testing.assert_close(model(pixels, "a")[:1], model(pixels[:1], "a"))
+
+
 @pytest.mark.parametrize("dropout", [[0.1, 1], [0.1], [-0.1, 0.5]])
 def test_rates_that_leave_nothing(dropout):
     with pytest.raises(InputError, match=r"model\.dropout="):
