@@ -72,6 +72,16 @@ def test_all_methods_adapt_and_a_second_time_costs_nothing(start):
     assert [path.read_bytes() for path in paths] == first and cached(config) == work
 
 
+@pytest.mark.parametrize("name", ["kfac_ewc", "l2", "mas", "lwf", "gpm", "packnet", "er", "lora"])
+def test_methods_run_on_a_conformer(start, name):
+    """And end with other weights than plain fine-tuning does."""
+    config = start("train.adapt.epochs=3", "train.adapt.schedule=constant")  # penalties pull from the second step on
+    experiment.adapt_all(config, ["ft", name], [1], decode=True)
+    plain, own = (RunResult.load(config.home / method / "1" / "results.json") for method in ("ft", name))
+    assert own.errors[1][1] is not None and own.lengths == [11, 11]
+    assert own.stages[1]["model"] != plain.stages[1]["model"]
+
+
 def test_adapting_first_and_decoding_later_gives_the_same(start):
     config = start()
     experiment.adapt_all(config, ["ft"], [1])

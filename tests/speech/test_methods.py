@@ -16,6 +16,10 @@ def task(tokenizer):
     return RecognitionTask(tokenizer)
 
 
+def curvature_of(task, model, batch):
+    return estimate(model, task.curvature_loss, [batch], padding=lambda batch: task.padding(model, batch), layers="all")
+
+
 def raw_names(model):
     return [name for name, _ in model.named_parameters() if name.endswith("in_proj_weight")]
 
@@ -49,11 +53,32 @@ def test_lwf_distils_both_heads_of_a_recogniser(task, make_model, make_batch):
     assert found > plain
 
 
+def test_the_penalty_of_kfac_ewc_has_the_curvature_for_gradient(task, make_model, make_batch):
+    """Of raw attention parameters, of embeddings (their rows are the inputs), of depthwise kernels; after its state was kept."""
+    model, batch = make_model(), make_batch([61, 40, 27])
+    curvature = curvature_of(task, model, batch)
+    learner = SimpleNamespace(last=False, device="cpu", weights=model.state_dict(), estimate_curvature=lambda *_: curvature)
+    given = build_method("kfac_ewc", strength=2.0, rest="free")
+    given.end_domain(learner, None, None, {name: value.clone() for name, value in model.state_dict().items()})
+    method = build_method("kfac_ewc", strength=2.0, rest="free")
+    method.load_state_dict(given.state_dict())
+    method.start_domain(learner, None)
+    delta = {name: 0.01 * torch.randn_like(value) for name, value in model.named_parameters()}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.add_(delta[name])
+    method.penalty(learner, model, None).backward()
+    kinds, expected = {type(block).__name__ for block in method._terms[0].values()}, curvature.multiply(delta)
+    assert kinds == {"KroneckerBlock", "DenseBlock"} and {key.name for key in method._terms[0]} >= set(raw_names(model))
+    for name in {key.name for key in method._terms[0]}:
+        torch.testing.assert_close(model.get_parameter(name).grad, 2 * expected[name], rtol=1e-4, atol=1e-5)
+
+
 def test_gpm_projects_query_key_and_value_of_a_raw_parameter_apart(task, make_model, make_batch):
     """Their rows have inputs of their own, and a step is orthogonal to each."""
     model, batch = make_model(dropout=0.0), make_batch([61, 40, 27])
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    curvature = estimate(model, task.curvature_loss, [batch], padding=lambda batch: task.padding(model, batch), layers="all")
+    curvature = curvature_of(task, model, batch)
     learner = SimpleNamespace(
         last=False, device="cpu", weights=before, private=lambda domain: set(), estimate_curvature=lambda *arguments: curvature
     )
