@@ -87,6 +87,9 @@ class Processes:
         All processes take equally many, since they exchange gradients every step. Where the last block is short, those without a
         batch get another's, which counts as one of 0 items.
         """
+        if self.count == 1:
+            yield from ((batch, len(batch), len(batch)) for batch in batches)
+            return
         iterator = iter(batches)
         while block := list(islice(iterator, self.count)):
             items = sum(len(batch) for batch in block)

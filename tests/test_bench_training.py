@@ -27,8 +27,8 @@ def test_the_benchmark_of_training(tmp_path):
 )
 def test_the_benchmarks_of_small_models(case, loops, tmp_path):
     pytest.importorskip("speechbrain")  # the speech case imports it
-    options = ["--case", case, "--epochs", "2", "--models", "2", "--rounds", "1", "--markdown", "--out"]
-    command = [sys.executable, str(TOOLS / "bench_training.py"), *options, str(tmp_path / "out.json")]
+    small = ["--epochs", "2", "--models", "2", "--rounds", "1", "--markdown", "--out", str(tmp_path / "out.json")]
+    command = [sys.executable, str(TOOLS / "bench_training.py"), "--case", case, *small]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert [row["loop"] for row in rows] == loops and all(f"| {name} |" in done.stdout for name in loops)
