@@ -12,7 +12,7 @@ number, and where the authors' code and their text differ.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, Literal
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from asrcl.contract.method import joined_state, register
+from asrcl.contract.method import joined_state, parted_state, register
 from asrcl.contract.protocols import Batch, Domain, Learner
 from asrcl.contract.weights import Weights
 from asrcl.exceptions import InputError
@@ -114,9 +114,21 @@ class HessianAwareLowRankPerturbation(PerDomainMethod):
         self._traces: StateDict = {}
         self._trained: list[PerturbedWeight] = []
 
+    def start_run(self, learner: Learner) -> None:
+        super().start_run(learner)
+        self._traces = {}
+
+    def state_dict(self) -> StateDict:
+        return super().state_dict() | joined_state({"traces": self._traces})
+
     def training_state(self) -> StateDict:
         """The shared weights, and what decides over ranks; what other domains added does not matter to a new one."""
-        return {**super().training_state(), **joined_state({"traces": self._traces})}
+        return super().training_state() | joined_state({"traces": self._traces})
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        own = {name: value for name, value in state.items() if name.startswith("traces.")}
+        super().load_state_dict({name: value for name, value in state.items() if name not in own})
+        (self._traces,) = parted_state(self, own, "traces")
 
     # --- a domain
 

@@ -54,7 +54,7 @@ METHODS = {
     "ihr": lambda: build_method("ihr", curvature="sum"),
     "lora": lambda: build_method("lora", rank=2),
     "lora_per_domain": lambda: build_method("lora_per_domain", rank=2),
-    "halrp": lambda: build_method("halrp", private=[], growth_bound=0.5),
+    "halrp": lambda: build_method("halrp", private=[], growth_bound=0.5, importance="trace"),
 }
 STATELESS = ("lora", "lwf")
 
