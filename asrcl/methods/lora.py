@@ -104,8 +104,9 @@ def _checked(rank: int) -> int:
 def _wrapped(learner: Learner, model: nn.Module, rank: int, scale: float, targets: Sequence[str]) -> nn.Module:
     """The model with updates on the chosen weights; these and the head of the domain alone are trained."""
     generator = torch.Generator().manual_seed(learner.seed * 10_007 + learner.stage)
-    own = learner.private(learner.domains[-1])
-    found = list(matrices(model, targets, tuple(own)))
+    domain = learner.domains[-1]
+    own = learner.private(domain)
+    found = list(matrices(model, targets, (*own, *learner.foreign(domain))))  # its own head is trained whole, others' not at all
     if not found:
         raise no_target("targets", targets, model)
     for name, value in model.named_parameters():

@@ -32,6 +32,17 @@ def test_convolutions_normalisations_and_heads(tmp_path):
     torch.testing.assert_close(change, change[..., :1, :1].expand_as(change), atol=1e-6, rtol=0)
 
 
+def test_low_rank_updates_leave_the_heads_of_other_domains_out(tmp_path):
+    config = configured(tmp_path, "split_digits", PAIRS)
+    train_all(config, [1])
+    adapt_all(config, ["lora_per_domain", "lora"], [1], decode=True, save=True)
+    increment = Increment.load(config.home / "lora_per_domain" / "1" / "increments" / "23.safetensors")
+    assert set(increment.factors) == {"trunk.1.weight", "trunk.4.weight"}
+    assert set(increment.own) == {"heads.1.weight", "heads.1.bias"}
+    stages = [load_weights(config.home / "lora" / "1" / f"stage{stage}" / "model.safetensors") for stage in (1, 2)]
+    assert all(torch.equal(stages[0][f"heads.{n}.weight"], stages[1][f"heads.{n}.weight"]) for n in (0, 2))
+
+
 def test_the_example_of_the_page(tmp_path, monkeypatch, capsys):
     two = "scenario.domains=[{name: original}, {name: permuted1, permutation: 1}]"
     config = configured(tmp_path / "exp", "permuted_digits", two)

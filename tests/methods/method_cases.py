@@ -9,6 +9,8 @@ class Alone:
     def private(self, domain):
         return set()
 
+    foreign = private
+
 
 class Raw(nn.Module):
     """An attention's projections in a parameter without a layer, an embedding, a convolution, and batch statistics."""
