@@ -12,6 +12,6 @@ jobs=2
 prepares=false
 parse_options "$@"
 settings=()
-if $quick; then settings+=(train.initial.epochs=2 train.adapt.epochs=1 evaluation.domains=seen); fi
+if $quick; then settings+=(tuned=none train.initial.epochs=2 train.adapt.epochs=2 evaluation.domains=seen); fi
 cd "$repository"
 run_recipe "$scenario" ${settings[@]+"${settings[@]}"}
