@@ -32,6 +32,15 @@ def test_convolutions_normalisations_and_heads(tmp_path):
     torch.testing.assert_close(change, change[..., :1, :1].expand_as(change), atol=1e-6, rtol=0)
 
 
+def test_a_report_says_what_pruning_old_tasks_forgets(tmp_path):
+    config = configured(tmp_path, "split_digits", PAIRS, "methods.halrp.growth_bound=0.02", "model.widths=[32,32]")
+    train_all(config, [1])
+    adapt_all(config, ["halrp"], [1], decode=True)
+    result = RunResult.load(config.home / "halrp" / "1" / "results.json")
+    assert result.errors[2][1] > result.errors[1][1]
+    assert result.completed()[2].tolist() == result.rates()[2].tolist()
+
+
 def test_low_rank_updates_leave_the_heads_of_other_domains_out(tmp_path):
     config = configured(tmp_path, "split_digits", PAIRS)
     train_all(config, [1])

@@ -12,8 +12,9 @@ Three words of a run, and what they may be:
                  separate      a model per domain, an oracle: AVG_sep of COV
                  joint         trained on the data of all domains, an oracle: J of intransigence
 
-    decoded_by   stage_model     after stage i, every domain is decoded by the model of stage i
-                 domain_model    every domain that was learned is decoded by a model of its own, that of its stage
+    decoded_by   stage_model     after stage i, every domain is decoded by what the method has then, one model or several
+                 domain_model    every domain that was learned is decoded by the model of its stage, which nothing changes; what
+                                 is measured of it later does not count
                  initial_model   the model never changes
 """
 
