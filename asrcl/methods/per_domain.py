@@ -38,8 +38,8 @@ class LowRank(Protocol):
 class PerDomainMethod(Method):
     """The state and the bookkeeping of a method that learns an `Increment` for every domain but the first.
 
-    To reports it is a method like others (`decoded_by` is "stage_model"): what is measured after a stage counts, since a method may
-    change the increments of earlier domains.
+    To reports it is a method like others (`decoded_by` is "stage_model"): what is measured after a stage counts, since a method
+    may change the increments of earlier domains.
 
     A subclass wraps a model with parametrizations that have `factors()`, and may override `train_increment`.
     """
