@@ -1,6 +1,7 @@
 """What is published of a run: tables that documents quote, and choices of hyper-parameters that are those of the search."""
 
 import importlib.util
+import math
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from asrcl.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 SEARCH = ROOT / "recipes" / "accents" / "results" / "accents" / "tuning"
+IMAGES = ROOT / "recipes" / "images" / "results" / "permuted_digits" / "tuning"
 REPORT = """# Results
 
 WER in % on each domain.
@@ -81,12 +83,21 @@ def test_sizes_are_numbers_and_files_beside_the_errors(publish, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("protocol, name", [("sequence", "accents"), ("first", "accents_first")])
-def test_the_hyper_parameters_of_the_recipe_are_those_that_its_search_chose(protocol, name):
-    chosen = yaml.safe_load((SEARCH / f"{protocol}.yaml").read_text())["methods"]
+@pytest.mark.parametrize(
+    "folder, protocol, name",
+    [(SEARCH, "sequence", "accents"), (SEARCH, "first", "accents_first"), (IMAGES, "sequence", "permuted_digits")],
+)
+def test_the_hyper_parameters_of_the_recipe_are_those_that_its_search_chose(folder, protocol, name):
+    chosen = yaml.safe_load((folder / f"{protocol}.yaml").read_text())["methods"]
     used = yaml.safe_load((ROOT / "conf" / "tuned" / f"{name}.yaml").read_text())["methods"]
     assert {method: used[method] for method in chosen} == chosen
     assert used["separate"] == used["joint"] == {"run": chosen["ft"]["run"]}
+
+
+def test_no_search_on_images_is_larger_than_the_space_or_than_another():
+    found = [read_json(path) for path in IMAGES.glob("*-sequence.json")]
+    sizes = [(len(search["rows"]) + len(search["diverged"]), math.prod(map(len, search["space"].values()))) for search in found]
+    assert len(found) == 17 and all(tried == min(12, possible) for tried, possible in sizes)
 
 
 @pytest.mark.parametrize("tail", ["", "-sequence"])
