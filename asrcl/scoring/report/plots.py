@@ -88,7 +88,7 @@ def draw_orders(orders: Orders, path: str | os.PathLike[str]) -> None:
     axes.set_xticks(range(1, len(lines[0].values) + 1))
     axes.set_xlabel("stage")
     axes.set_ylabel(f"mean {orders.measure.name} over domains seen so far (%)")
-    axes.set_title(f"{drawn(orders.name)} (mean of {len(orders.names)} orders; bands: lowest to highest)")
+    axes.set_title(f"{drawn(orders.name)}, {len(orders.names)} orders: mean, lowest to highest", loc="left", fontsize=10)
     _legend_by_last_value(axes)
     save_figure(figure, path)
 
