@@ -48,7 +48,7 @@ def sizes_table(report: str, folder: Path) -> str:
         result = read_json(path)
         sizes = [stage["parameters"] for stage in result["stages"] if "parameters" in stage]
         files = sorted((path.parent / "increments").glob("*.safetensors"))
-        if result.get("kind") == "separate":
+        if (result.get("role"), result.get("decoded_by")) == ("oracle", "domain_model"):
             files = sorted(path.parent.glob("stage[2-9]*/model.safetensors"))
         adds = (sizes[-1] - sizes[0]) / (len(result["domains"]) - 1) if len(sizes) > 1 else 0
         space = sum(file.stat().st_size for file in files) / len(files) if files else 0
