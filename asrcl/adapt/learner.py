@@ -19,7 +19,7 @@ from asrcl.adapt.resume import clear_progress
 from asrcl.adapt.scenario import Scenario, UnionDomain
 from asrcl.adapt.trackers import TrackedRun, TrackingConfig
 from asrcl.adapt.tracking import MARKER, Tracking
-from asrcl.adapt.training import TrainConfig, Trainer
+from asrcl.adapt.training import TrainConfig, Trainer, frozen_parts
 from asrcl.contract.method import Method
 from asrcl.contract.protocols import Batch, Domain, Task
 from asrcl.contract.weights import Weights, fingerprint, load_weights, save_recorded, save_weights
@@ -235,16 +235,18 @@ class DomainLearner:
             "parent": parent.hash,
             "data": [domain.fingerprint(split) for split in ("train", "dev")],
             "loss": self.task.describe()["loss"],
-            "train": asdict(train),
+            "train": train.key(),
             "method": method.key() | ({} if method.trains_plainly else {"state": started, "stage": self.stage}),
             "seed": self.seed,
             **self._model_key(),
         }
 
         def make(folder: Path) -> None:
-            model = method.wrap(self, self._trained_model(parent, method))
-            trainer = Trainer(self, model, domain, train, method, folder, self._track(domain, method, folder))
-            save_weights(trainer.fit(), folder / "model.safetensors")
+            plain = self._trained_model(parent, method)
+            with frozen_parts(plain, train.freeze):
+                model = method.wrap(self, plain)
+                trainer = Trainer(self, model, domain, train, method, folder, self._track(domain, method, folder))
+                save_weights(trainer.fit(), folder / "model.safetensors")
             after = method.training_state()
             if fingerprint(after) != started:
                 save_weights(after, folder / METHOD_STATE)
@@ -286,7 +288,7 @@ class DomainLearner:
         return f"{name}/{self.seed}/stage{self.stage}-{domain.name}-{folder.stem[:HASH_LETTERS]}"
 
     def _settings(self, domain: Domain, method: Method) -> dict[str, Any]:
-        return {"domain": domain.name, "seed": self.seed, **asdict(self.train), "method": method.key()}
+        return {"domain": domain.name, "seed": self.seed, **self.train.key(), "method": method.key()}
 
     def estimate_curvature(
         self, weights: Weights | StateDict, domain: Domain, structure: Literal["kron", "diagonal"], cost: str = "curvature"

@@ -7,18 +7,19 @@ ones, after some), so a killed run ends with the same weights as one that was le
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Literal, get_args, get_type_hints
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -71,6 +72,7 @@ class TrainConfig:
         accumulate: batches per optimiser step.
         average_best: the final model is the mean of this many epochs, those with the lowest dev loss; 1 takes the best.
         precision: "fp32", or "bf16" for automatic mixed precision.
+        freeze: patterns of parameter names (`model.encoder.*`) that stay as they are.
     """
 
     epochs: int = 10
@@ -87,6 +89,7 @@ class TrainConfig:
     accumulate: int = 1
     average_best: int = 3
     precision: Literal["fp32", "bf16"] = "fp32"
+    freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.accumulate < 1 or self.average_best < 1:
@@ -94,7 +97,7 @@ class TrainConfig:
         if self.learning_rate <= 0:
             raise InputError(f"train.learning_rate={self.learning_rate}: must be positive")
         for name, hint in get_type_hints(type(self)).items():
-            if get_args(hint) and getattr(self, name) not in get_args(hint):
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
                 raise InputError(f"train.{name}={getattr(self, name)}: choose from {', '.join(get_args(hint))}")
         if not 0 <= self.warmup < 1:
             raise InputError(f"train.warmup={self.warmup}: a share of the run, at least 0 and below 1; noam has warmup_steps")
@@ -104,6 +107,35 @@ class TrainConfig:
             raise InputError(f"train.warmup_steps={self.warmup_steps}: must be at least 1")
         if self.momentum and (self.optimizer != "sgd" or not 0 <= self.momentum < 1):
             raise InputError(f"train.momentum={self.momentum}: of optimizer=sgd alone, at least 0 and below 1")
+
+    def key(self) -> dict[str, Any]:
+        """All that decides what training does, for cache keys."""
+        settings = asdict(self)
+        return settings if self.freeze else {name: value for name, value in settings.items() if name != "freeze"}
+
+
+@contextmanager
+def frozen_parts(model: nn.Module, patterns: Sequence[str]) -> Iterator[None]:
+    """Within the block, parameters whose names match one of the patterns are not trained.
+
+    Raises:
+        InputError: a pattern that matches no parameter, or patterns that leave nothing to train.
+    """
+    parameters = dict(model.named_parameters())
+    chosen = {pattern: fnmatch.filter(parameters, pattern) for pattern in patterns}
+    if useless := [pattern for pattern, names in chosen.items() if not names]:
+        some = ", ".join(list(parameters)[:NAMED])
+        raise InputError(f"train.freeze={useless[0]}: matches no parameter; their names are like {some}")
+    held = {name for names in chosen.values() for name in names if parameters[name].requires_grad}
+    if held and not any(value.requires_grad and name not in held for name, value in parameters.items()):
+        raise InputError(f"train.freeze={', '.join(patterns)}: leaves nothing to train; leave a pattern out")
+    for name in held:
+        parameters[name].requires_grad_(False)
+    try:
+        yield
+    finally:
+        for name in held:
+            parameters[name].requires_grad_(True)
 
 
 @dataclass
@@ -302,7 +334,7 @@ class Trainer:
     def _origin(self) -> dict[str, Any]:
         """All that decides what an epoch does to the weights; a run that goes on must agree in it."""
         origin = {
-            **asdict(self.config),
+            **self.config.key(),
             "data": [self.domain.fingerprint(split) for split in ("train", "dev")],
             "method": self.method.key(),
             "seed": self.learner.seed,

@@ -67,17 +67,23 @@ class SpeechBenchmark:
         """Take a pretrained model or the one that came with the recipe, or train one as `scenario.initial` says.
 
         Raises:
-            InputError: an unknown pretrained model, or a model that came with the recipe and is damaged or has other settings.
+            InputError: a model that came with the recipe and is damaged or has other settings; a pretrained model with a shorter
+                window than it was trained with, taken as it is.
         """
-        from asrcl.experiment.initial import check_fits, take_initial, train_first
+        from asrcl.adapt import state_of
+        from asrcl.experiment.initial import take_initial, train_first
         from asrcl.speech.initial import shipped_model, training_settings
         from asrcl.speech.prepare import load_initial_domain
-        from asrcl.speech.recogniser import model_class
+        from asrcl.speech.recogniser import pretrained_class
 
-        if name := config.tree["scenario"]["initial"].get("pretrained"):
-            weights = dict(model_class(config.tree["model"]).pretrained(name, config))
-            check_fits(self.scenario(config).build_model(), weights, f"scenario.initial.pretrained={name}")
-            take_initial(config, weights, seed, {"source": name})
+        initial, model = config.tree["scenario"]["initial"], config.tree["model"]
+        if pretrained_class(model) is not None and not initial.get("train") and not initial.get("corpus"):
+            if model.get("context"):
+                raise InputError(
+                    f"model.context={model['context']}: a pretrained model errs in a window it was not trained with; have it "
+                    "trained first (scenario.initial.train: {epochs: 2, learning_rate: 1e-5}), or leave out model.context"
+                )
+            take_initial(config, state_of(self.scenario(config).build_model()), seed, {"source": model["pretrained"]})
         elif (state := shipped_model(config, seed)) is not None:
             take_initial(config, state, seed, {"source": config.tree["scenario"]["initial"]["models"]})
         else:
@@ -103,11 +109,10 @@ def build_task(config: Config) -> RecognitionTask:
 
 def build_model(config: Config, vocabulary: int) -> nn.Module:
     """A model with fresh weights."""
-    from asrcl.speech.features import FeatureConfig
-    from asrcl.speech.recogniser import model_class, model_settings
+    from asrcl.speech.recogniser import front_end, model_class, model_settings
 
     settings = config.tree["model"]
-    features = config.settings(FeatureConfig, "scenario", "features").size
+    features = front_end(config).size
     try:
         return cast("nn.Module", model_class(settings)(features, vocabulary, **model_settings(settings)))  # type: ignore[call-arg]
     except TypeError as error:

@@ -30,8 +30,9 @@ class DecodeConfig:
     """How to decode.
 
     Attributes:
-        kind: "ctc_greedy", or "joint_beam" for joint CTC/attention beam search.
-        beam: beam width of "joint_beam".
+        kind: "ctc_greedy", or "joint_beam" for joint CTC/attention beam search; of models whose decoder is all they have
+            (Whisper), "greedy" or "beam".
+        beam: beam width of "joint_beam" and "beam".
         ctc_weight: weight of the CTC score in "joint_beam".
         max_ratio: longest hypothesis, as a share of the encoder frames.
         ctc_candidates: "joint_beam" asks CTC in every step about so many tokens, those attention likes best; None: about all.
@@ -39,7 +40,7 @@ class DecodeConfig:
             They change the time it takes, and what is decoded only where a hypothesis runs into `max_ratio` of the padded frames.
     """
 
-    kind: Literal["ctc_greedy", "joint_beam"] = "ctc_greedy"
+    kind: Literal["ctc_greedy", "joint_beam", "greedy", "beam"] = "ctc_greedy"
     beam: int = 10
     ctc_weight: float = 0.3
     max_ratio: float = 1.0
@@ -143,8 +144,10 @@ def decode(model: ConformerASR, batch: SpeechBatch, config: DecodeConfig) -> lis
     """Token indices of the best hypothesis of each utterance.
 
     Raises:
-        InputError: beam search asked of a CTC-only model.
+        InputError: beam search asked of a CTC-only model, or a search that is not this model's.
     """
+    if config.kind not in ("ctc_greedy", "joint_beam"):
+        raise InputError(f"decode.kind={config.kind}: of models without a CTC head; choose ctc_greedy or joint_beam")
     states, lengths = model.encode(batch.features, batch.lengths)
     relative = lengths / states.shape[1]
     if config.kind == "ctc_greedy":

@@ -1,9 +1,10 @@
 """Features computed once, kept in one memory-mapped file per set of utterances.
 
-Shapes: T frames, F features per frame. On disk a set is a folder with `features.npy` (all frames, `[sum of T, F]`, float16),
-`utterances/` (an Arrow dataset with columns id, text, speaker, domain, split, offset, frames) and `meta.json` (settings and a
-content hash per split, and the hashes of all these files), written last: a folder without it is not complete, one whose files
-are not what was written is not used, and both are made again. `sources.json` has the hashes of the recordings.
+Shapes: T frames, F features per frame. On disk a set is a folder with `features.npy` (all frames, `[sum of T, F]`, float16, or
+float32 where a pretrained model is to see them as it was trained), `utterances/` (an Arrow dataset with columns id, text,
+speaker, domain, split, offset, frames) and `meta.json` (settings and a content hash per split, and the hashes of all these
+files), written last: a folder without it is not complete, one whose files are not what was written is not used, and both are made
+again. `sources.json` has the hashes of the recordings.
 """
 
 from __future__ import annotations
@@ -40,26 +41,32 @@ class FeatureConfig:
     """How audio becomes features.
 
     Attributes:
-        kind: "logmel" (Hamming windows of 25 ms every 10 ms) or "mfcc13" (the front end of the AN4 corpus, 13 cepstra).
+        kind: "logmel" (Hamming windows of 25 ms every 10 ms), "mfcc13" (the front end of the AN4 corpus, 13 cepstra), or what
+            pretrained models were trained with: "whisper" (log-mel of Whisper, by Transformers) and "waveform" (the samples
+            themselves, F = 1). A pretrained model brings this setting along; that of the scenario is for all others.
         rate: sampling rate in Hz to which all audio is resampled.
-        bins: mel bins of "logmel".
+        bins: mel bins of "logmel" and "whisper".
         deltas: append first differences over time (5-point regression), which doubles F.
         normalise: "mean_variance" or "mean" over the frames of each utterance, or "none".
         speeds: speed-perturbed copies of the training split; 1.0 is the original (audio only).
         channel: which channel of a file with several, or "mean"; None refuses such files.
+        window: longest utterance in seconds that the model can see, None for no limit.
     """
 
-    kind: Literal["logmel", "mfcc13"] = "logmel"
+    kind: Literal["logmel", "mfcc13", "whisper", "waveform"] = "logmel"
     rate: int = 16000
     bins: int = 80
     deltas: bool = False
     normalise: Literal["none", "mean", "mean_variance"] = "mean_variance"
     speeds: tuple[float, ...] = (1.0,)
     channel: Channel = None
+    window: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind == "mfcc13" and self.rate != 16000:
-            raise InputError(f"features.rate={self.rate}: the mfcc13 front end is made for 16000; audio is resampled to it")
+        if self.kind in ("mfcc13", "whisper") and self.rate != 16000:
+            raise InputError(f"features.rate={self.rate}: the {self.kind} front end is made for 16000; audio is resampled to it")
+        if self.kind == "whisper" and (self.window is None or self.deltas or self.normalise != "none"):
+            raise InputError("features.kind=whisper: needs a window, no deltas, normalise=none; model.kind=pretrained sets them")
         if not 1000 <= self.rate <= 400_000 or not 1 <= self.bins <= 10_000 or not self.speeds or min(self.speeds) <= 0:
             raise InputError(
                 f"features: rate ({self.rate}) must be from 1000 to 400000, bins ({self.bins}) from 1 to 10000, speeds "
@@ -69,7 +76,18 @@ class FeatureConfig:
     @property
     def size(self) -> int:
         """F, features per frame."""
-        return (self.bins if self.kind == "logmel" else 13) * (2 if self.deltas else 1)
+        width = {"mfcc13": 13, "waveform": 1}.get(self.kind, self.bins)
+        return width * (2 if self.deltas else 1)
+
+    @property
+    def stored_as(self) -> str:
+        """Type of the numbers on disk, as numpy writes it."""
+        return "<f4" if self.kind in ("whisper", "waveform") else "<f2"
+
+    @property
+    def frames_per_second(self) -> float:
+        """Frames of one second of audio."""
+        return float(self.rate) if self.kind == "waveform" else 100.0
 
 
 def _fft_size(rate: int) -> int:
@@ -133,6 +151,25 @@ def an4_cepstra(wave: Tensor) -> Tensor:
     return torch.log((power @ _an4_filters()).clamp(min=1e-5)) @ _an4_cosines()
 
 
+@cache
+def _whisper_extractor(bins: int, window: int) -> Any:
+    from transformers import WhisperFeatureExtractor
+
+    return WhisperFeatureExtractor(feature_size=bins, chunk_length=window)
+
+
+def whisper_log_mel(wave: Tensor, bins: int, window: int) -> Tensor:
+    """Whisper's log-mel features `[T, bins]` of a waveform `[samples]` at 16 kHz, as it sees them in a window of so many seconds.
+
+    Of the silence that fills the window one frame is kept, for it says what the others are: every one has the same value, which
+    depends on the loudest frame of the utterance (Radford et al. 2022, arXiv 2212.04356, and its code).
+    """
+    extractor = _whisper_extractor(bins, window)
+    features = extractor(wave.numpy(), sampling_rate=16000, return_tensors="pt")["input_features"][0].T
+    heard = (len(wave) + extractor.n_fft // 2 - 1) // extractor.hop_length + 1  # frames whose analysis window has speech in it
+    return features[: heard + 1]
+
+
 def finish(frames: Tensor, config: FeatureConfig) -> Tensor:
     """Append deltas and normalise: `[T, bins]` to `[T, F]`."""
     if config.deltas:
@@ -149,12 +186,22 @@ def _from_audio(row: dict[str, Any], config: FeatureConfig, speed: float) -> Ten
     wave = read_audio(row["path"], row["start"], row["end"], rate=config.rate, channel=config.channel)
     if speed != 1.0:
         wave, _ = torchaudio.functional.speed(wave, config.rate, speed)
-    shortest = AN4_WINDOW if config.kind == "mfcc13" else _fft_size(config.rate) // 2 + 1
+    seconds = len(wave) / config.rate
+    if config.window is not None and seconds > config.window:
+        raise InputError(
+            f"{row['path']}: utterance {row['id']} lasts {seconds:.1f} s, longer than the model's window of {config.window} s; "
+            "split it (start and end in its corpus), leave it out, or raise model.context"
+        )
+    shortest = {"mfcc13": AN4_WINDOW, "waveform": 1}.get(config.kind, _fft_size(config.rate) // 2 + 1)
     if len(wave) < shortest:
         raise InputError(
             f"{row['path']}: utterance {row['id']} has {len(wave)} samples at {config.rate} Hz, too few for one window "
             f"({shortest}); drop it from the corpus"
         )
+    if config.kind == "whisper":
+        return whisper_log_mel(wave, config.bins, config.window or 30)
+    if config.kind == "waveform":
+        return wave[:, None]
     return log_mel(wave, config.rate, config.bins) if config.kind == "logmel" else an4_cepstra(wave)
 
 
@@ -257,7 +304,7 @@ def build_features(
     with writing(target):
         empty(target, META)
         rows: list[dict[str, Any]] = []
-        _write_frames(target / "features.npy", config.size, _pieces(progress(corpus.to_list()), config, rows))
+        _write_frames(target / "features.npy", config, _pieces(progress(corpus.to_list()), config, rows))
         frames = np.load(target / "features.npy", mmap_mode="r", allow_pickle=False)
         Dataset.from_list(rows).save_to_disk(str(target / "utterances"))
         splits = sorted({row["split"] for row in rows})
@@ -269,11 +316,11 @@ def build_features(
 
 
 def _pieces(corpus: Iterable[dict[str, Any]], config: FeatureConfig, rows: list[dict[str, Any]]) -> Iterator[np.ndarray]:
-    """The features of one utterance after the other, float16; `rows` gets an entry for each."""
+    """The features of one utterance after the other, as they are stored; `rows` gets an entry for each."""
     offset = 0
     for row in corpus:
         for speed in _copies(row, config):
-            frames = features_of(row, config, speed).numpy().astype("<f2")
+            frames = features_of(row, config, speed).numpy().astype(config.stored_as)
             name = row["id"] if speed == 1.0 else f"sp{speed:g}-{row['id']}"
             kept = {column: row[column] for column in ("text", "speaker", "domain", "split")}
             rows.append({"id": name, **kept, "offset": offset, "frames": len(frames)})
@@ -281,9 +328,9 @@ def _pieces(corpus: Iterable[dict[str, Any]], config: FeatureConfig, rows: list[
             yield frames
 
 
-def _write_frames(path: Path, size: int, pieces: Iterable[np.ndarray]) -> None:
-    """Append pieces `[T, size]` to one npy file, so that a corpus need not fit into memory."""
-    header = {"descr": "<f2", "fortran_order": False}
+def _write_frames(path: Path, config: FeatureConfig, pieces: Iterable[np.ndarray]) -> None:
+    """Append pieces `[T, F]` to one npy file, so that a corpus need not fit into memory."""
+    size, header = config.size, {"descr": config.stored_as, "fortran_order": False}
     with open(path, "wb") as stream:
         np.lib.format.write_array_header_1_0(stream, {**header, "shape": (0, size)})
         total = 0

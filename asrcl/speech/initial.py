@@ -1,8 +1,8 @@
 """Where the initial model of a seed comes from: it is trained, came trained with the recipe, or is taken from elsewhere.
 
-`scenario.initial.checkpoint` names a file of weights (.safetensors), `scenario.initial.pretrained` a pretrained model that the
-class of `model.kind` knows by name or folder. Where such a model was not trained on the first domain, `learn_first: true` in the
-scenario makes that a domain to learn like the others.
+`scenario.initial.checkpoint` names a file of weights (.safetensors). A pretrained model (`model=pretrained`) is the initial model
+as it is, or trained further first where `scenario.initial` says on what (`corpus`) or how (`train`). Where the initial model was
+not trained on the first domain, `learn_first: true` in the scenario makes that a domain to learn like the others.
 
 `scenario.initial.models` names a folder of trained initial models, relative to the repository: `seed<N>.safetensors` (in half
 precision), the tokeniser `pieces.model` they need, and `models.json`, which says how they were made and holds their hashes.

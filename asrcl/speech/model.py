@@ -10,7 +10,7 @@ utterances one by one, which the curvature estimates rely on.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from speechbrain.lobes.models.transformer.Conformer import ConvolutionModule
@@ -25,7 +25,6 @@ from asrcl.speech.recogniser import Objective, joint_loss, real, register_model,
 from asrcl.speech.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from asrcl.experiment.config import Config
     from asrcl.speech.domain import SpeechBatch
 
 
@@ -223,14 +222,6 @@ class ConformerASR(nn.Module):
     def describe(cls, **settings: Any) -> dict[str, Any]:
         """All settings."""
         return settings
-
-    @classmethod
-    def pretrained(cls, name: str, config: Config) -> NoReturn:
-        """There are no pretrained models of this class."""
-        raise InputError(
-            f"scenario.initial.pretrained={name}: the conformer has no pretrained models; choose a model.kind that has, or give "
-            "a file of weights (scenario.initial.checkpoint)"
-        )
 
     def logits(self, features: Tensor, lengths: Tensor, prefix: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """CTC logits `[B, S, V]`, their lengths `[B]`, and attention logits `[B, L, V]` (None without a prefix or a decoder)."""

@@ -22,13 +22,14 @@ from asrcl.files import copy_file, file_lock, hash_file, hash_json
 from asrcl.speech.corpora import columns, load_corpus, to_dataset, validate, write_broken
 from asrcl.speech.corpora.utterance import Utterance
 from asrcl.speech.domain import SpeechDomain
-from asrcl.speech.features import FeatureConfig, FeatureStore, build_features
+from asrcl.speech.features import FeatureStore, build_features
 from asrcl.speech.initial import shipped_models, tokenizer_path
+from asrcl.speech.recogniser import front_end, model_settings, pretrained_class
 from asrcl.speech.scenario import corpus_parts
 from asrcl.speech.stored import RECORD, made_once, sweep, writing
 from asrcl.speech.synthetic import check_settings, synthesise
 from asrcl.speech.threads import one_thread
-from asrcl.speech.tokenizer import LETTERS, Tokenizer, train_tokenizer
+from asrcl.speech.tokenizer import LETTERS, PieceTokenizer, Tokenizer, train_tokenizer
 from asrcl.text import normalise
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,8 @@ def _prepare_entry(config: Config, entry: Mapping[str, Any]) -> None:
     store = _prepare_domain(config, entry, data_folder(config, entry["name"]))
     sizes = {split: len(store.rows(split)) for split in ("train", "dev", "test")}
     listed = ", ".join(f"{size} {split}" for split, size in sizes.items() if size)
-    logger.info("%s: %s utterances, %.2f h; %s", entry["name"], listed, store.meta["frames"] / 360000, step())
+    hours = store.meta["frames"] / front_end(config).frames_per_second / 3600
+    logger.info("%s: %s utterances, %.2f h; %s", entry["name"], listed, hours, step())
 
 
 def prepare_initial(config: Config) -> FeatureStore:
@@ -119,7 +121,7 @@ def _prepare_domain(config: Config, domain: Mapping[str, Any], folder: Path) -> 
 
 def _make_domain(config: Config, domain: Mapping[str, Any], folder: Path) -> FeatureStore:
     name = domain["name"]
-    features = config.settings(FeatureConfig, "scenario", "features")
+    features = front_end(config)
     text = config.settings(TextConfig, "scenario", "text")
     corpus = _load(config, domain, folder / "audio")
     corpus = corpus.map(lambda row: {"text": normalise(row["text"], text.normaliser)}, desc=None)
@@ -173,7 +175,7 @@ def _synthetic_options(config: Config, name: str, options: Mapping[str, Any]) ->
     """The arguments of `synthesise`: those of the corpus, else those of the scenario."""
     scenario = config.tree["scenario"]
     common = {key: scenario[key] for key in ("seed", "topics", "takes") if key in scenario}
-    wanted = {"rate": config.settings(FeatureConfig, "scenario", "features").rate, **common, **options}
+    wanted = {"rate": front_end(config).rate, **common, **options}
     signature = inspect.signature(synthesise)
     try:
         signature.bind(name, folder=None, **wanted)
@@ -195,16 +197,18 @@ def _check_synthetic(config: Config, domain: Mapping[str, Any]) -> None:
 
 
 def prepare_tokens(config: Config) -> Tokenizer:
-    """Take the tokeniser that came with trained initial models, or train one on the transcripts the initial model is trained on.
+    """Take the tokeniser that came with a pretrained or a trained model, or train one on what the initial model is trained on.
 
     Raises:
         InputError: the data stage has not run, or SentencePiece refuses the size.
     """
+    if (pretrained := _pretrained_tokenizer(config)) is not None:
+        return pretrained
     path = tokenizer_path(config)
     if (shipped := shipped_models(config)) is not None:
         source = shipped / path.name
         made_once(path.parent, {"key": hash_file(source)}, lambda: copy_file(source, path), files=[path.name])
-        return Tokenizer(path)
+        return PieceTokenizer(path)
     store = prepare_initial(config)
     settings = asdict(config.settings(TokenConfig, "scenario", "tokens"))
     sentences = [row["text"] for row in store.rows("train")]
@@ -214,7 +218,14 @@ def prepare_tokens(config: Config) -> Tokenizer:
         logger.info("tokens: %d pieces from %d sentences of %s", len(tokenizer), len(sentences), domain_names(config)[0])
 
     made_once(path.parent, {"key": hash_json([sentences, settings])}, make, files=[path.name])
-    return Tokenizer(path)
+    return PieceTokenizer(path)
+
+
+def _pretrained_tokenizer(config: Config) -> Tokenizer | None:
+    """The tokeniser of a pretrained model, which stays where the model is; its hash goes into every key."""
+    settings = config.tree["model"]
+    found = pretrained_class(settings)
+    return None if found is None else found.tokenizer(**model_settings(settings))
 
 
 def open_tokenizer(config: Config) -> Tokenizer:
@@ -223,13 +234,15 @@ def open_tokenizer(config: Config) -> Tokenizer:
     Raises:
         InputError: the tokens stage has not run, or as `prepare_tokens`.
     """
+    if (pretrained := _pretrained_tokenizer(config)) is not None:
+        return pretrained
     path = tokenizer_path(config)
     try:
         if path.with_name(RECORD).exists():
             unseal(path.parent, RECORD)
     except DamagedEntry:
         return prepare_tokens(config)  # which names the damage
-    return Tokenizer(path)
+    return PieceTokenizer(path)
 
 
 def load_domains(config: Config) -> list[SpeechDomain]:

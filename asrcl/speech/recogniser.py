@@ -9,7 +9,7 @@ Shapes: B utterances, T frames, F features per frame, S output frames, L tokens,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -19,6 +19,8 @@ from torch.nn import functional
 from asrcl.contract.outputs import Outputs
 from asrcl.exceptions import InputError
 from asrcl.experiment.registry import Registry
+from asrcl.speech.features import FeatureConfig
+from asrcl.speech.hub import model_type
 from asrcl.speech.tokenizer import BLANK, BOS, EOS, Tokenizer
 
 if TYPE_CHECKING:
@@ -75,17 +77,39 @@ class Recogniser(Protocol):
         """What the settings change beyond names, shapes and values of the weights (dropout, heads), for cache keys."""
         ...
 
+
+@runtime_checkable
+class PretrainedRecogniser(Recogniser, Protocol):
+    """A recogniser whose weights, features and tokeniser come from a folder or a hub, the setting `pretrained` naming which."""
+
     @classmethod
-    def pretrained(cls, name: str, config: Config) -> Mapping[str, Tensor]:
-        """The weights of a pretrained model by its name or folder, in the layout of this class.
+    def front_end(cls, **settings: Any) -> FeatureConfig:
+        """The features that the model was trained with.
 
         Raises:
-            InputError: there is no such model.
+            InputError: settings or a folder that cannot be used.
+        """
+        ...
+
+    @classmethod
+    def tokenizer(cls, **settings: Any) -> Tokenizer:
+        """The tokeniser that the model was trained with.
+
+        Raises:
+            InputError: settings or a folder that cannot be used.
         """
         ...
 
 
-MODELS: Registry[Recogniser] = Registry("model.kind", {CONFORMER: "asrcl.speech.model:ConformerASR"})
+PRETRAINED = "pretrained"
+_BUILT_IN = {
+    CONFORMER: "asrcl.speech.model:ConformerASR",
+    "whisper": "asrcl.speech.pretrained.whisper:Whisper",
+    "moonshine": "asrcl.speech.pretrained.moonshine:Moonshine",
+    "wav2vec2": "asrcl.speech.pretrained.ctc:HubCTC",
+    "hubert": "asrcl.speech.pretrained.ctc:HubCTC",
+}
+MODELS: Registry[Recogniser] = Registry("model.kind", _BUILT_IN)
 register_model = MODELS.register
 
 
@@ -95,7 +119,29 @@ def model_class(settings: Mapping[str, Any]) -> type[Recogniser]:
     Raises:
         InputError: an unknown kind.
     """
-    return MODELS.get(settings.get("kind", CONFORMER))
+    kind = settings.get("kind", CONFORMER)
+    if kind == PRETRAINED:
+        kind = model_type(str(settings.get("pretrained")))
+    return MODELS.get(kind)
+
+
+def pretrained_class(settings: Mapping[str, Any]) -> type[PretrainedRecogniser] | None:
+    """The same where it comes with weights, features and a tokeniser of its own; None where these are the scenario's."""
+    found = model_class(settings)
+    return cast("type[PretrainedRecogniser]", found) if hasattr(found, "front_end") else None
+
+
+def front_end(config: Config) -> FeatureConfig:
+    """How audio becomes features: as the pretrained model needs it, else as the scenario says.
+
+    Raises:
+        InputError: settings of features or model that cannot be used.
+    """
+    of_scenario = config.settings(FeatureConfig, "scenario", "features")
+    settings = config.tree["model"]
+    if (pretrained := pretrained_class(settings)) is None:
+        return of_scenario
+    return replace(pretrained.front_end(**model_settings(settings)), speeds=of_scenario.speeds, channel=of_scenario.channel)
 
 
 def model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,7 +156,7 @@ def recogniser_of(model: nn.Module) -> Recogniser:
         InputError: a model without the methods of `Recogniser`.
     """
     if not isinstance(model, Recogniser):
-        names = ("loss", "transcribe", "padding", "describe", "pretrained")
+        names = ("loss", "transcribe", "padding", "describe")
         lacking = ", ".join(name for name in names if not hasattr(model, name))
         raise InputError(f"model {type(model).__name__}: lacks {lacking}; see asrcl.speech.recogniser.Recogniser")
     return cast(Recogniser, model)
@@ -124,17 +170,7 @@ def joint_loss(outputs: Outputs, batch: SpeechBatch, objective: Objective) -> Te
         batch: the utterances.
         objective: the weights.
     """
-    frames = outputs.masks[0]
-    assert frames is not None, "a CTC head has padded frames"
-    ctc = functional.ctc_loss(
-        _full(outputs.logits[0]).log_softmax(-1).transpose(0, 1),
-        batch.tokens,
-        frames.sum(1),
-        batch.token_lengths,
-        blank=BLANK,
-        reduction="sum",
-        zero_infinity=True,
-    )
+    ctc = ctc_loss(outputs, batch)
     if len(outputs.logits) == 1:
         return ctc / len(batch)
     entropy = functional.cross_entropy(
@@ -145,6 +181,21 @@ def joint_loss(outputs: Outputs, batch: SpeechBatch, objective: Objective) -> Te
         reduction="sum",
     )
     return (objective.ctc_weight * ctc + (1 - objective.ctc_weight) * entropy) / len(batch)
+
+
+def ctc_loss(outputs: Outputs, batch: SpeechBatch, blank: int = BLANK) -> Tensor:
+    """CTC of the first head, summed over the utterances; 0 for one with more tokens than frames."""
+    frames = outputs.masks[0]
+    assert frames is not None, "a CTC head has padded frames"
+    return functional.ctc_loss(
+        _full(outputs.logits[0]).log_softmax(-1).transpose(0, 1),
+        batch.tokens,
+        frames.sum(1),
+        batch.token_lengths,
+        blank=blank,
+        reduction="sum",
+        zero_infinity=True,
+    )
 
 
 def _full(logits: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from asrcl.exceptions import InputError
 
 logger = logging.getLogger(__name__)
 
-SOURCES = ("models", "checkpoint", "pretrained")
+SOURCES = ("models", "checkpoint")
 """Where an initial model may come from that is not trained here, under `scenario.initial`."""
 
 
@@ -48,7 +48,7 @@ def _check_initial(initial: Any, first: Mapping[str, Any], learn_first: bool) ->
     if not isinstance(initial, dict) or (unknown := set(initial) - {*SOURCES, "corpus", "train"}):
         wrong = f" (not {', '.join(sorted(map(str, unknown)))})" if isinstance(initial, dict) else ""
         raise InputError(
-            "scenario.initial: may have models (a folder), checkpoint (a file) or pretrained (a name), corpus (with a kind), "
+            "scenario.initial: may have models (a folder) or checkpoint (a file), corpus (with a kind), "
             f"train (in place of train.initial){wrong}"
         )
     if wrong_kind := [name for name in SOURCES if not isinstance(initial.get(name) or "", str)]:

@@ -1,11 +1,11 @@
-"""SentencePiece word pieces, trained on the first domain only and kept for all."""
+"""From text to tokens and back: what a tokeniser offers, and SentencePiece's, trained on the first domain and kept for all."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import sentencepiece
 
@@ -17,8 +17,30 @@ BLANK, BOS, EOS, UNKNOWN = 0, 1, 2, 3
 LETTERS = "abcdefghijklmnopqrstuvwxyz'"
 
 
-class Tokenizer:
-    """Text to token indices and back.
+class Tokenizer(Protocol):
+    """Text to token indices and back; one for all domains of a scenario.
+
+    Attributes:
+        fingerprint: hash of what it does, for cache keys.
+    """
+
+    fingerprint: str
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Token indices of a sentence, without start and end."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of token indices; special tokens vanish."""
+        ...
+
+
+class PieceTokenizer:
+    """Word pieces by SentencePiece, behind the `Tokenizer` protocol.
 
     Args:
         path: a SentencePiece model whose pieces 0, 1, 2 are padding (the CTC blank), start and end of sentence.
@@ -58,7 +80,7 @@ def train_tokenizer(
     size: int,
     kind: Literal["unigram", "bpe", "char"] = "unigram",
     characters: str = LETTERS,
-) -> Tokenizer:
+) -> PieceTokenizer:
     """Train word pieces and write them to `path`.
 
     Args:
@@ -95,4 +117,4 @@ def train_tokenizer(
         raise InputError(f"{path}: SentencePiece refused {size} pieces ({reason}); change tokens.size") from error
     with atomic_path(path) as temporary:
         temporary.write_bytes(stream.getvalue())
-    return Tokenizer(path)
+    return PieceTokenizer(path)

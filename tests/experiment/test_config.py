@@ -63,11 +63,11 @@ def test_every_training_composes(name):
     config = load_config([f"train={name}", *(["scenario=permuted_digits"] if name == "images" else [])])
     for part in ("initial", "adapt"):
         assert config.settings(TrainConfig, "train", part).epochs >= 1
-    if name != "images":
+    if config.tree["train"]["augment"]:
         config.settings(SpecAugmentConfig, "train", "augment")
 
 
-@pytest.mark.parametrize("name", shipped("model"))
+@pytest.mark.parametrize("name", [name for name in shipped("model") if name != "pretrained"])  # that is fetched
 def test_every_model_composes(name):
     settings = load_config([f"model={name}"]).tree["model"]
     with torch.device("meta"):
@@ -199,7 +199,7 @@ def test_mistakes_are_refused_in_one_line(override, word):
 @pytest.mark.parametrize(
     "override, word",
     [
-        ("scenario.features.kind=fbank", "scenario.features.kind=fbank: expected 'logmel' or 'mfcc13'"),
+        ("scenario.features.kind=fbank", "scenario.features.kind=fbank: expected 'logmel', 'mfcc13', 'whisper' or 'waveform'"),
         ("scenario.features.normalise=yes", "mean_variance"),
         ("scenario.features.bins=many", "scenario.features.bins=many: expected a valid integer"),
         ("scenario.features.bins=2.5", "integer"),
@@ -280,7 +280,7 @@ def test_a_probe_of_another_channel_is_none_of_the_domains(tmp_path):
         ("{models: x}", "models without a corpus"),
         ("{corpus: {folder: x}}", "its corpus needs a kind"),
         ("{corpora: {}}", "(not corpora)"),
-        ("{checkpoint: a.safetensors, pretrained: b}", "checkpoint and pretrained"),
+        ("{checkpoint: a.safetensors, models: b}", "models and checkpoint"),
         ("{checkpoint: 3}", "scenario.initial.checkpoint=3: expected text"),
         ("{corpus: {kind: synthetic, accent: RP}}", "(kind synthetic, accent RP) is not that of the first domain, US ("),
     ],

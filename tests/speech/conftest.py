@@ -14,7 +14,7 @@ from datasets import Dataset
 from asrcl.speech.corpora import Utterance, to_dataset
 from asrcl.speech.domain import SpeechBatch
 from asrcl.speech.model import ConformerASR
-from asrcl.speech.tokenizer import Tokenizer, train_tokenizer
+from asrcl.speech.tokenizer import PieceTokenizer, train_tokenizer
 
 TINY = {
     "width": 16, "heads": 2, "encoder_layers": 2, "decoder_layers": 1, "feed_forward": 24, "kernel": 5, "dropout": 0.1,
@@ -73,7 +73,7 @@ def make_model() -> Callable[..., ConformerASR]:
 
 
 @pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PieceTokenizer:
     """One piece per letter."""
     return train_tokenizer(SENTENCES, tmp_path_factory.mktemp("tokens") / "pieces.model", size=32, kind="char")
 

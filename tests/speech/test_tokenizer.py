@@ -3,7 +3,7 @@
 import pytest
 
 from asrcl.exceptions import InputError
-from asrcl.speech.tokenizer import BLANK, BOS, EOS, LETTERS, UNKNOWN, Tokenizer, train_tokenizer
+from asrcl.speech.tokenizer import BLANK, BOS, EOS, LETTERS, UNKNOWN, PieceTokenizer, train_tokenizer
 
 TEXT = ["turn on the light", "play some jazz", "what is the time", "turn off the radio", "the light is on"]
 
@@ -58,13 +58,13 @@ def test_no_text_is_refused(text, tmp_path):
 
 def test_missing_file_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"none.model: no tokenizer here.*asrcl prepare"):
-        Tokenizer(tmp_path / "none.model")
+        PieceTokenizer(tmp_path / "none.model")
 
 
 def test_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "odd.model").write_bytes(b"not a model")
     with pytest.raises(InputError, match=r"odd.model: not a SentencePiece model"):
-        Tokenizer(tmp_path / "odd.model")
+        PieceTokenizer(tmp_path / "odd.model")
 
 
 def test_model_with_other_special_pieces_is_refused(tmp_path):
@@ -75,4 +75,4 @@ def test_model_with_other_special_pieces_is_refused(tmp_path):
             sentence_iterator=iter(TEXT), model_writer=stream, vocab_size=30, hard_vocab_limit=False, minloglevel=2
         )
     with pytest.raises(InputError, match=r"foreign.model: pad/bos/eos"):
-        Tokenizer(tmp_path / "foreign.model")
+        PieceTokenizer(tmp_path / "foreign.model")

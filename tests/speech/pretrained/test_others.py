@@ -1,0 +1,172 @@
+"""Moonshine, wav2vec 2.0 and HuBERT here are what Transformers runs, one utterance at a time; padding changes nothing."""
+
+import json
+from copy import deepcopy
+
+import pytest
+import torch
+
+from asrcl.contract.weights import state_of
+from asrcl.curvature import estimate
+from asrcl.exceptions import InputError
+from asrcl.speech.decoding import DecodeConfig
+from asrcl.speech.domain import SpeechBatch
+from asrcl.speech.pretrained.tokens import CharacterTokenizer
+from asrcl.speech.recogniser import Objective, model_class
+from asrcl.speech.task import RecognitionTask
+
+transformers = pytest.importorskip("transformers")
+SECONDS = [0.5, 0.9, 0.3]
+TEXTS = ["turn on", "the light, please", "no"]
+WAV2VEC2 = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "conv_dim": (8, 8, 8),
+    "conv_stride": (5, 8, 8), "conv_kernel": (10, 8, 8), "num_feat_extract_layers": 3, "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2, "pad_token_id": 0, "vocab_size": 31, "mask_time_prob": 0.0, "initializer_range": 0.3,
+}  # fmt: skip
+
+
+def write_characters(folder):
+    words = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    transformers.Wav2Vec2CTCTokenizer(str(folder / "vocab.json")).save_pretrained(folder)
+
+
+def write_model(kind, folder):
+    torch.manual_seed(0)
+    if kind == "moonshine":
+        return write_moonshine(folder)
+    write_characters(folder)
+    norm = {"feat_extract_norm": "layer", "do_stable_layer_norm": True} if kind.endswith("large") else {}
+    if kind == "hubert":
+        model = transformers.HubertForCTC(transformers.HubertConfig(**WAV2VEC2))
+    else:
+        model = transformers.Wav2Vec2ForCTC(transformers.Wav2Vec2Config(**{**WAV2VEC2, **norm}))
+    model.save_pretrained(folder)
+    transformers.Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=bool(norm)).save_pretrained(folder)
+    return folder
+
+
+def write_moonshine(folder):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    letters = ["<unk>", "<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz ,."]
+    folder.mkdir(parents=True)
+    tokenizer = Tokenizer(models.WordLevel({letter: n for n, letter in enumerate(letters)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
+    config = transformers.MoonshineConfig(
+        vocab_size=len(letters), hidden_size=16, intermediate_size=24, encoder_num_hidden_layers=2, decoder_num_hidden_layers=2,
+        encoder_num_attention_heads=2, decoder_num_attention_heads=2, max_position_embeddings=40, decoder_start_token_id=1,
+        bos_token_id=1, eos_token_id=2, pad_token_id=2, initializer_range=0.3,
+    )  # fmt: skip
+    transformers.MoonshineForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+KINDS = ["wav2vec2", "wav2vec2_large", "hubert", "moonshine"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def folder(request, tmp_path_factory):
+    return write_model(request.param, tmp_path_factory.mktemp(request.param) / "model")
+
+
+def build(folder):
+    settings = {"kind": "pretrained", "pretrained": str(folder)}
+    found = model_class(settings)
+    tokenizer = found.tokenizer(pretrained=str(folder))
+    return found(1, len(tokenizer), pretrained=str(folder)).eval(), tokenizer
+
+
+def batch_of(tokenizer):
+    generator, parts = torch.Generator().manual_seed(2), []
+    for number, (seconds, text) in enumerate(zip(SECONDS, TEXTS, strict=True)):
+        samples = torch.randn(int(16000 * seconds), generator=generator)
+        tokens = torch.tensor([tokenizer.encode(text)])
+        sizes = torch.tensor([len(samples)]), torch.tensor([tokens.shape[1]])
+        parts.append(SpeechBatch((f"u{number}",), ("s",), (text,), samples[None, :, None], sizes[0], tokens, sizes[1]))
+    return SpeechBatch.collate(parts)
+
+
+@torch.no_grad()
+def test_logits_are_those_of_transformers_for_one_utterance(folder):
+    model, tokenizer = build(folder)
+    batch = batch_of(tokenizer)
+    outputs = model(batch)
+    if hasattr(model, "lm_head"):
+        reference = transformers.AutoModelForCTC.from_pretrained(folder).eval()
+    else:
+        reference = transformers.MoonshineForConditionalGeneration.from_pretrained(folder).eval()
+    for number, item in enumerate(batch.items()):
+        if hasattr(model, "lm_head"):
+            wanted = reference(item.features[..., 0]).logits[0]
+        else:
+            tokens = torch.cat([torch.tensor([[1]]), item.tokens], dim=1)
+            wanted = reference(input_values=item.features[..., 0], decoder_input_ids=tokens).logits[0]
+        ours = outputs.logits[0][number][outputs.masks[0][number]]
+        assert ours.shape == wanted.shape and torch.allclose(ours, wanted, atol=1e-4)
+
+
+@torch.no_grad()
+def test_hypotheses_do_not_depend_on_the_batch(folder):
+    model, tokenizer = build(folder)
+    batch = batch_of(tokenizer)
+    options = DecodeConfig("greedy", max_ratio=0.5)
+    together = model.transcribe(batch, options, tokenizer)
+    assert together == [text for item in batch.items() for text in model.transcribe(item, options, tokenizer)]
+    assert any(together)
+    with pytest.raises(InputError, match=r"decode\.kind=joint_beam"):
+        model.transcribe(batch, DecodeConfig("joint_beam"), tokenizer)
+
+
+def test_a_padded_batch_is_its_utterances(folder):
+    model, tokenizer = build(folder)
+    batch, task = batch_of(tokenizer), RecognitionTask(tokenizer)
+    whole = task.curvature_loss(model, batch)
+    alone = torch.stack([task.curvature_loss(model, item) for item in batch.items()])
+    assert whole.item() == pytest.approx(alone.mean().item(), rel=1e-4) and whole.item() > 0
+    together, apart = (
+        estimate(model, task.curvature_loss, batches, padding=lambda one: task.padding(model, one), layers="linear")
+        for batches in ([batch], list(batch.items()))
+    )
+    assert together.metadata["unmasked"] == [] and together.blocks.keys() == apart.blocks.keys()
+    for key, block in together.blocks.items():
+        for ours, theirs in zip(block.tensors().values(), apart.blocks[key].tensors().values(), strict=True):
+            scale = theirs.abs().max().item()
+            assert torch.allclose(ours, theirs, rtol=1e-2, atol=1e-4 * scale), key
+
+
+def test_weights_have_the_names_of_the_folder_and_copies_are_their_own(folder):
+    from safetensors.torch import load_file
+
+    model, tokenizer = build(folder)
+    stored = load_file(folder / "model.safetensors")
+    ours = state_of(model)
+    assert set(ours) == set(stored) and all(torch.equal(ours[name], stored[name]) for name in ours)
+    copy, batch = deepcopy(model), batch_of(tokenizer)
+    with torch.no_grad():
+        for value in copy.parameters():
+            value.mul_(-1)
+    task = RecognitionTask(tokenizer)
+    assert not torch.allclose(task.curvature_loss(copy, batch), task.curvature_loss(model, batch))
+
+
+def test_characters_that_the_vocabulary_lacks_are_left_out(tmp_path):
+    write_characters(tmp_path / "model")
+    tokenizer = CharacterTokenizer(tmp_path / "model")
+    tokens = tokenizer.encode("Turn on, the light!")
+    assert tokenizer.decode(tokens) == "TURN ON THE LIGHT"
+    assert tokenizer.decode(tokenizer.encode("hello")) == "HELLO"  # l and l are two letters, not one that lasts
+
+
+def test_the_loss_is_ctc_of_transformers(tmp_path):
+    folder = write_model("wav2vec2", tmp_path / "model")
+    model, tokenizer = build(folder)
+    batch = batch_of(tokenizer)
+    reference = transformers.AutoModelForCTC.from_pretrained(folder, ctc_loss_reduction="sum").eval()
+    for item in batch.items():
+        wanted = reference(item.features[..., 0], labels=item.tokens).loss
+        assert model.loss(model(item), item, Objective()).item() == pytest.approx(wanted.item(), rel=1e-4)
