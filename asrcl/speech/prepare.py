@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from asrcl.speech.tokenizer import LETTERS, PieceTokenizer, Tokenizer, train_tok
 from asrcl.text import normalise
 
 logger = logging.getLogger(__name__)
+MANY_PIECES, WORDS_NAMED = 4, 8
 disable_progress_bars()
 
 
@@ -203,6 +205,7 @@ def prepare_tokens(config: Config) -> Tokenizer:
         InputError: the data stage has not run, or SentencePiece refuses the size.
     """
     if (pretrained := _pretrained_tokenizer(config)) is not None:
+        _log_pieces(config, pretrained)
         return pretrained
     path = tokenizer_path(config)
     if (shipped := shipped_models(config)) is not None:
@@ -226,6 +229,17 @@ def _pretrained_tokenizer(config: Config) -> Tokenizer | None:
     settings = config.tree["model"]
     found = pretrained_class(settings)
     return None if found is None else found.tokenizer(**model_settings(settings))
+
+
+def _log_pieces(config: Config, tokenizer: Tokenizer) -> None:
+    """Say how a tokeniser that knows nothing of these domains splits their words; many pieces are hard to learn."""
+    for domain in config.tree["scenario"]["domains"]:
+        counts = Counter(word for row in _open_store(config, domain).rows("train") for word in row["text"].split())
+        pieces = {word: len(tokenizer.encode(word)) for word in counts}
+        mean = sum(pieces[word] * count for word, count in counts.items()) / max(1, counts.total())
+        worst = [word for word, _ in counts.most_common() if pieces[word] >= MANY_PIECES][:WORDS_NAMED]
+        listed = f"; in {MANY_PIECES} or more: {', '.join(worst)}" if worst else ""
+        logger.info("tokens: %s: %.2f a word%s", domain["name"], mean, listed)
 
 
 def open_tokenizer(config: Config) -> Tokenizer:

@@ -28,7 +28,6 @@ from asrcl.speech.pretrained.tokens import HubTokenizer
 
 if TYPE_CHECKING:
     from asrcl.speech.domain import SpeechBatch
-    from asrcl.speech.tokenizer import Tokenizer
 
 FRAMES_PER_SECOND = 100
 ENGLISH_VOCABULARY = 51864
@@ -47,6 +46,8 @@ class Whisper(SequenceRecogniser):
         language: language of the speech (`en`, `de`, ...), of multilingual models alone, which need it.
         task: "transcribe", or "translate" into English, of multilingual models alone.
         timestamps: whether decoding predicts times besides words, which vanish from the text; training does without.
+        new_tokens: words of a new domain that get a token each; their embeddings begin as the mean of those of their pieces, and
+            all others stay what they are, to the bit.
 
     Raises:
         InputError: a folder that is not Whisper's or cannot be used, or settings that this model cannot have.
@@ -61,9 +62,12 @@ class Whisper(SequenceRecogniser):
         language: str | None = None,
         task: Literal["transcribe", "translate"] = "transcribe",
         timestamps: bool = False,
+        new_tokens: Sequence[str] = (),
     ) -> None:
         folder = folder_of(pretrained, "whisper")
         whisper = load_model(WhisperForConditionalGeneration, folder)
+        if new_tokens:
+            _extend(whisper, HubTokenizer(folder, prefix=" "), self.tokenizer(pretrained, new_tokens))
         if features != whisper.config.num_mel_bins or vocabulary > whisper.config.vocab_size:
             raise InputError(
                 f"{folder}: is for {whisper.config.num_mel_bins} mel bins and {whisper.config.vocab_size} tokens, but there are "
@@ -123,9 +127,9 @@ class Whisper(SequenceRecogniser):
         return FeatureConfig("whisper", bins=int(config["num_mel_bins"]), normalise="none", window=context or longest)
 
     @classmethod
-    def tokenizer(cls, pretrained: str, **settings: Any) -> Tokenizer:
-        """The tokeniser in the folder."""
-        return HubTokenizer(folder_of(pretrained, "whisper"), prefix=" ")
+    def tokenizer(cls, pretrained: str, new_tokens: Sequence[str] = (), **settings: Any) -> HubTokenizer:
+        """The tokeniser in the folder, with the new tokens."""
+        return HubTokenizer(folder_of(pretrained, "whisper"), new_tokens, prefix=" ")
 
 
 def _prompt(folder: Path, language: str | None, task: str) -> list[int]:
@@ -138,6 +142,17 @@ def _prompt(folder: Path, language: str | None, task: str) -> list[int]:
     named = [f"<|{language}|>", f"<|{task}|>"] if multilingual else []
     tokenizer = HubTokenizer(folder)
     return [tokenizer.index(name) for name in ("<|startoftranscript|>", *named, "<|notimestamps|>")]
+
+
+def _extend(whisper: WhisperForConditionalGeneration, before: HubTokenizer, after: HubTokenizer) -> None:
+    """Rows of the embedding for tokens that were added to the vocabulary."""
+    rows = whisper.model.decoder.embed_tokens.weight.detach().clone()
+    whisper.resize_token_embeddings(max(len(after), len(rows)), mean_resizing=False)
+    with torch.no_grad():
+        weight = whisper.model.decoder.embed_tokens.weight
+        weight[: len(rows)] = rows
+        for index in range(len(before), len(after)):
+            weight[index] = rows[before.encode(after.decode([index]))].mean(0)
 
 
 def _multilingual(folder: Path) -> bool:
