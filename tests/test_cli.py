@@ -15,7 +15,7 @@ from asrcl.adapt import load_weights, save_weights
 
 COMMANDS = [
     "run",
-    *("prepare", "train", "adapt", "tune", "decode", "score", "compare", "report", "results"),
+    *("prepare", "train", "check", "adapt", "tune", "decode", "score", "compare", "report", "results"),
     *("merge", "methods", "sweep", "curvature", "inspect"),
 ]
 

@@ -2,6 +2,7 @@
 
 from asrcl.adapt.cache import Cache
 from asrcl.adapt.evaluation import EvaluationPolicy
+from asrcl.adapt.keeping import Keep
 from asrcl.adapt.learner import CurvatureConfig, DomainLearner, estimate_on_domain, train_initial
 from asrcl.adapt.loop import Stage, adapt_domains, run_method, run_stages, write_decode
 from asrcl.adapt.observers import Moved, Observer, standard_observers
@@ -41,6 +42,7 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     "Learner",
     "CurvatureConfig",
     "DomainLearner",
+    "Keep",
     "Stage",
     "adapt_domains",
     "run_method",

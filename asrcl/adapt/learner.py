@@ -14,6 +14,7 @@ from torch import nn
 
 from asrcl.adapt.cache import MADE_BY, Cache
 from asrcl.adapt.costs import measured
+from asrcl.adapt.keeping import Keep
 from asrcl.adapt.observers import RECORD_VERSION, Diagnostics, Observer, curvature_record, mean_loss, standard_observers
 from asrcl.adapt.resume import clear_progress
 from asrcl.adapt.scenario import Scenario, UnionDomain
@@ -77,6 +78,7 @@ class DomainLearner:
         label: what curves and messages call the method, where that is not the method's own name.
         stage: number of the current domain, from 1.
         stages: how many domains this run takes, None for all.
+        keep: domains whose error rates may rise by a budget only; None for none.
         diagnostics: what `record` says of layers and curvature (see `asrcl.adapt.observers.standard_observers`).
         tracking: dashboards for curves; None for TensorBoard's files beside the cache.
         progress: called after every stage; says how far the work is.
@@ -94,6 +96,7 @@ class DomainLearner:
     label: str = ""
     stage: int = 1
     stages: int | None = None
+    keep: Keep | None = None
     diagnostics: Diagnostics = "used"
     tracking: Tracking | None = None
     progress: Callable[[], str] = str
@@ -356,8 +359,8 @@ class DomainLearner:
         curvature.save(folder / "curvature.safetensors")
         logger.info("%s: %s curvature of stage %d", domain.name, structure, self.stage)
 
-    def evaluate(self, weights: Weights | StateDict, domain: Domain, split: str = "test") -> Errors:
-        """Errors on a split, item by item."""
+    def evaluate(self, weights: Weights | StateDict, domain: Domain, split: str = "test", cost: str = "errors") -> Errors:
+        """Errors on a split, item by item; their time goes to `<cost>_seconds`."""
         weights = Weights.of(weights)
         key = {
             "model": weights.hash,
@@ -372,7 +375,7 @@ class DomainLearner:
             found.append(self.task.evaluate(self.model_with(weights), domain, split))
             found[0].save(folder / "errors.jsonl")
 
-        entry = self._timed("errors", key, make)
+        entry = self._timed("errors", key, make, cost)
         return found[0] if found else Errors.load(entry / "errors.jsonl")
 
     def _model_key(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The loop over domains: fine-tune, merge, evaluate every domain, consolidate curvature, forget the data."""
+"""The loop over domains: fine-tune, merge as far as named domains are kept, consolidate, evaluate, forget the data."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from asrcl.adapt.environment import environment
+from asrcl.adapt.keeper import Keeper
 from asrcl.adapt.learner import DomainLearner
 from asrcl.adapt.observers import Moved
 from asrcl.contract.method import Method
@@ -90,17 +91,18 @@ def run_stages(learner: DomainLearner, method: Method, split: str | None, count:
         count: stop after this many domains and look only at these.
 
     Raises:
-        InputError: the scenario has no initial model.
+        InputError: the scenario has no initial model, or what it is to keep cannot be kept (`asrcl.adapt.keeping.Keep`).
     """
     scenario, domains = learner.scenario, learner.scenario.domains[: count or len(learner.scenario.domains)]
     learner.begin(len(domains))
+    keeper = Keeper(learner, method, learner.keep) if learner.keep else None
     method.start_run(learner)
     models = [learner.initial] * len(scenario.domains)
     for number, domain in enumerate(domains, 1):
         learner.enter(number)
         errors: list[Errors | None] = [None] * len(domains)
         probes: list[Errors | None] = [None] * len(scenario.probes)
-        if _learn(learner, method, domain):
+        if _learn(learner, method, domain, keeper):
             models = [method.weights_for(learner, each) or learner.weights for each in scenario.domains]
             measured = scenario.evaluation.after(number, len(domains)) if split else ()
             for n in measured:
@@ -113,7 +115,7 @@ def run_stages(learner: DomainLearner, method: Method, split: str | None, count:
         yield Stage(models, errors, probes, learner.record, learner.costs)
 
 
-def _learn(learner: DomainLearner, method: Method, domain: Domain) -> bool:
+def _learn(learner: DomainLearner, method: Method, domain: Domain, keeper: Keeper | None) -> bool:
     """Learn a domain, or, of the first, take the initial model as having learned it; False where the stage has no model."""
     old: Weights | None = None
     new: Weights | None = learner.initial
@@ -123,7 +125,12 @@ def _learn(learner: DomainLearner, method: Method, domain: Domain) -> bool:
         new = method.learn(learner, domain, old)
     if new is None:
         return False
-    end = learner.settled(domain, new, Weights.of(method.end_domain(learner, domain, old, new)))
+    given = new if old is None else learner.settled(domain, new, Weights.of(method.merge_domain(learner, domain, old, new)))
+    if keeper is not None and old is not None:
+        given = keeper.settled(domain, old, new, given)
+    end = learner.settled(domain, new, Weights.of(method.end_domain(learner, domain, old, given)))
+    if keeper is not None:
+        keeper.ended(domain, given, end)
     moved = Moved(domain, old and (learner.parent or old), new, end, method.continues)
     learner.leave(end)
     learner.record["parameters"] = method.parameters(learner)

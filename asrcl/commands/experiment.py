@@ -1,4 +1,4 @@
-"""`asrcl prepare`, `train`, `adapt`, `decode`, `tune`: a configured experiment."""
+"""`asrcl prepare`, `train`, `check`, `adapt`, `decode`, `tune`: a configured experiment."""
 
 from __future__ import annotations
 
@@ -63,6 +63,22 @@ def adapt(
     from asrcl.experiment.run import adapt_all
 
     adapt_all(configuration(overrides), words(methods), seed_numbers(seeds), typed(), orders=orders)
+
+
+@app.command()
+def check(
+    model: Annotated[str, typer.Argument(help="model.safetensors of the scenario's model, or initial: that of asrcl train")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="card.json; default: beside the model, NAME.check.json")] = None,
+    domains: Annotated[str, typer.Option(help="only these domains or probes, e.g. 'US probe'")] = "",
+    seed: Annotated[int, typer.Option(help="of the initial model")] = 1,
+) -> None:
+    """Measure a model on the dev and test sets of all domains and probes: the baselines that budgets (keep) count from."""
+    from asrcl.experiment.run import check_model
+
+    card, place = check_model(configuration(overrides), model, seed, words(domains), out)
+    typer.echo(card.text())
+    typer.echo(f"card: {place}")
 
 
 @app.command()

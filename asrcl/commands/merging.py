@@ -56,6 +56,13 @@ def merge(
     layers: Annotated[list[str] | None, typer.Option(help="globs of the tensors curvature may treat (repeatable)")] = None,
     task: Annotated[int | None, typer.Option(help="number of domains with the new one")] = None,
     budget: Annotated[float | None, typer.Option(help="largest predicted increase of the old loss")] = None,
+    budget_domains: Annotated[
+        str | None, typer.Option(help="how far error rates may rise: 'probe:+0.5 general:+5%', points or per cent (docs/keep.md)")
+    ] = None,
+    evaluate: Annotated[
+        str | None, typer.Option(help="for --budget-domains: command with {model} that prints 'DOMAIN RATE' for each, or JSON")
+    ] = None,
+    path: Annotated[str, typer.Option(help="for --budget-domains, how less is taken: straight, or by damping")] = "straight",
     config: RulesFile = None,
     vocabulary: Annotated[str, typer.Option(help="where models differ: error, keep-old, backbone-only, union")] = "error",
     tokens: Annotated[tuple[Path, Path] | None, typer.Option(help="token lists of the old and the new model")] = None,
@@ -77,6 +84,8 @@ def merge(
     given |= {"rest": rest, "task": task}
     given |= {"statistics": statistics, "layers": tuple(layers) if layers else None, "budget": budget, "tokens": tokens}
     spec = _merge_spec(config, option, knob, **given, vocabulary=vocabulary, trailing=trailing, differences=differences)
+    if bool(budget_domains) != bool(evaluate) or (budget_domains and dry_run):
+        raise InputError("--budget-domains needs --evaluate 'COMMAND {model}', and that needs it; both go without --dry-run")
     if dry_run:
         previews, scale = preview_files(old, new, spec)
         print_table(show.preview_table(previews, rows))
@@ -84,7 +93,16 @@ def merge(
         return
     if out is None:
         raise InputError("--out is missing: say where the merged checkpoint goes, or --dry-run")
-    record = merge_files(old, new, out, spec, container=container, overwrite=overwrite, command=typed())
+    options: dict[str, Any] = {"container": container, "overwrite": overwrite, "command": typed()}
+    if budget_domains and evaluate:
+        from asrcl.keep import read_budgets
+        from asrcl.merge.within import RateCommand, merge_within
+
+        budgets = read_budgets(budget_domains, "--budget-domains")
+        options |= {"path": path, "progress": logging.info}
+        record = merge_within(old, new, out, spec, budgets, RateCommand(evaluate, budgets), **options)
+    else:
+        record = merge_files(old, new, out, spec, **options)
     typer.echo(show.record_summary(record))
     typer.echo(f"merged: {out}")
 

@@ -2,7 +2,7 @@
 
 For every domain after the one that the initial model knows, a run calls
 
-    start_domain -> learn -> end_domain -> weights_for (each domain that is evaluated)
+    start_domain -> learn -> merge_domain -> end_domain -> weights_for (each domain that is evaluated)
 
 and `learn` by default fine-tunes, which calls
 
@@ -30,12 +30,16 @@ from torch import Tensor, nn
 from asrcl.contract.protocols import Batch, Domain, Learner
 from asrcl.contract.weights import Weights
 from asrcl.exceptions import InputError
+from asrcl.merge import merge
 from asrcl.state import StateDict
 
 PLAIN: Final = (str, int, float, bool, type(None))
 TRAINING_HOOKS: Final = ("wrap", "unwrap", "loss", "penalty", "after_backward", "after_step")
 """The hooks that decide what a fine-tune is; a method that overrides one does not share plain fine-tuning's weights."""
-HOOKS: Final = ("start_run", "start_domain", "learn", *TRAINING_HOOKS, "end_domain", "weights_for", "parameters", "write")
+HOOKS: Final = (
+    *("start_run", "start_domain", "learn", *TRAINING_HOOKS, "merge_domain", "at_strength", "end_domain"),
+    *("weights_for", "parameters", "write"),
+)
 CODE_LETTERS: Final = 16
 
 
@@ -83,6 +87,12 @@ class Method:
         """Whether its fine-tunes are those of plain fine-tuning, and shared with all methods of which this is true."""
         declared = self.shares_fine_tuning or type(self) is Method
         return declared and all(getattr(type(self), hook) is getattr(Method, hook) for hook in TRAINING_HOOKS)
+
+    @property
+    def has_strength(self) -> bool:
+        """Whether less of a stage can be taken: its weights decode all domains, and the next stage starts from them."""
+        own = type(self).weights_for is Method.weights_for and self.decoded_by == "stage_model"
+        return own and self.continues
 
     def key(self) -> dict[str, Any]:
         """What distinguishes this method's fine-tunes from those of others; equal keys share one.
@@ -138,8 +148,25 @@ class Method:
         """
         return learner.fine_tune(old, domain, self)
 
+    def merge_domain(self, learner: Learner, domain: Domain, old: Weights, new: Weights) -> Weights:
+        """The weights before and after learning merged, by default those after it. It must leave the method's state alone."""
+        return new
+
+    def at_strength(
+        self, learner: Learner, domain: Domain, old: Weights, new: Weights, merged: Weights, strength: float
+    ) -> Weights:
+        """Weights on the way from `old`, strength 0, to what `merge_domain` gave, strength 1; by default on a straight line.
+
+        Asked only where error rates of named domains are to be kept (docs/keep.md), and for strengths between the two ends.
+        """
+        return Weights(merge(old.state, merged.state, "interpolate", strength=strength))
+
     def end_domain(self, learner: Learner, domain: Domain, old: Weights | None, new: Weights) -> Weights:
-        """Weights that the stage ends with, given those before and after learning: the place to merge and to consolidate."""
+        """Consolidate (a curvature, an anchor, a memory), given the weights before and those that the stage ends with.
+
+        `new` is what `merge_domain` gave, or less of it where named domains are to be kept, with the head that the domain has for
+        itself as it was learned. Other weights may be returned, to end with those instead; not where domains are to be kept.
+        """
         return new
 
     def weights_for(self, learner: Learner, domain: Domain) -> Weights | None:

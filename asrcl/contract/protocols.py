@@ -196,13 +196,6 @@ class Learner(Protocol):
         """Several domains as one, for training on all of them together."""
         ...
 
-    def settled(self, domain: Domain, learned: Weights, merged: Weights) -> Weights:
-        """Merged weights as the stage will end with them: parameters that `domain` alone uses are those that were learned.
-
-        A method that merges and then looks at the result, as for a curvature, asks for this; a run does it for all others.
-        """
-        ...
-
     def frozen(self, weights: Weights) -> nn.Module:
         """A second model with these weights, in evaluation mode and without gradients: a teacher. Valid until the next call."""
         ...

@@ -19,17 +19,20 @@ from asrcl.adapt import (
     EvaluationPolicy,
     Scenario,
     TrainConfig,
+    Weights,
     adapt_domains,
     estimate_on_domain,
     load_recorded,
     run_method,
     standard_observers,
 )
+from asrcl.adapt.baselines import BaselineCard
 from asrcl.curvature import Curvature
 from asrcl.exceptions import InputError
 from asrcl.experiment import launch
 from asrcl.experiment.config import Config
 from asrcl.experiment.initial import TRAIN_STAGE, check_fits, initial_path, take_checkpoint, tracking
+from asrcl.experiment.keeping import check_kept_data, keep_of, measure_baselines
 from asrcl.experiment.registry import benchmark_of
 from asrcl.files import hash_json
 from asrcl.methods import Method, build_method
@@ -72,6 +75,7 @@ def learner_of(config: Config, scenario: Scenario, seed: int, **options: Any) ->
         seed,
         config.device,
         tracking=tracking(config),
+        keep=keep_of(config),
         **options,
     )
 
@@ -158,7 +162,10 @@ def train_all(config: Config, seeds: Sequence[int], orders: str = "") -> None:
         InputError: a wrong setting or order, before any work begins; or what training raises.
     """
     _check_settings(config)
-    runs = [(each, seed) for each in config.in_orders(orders) for seed in seeds]
+    configs = config.in_orders(orders)
+    for each in configs:
+        check_kept_data(each)
+    runs = [(each, seed) for each in configs for seed in seeds]
     launch.in_jobs(config, train, runs, "initial models")
 
 
@@ -186,6 +193,8 @@ def adapt_all(
         InputError: as `adapt`; methods, their options and orders are checked before any work begins.
     """
     built, configs = check_runs(config, methods), config.in_orders(orders)
+    for each in configs:
+        check_kept_data(each)
     stages = len(config.tree["scenario"]["domains"])
     runs = [(each, method, seed, command, decode, save) for seed in seeds for each in configs for method in _apart(built)]
     launch.in_jobs(config, adapt, runs, "stages", stages * len(runs))
@@ -198,7 +207,10 @@ def check_runs(config: Config, methods: Sequence[str]) -> dict[str, tuple[Config
         InputError: a method, an option or another setting that would fail later.
     """
     _check_settings(config)
-    return {method: configured_method(config, method) for method in methods}
+    built = {method: configured_method(config, method) for method in methods}
+    for own, _ in [(config, None), *built.values()]:
+        keep_of(own)
+    return built
 
 
 def _apart(methods: Mapping[str, tuple[Config, Method]]) -> list[str]:
@@ -212,6 +224,34 @@ def _apart(methods: Mapping[str, tuple[Config, Method]]) -> list[str]:
         groups.setdefault(hash_json(trained), []).append(name)
     rounds = max(map(len, groups.values()), default=0)
     return [group[n] for n in range(rounds) for group in groups.values() if n < len(group)]
+
+
+def check_model(
+    config: Config, model: str, seed: int = 1, only: Sequence[str] = (), out: Path | None = None
+) -> tuple[BaselineCard, Path]:
+    """Measure a model on the dev and test sets of the scenario's domains and probes, and write its card (`asrcl check`).
+
+    Args:
+        config: the experiment.
+        model: a file of weights, or "initial" for the initial model of the seed.
+        seed: of that model.
+        only: names of domains and probes; empty for all.
+        out: where the card goes; by default beside the model (`<name>.check.json`).
+
+    Returns:
+        The card and its place.
+
+    Raises:
+        InputError: an earlier stage has not run, a file of another model, or an unknown domain.
+    """
+    config = config.changed({"keep": None})  # the card that is to count may not be there yet
+    scenario, path = build_scenario(config), initial_path(config, seed) if model == "initial" else Path(model)
+    weights = Weights(load_recorded(path, TRAIN_STAGE))
+    check_fits(scenario.build_model(), weights.state, path)
+    card = measure_baselines(learner_of(config, scenario, seed), weights, path.name, only)
+    place = out or path.with_suffix(".check.json")
+    card.save(place)
+    return card, place
 
 
 def decode_checkpoint(config: Config, checkpoint: Path, domain: str, split: str = "test") -> Errors:

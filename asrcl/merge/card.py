@@ -158,6 +158,8 @@ class MergeRecord:
         layers: every tensor.
         totals: of all.
         budget: None where there was none.
+        trade: what error rates named domains had at the strengths that were tried, as `asrcl.keep.Trade.as_json` has it, and the
+            `path`; None where none were to be kept.
         notes: what else should be known, such as what became of the vocabulary.
         library_name: of the Hub, where known.
         name: of the merged model.
@@ -177,6 +179,7 @@ class MergeRecord:
     layers: tuple[LayerRecord, ...] = ()
     totals: Totals = Totals()
     budget: Budget | None = None
+    trade: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
     library_name: str | None = None
     name: str = "Merged model"
@@ -243,6 +246,7 @@ def card_text(record: MergeRecord) -> str:
         _summary(record),
         _section("Models", _parents(record)),
         _section("Method", _method(record)),
+        _section("What was to be kept", _trade(record.trade)),
         _section("Curvature", _curvatures(record)),
         _section("What happened to the tensors", _counts(record)),
         _section("What it is predicted to cost", _cost(record)),
@@ -302,6 +306,22 @@ def _budget(budget: Budget) -> str:
     before = f" (it would have been {_number(budget.unlimited)})" if budget.unlimited is not None else ""
     effect = f"all steps were multiplied by {budget.scale:.4g}" if budget.scale < 1 else "no step had to shrink"
     return f"The predicted increase of the old loss was to stay within {_number(budget.limit)}{before}: {effect}."
+
+
+def _trade(trade: Mapping[str, Any] | None) -> str:
+    if trade is None:
+        return ""
+    domains, tried = trade["domains"], trade["tried"]
+    head = (
+        f"Of the path from the old model (strength 0) to the whole merge (1), {trade['path']}, strength "
+        f"**{trade['strength']:.4g}** is taken: the largest of those tried, by bisection, at which every error rate is within "
+        "its limit. Between those it may be otherwise. Error rates in %, as the evaluation gave them:"
+    )
+    rows = [("limit", *(f"{one['limit']:.2f} ({one['budget']})" for one in domains.values()), "")]
+    for entry in sorted(tried, key=lambda entry: float(entry["strength"])):
+        rates = [f"{entry['domains'][name]['rate']:.2f}" for name in domains]
+        rows.append((f"{entry['strength']:.4g}", *rates, "yes" if entry["within"] else "no"))
+    return f"{head}\n\n{_table(('strength', *map(_plain, domains), 'within'), rows)}"
 
 
 def _curvatures(record: MergeRecord) -> str:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import repeat
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -70,6 +70,8 @@ def merge_files(
     overwrite: bool = False,
     command: str = "",
     progress: Progress | None = None,
+    scale: float = 1.0,
+    trade: Mapping[str, Any] | None = None,
 ) -> MergeRecord:
     """Merge checkpoints into one of the old one's container, with its configuration, tokenizer and whatever else lies in it.
 
@@ -84,19 +86,21 @@ def merge_files(
         overwrite: replace a folder that exists.
         command: what the user typed, for the card.
         progress: called with the name of every tensor.
+        scale: multiplies every step; 0 is the old model.
+        trade: what was measured to choose it, for the card (`asrcl.merge.within`).
 
     Raises:
         InputError: a file is missing, damaged, unsafe or does not fit, an option is out of range, or the target cannot be
             written; nothing is left behind then.
     """
     with _opened(old, new, spec) as models, torch.no_grad():
-        scale, unlimited = models.job.scale_within(spec.budget, progress) if spec.budget is not None else (1.0, None)
+        allowed, unlimited = models.job.scale_within(spec.budget, progress) if spec.budget is not None else (1.0, None)
         previews: dict[str, Preview] = {}
         with models.old.writer(out, container, models.outlines, overwrite) as writer:
-            for merged in models.job.run(scale, measure=True, progress=progress):
+            for merged in models.job.run(scale * allowed, measure=True, progress=progress):
                 writer.write(merged.name, models.grown(merged))
                 previews[merged.name] = Preview(models.row(merged.name), merged.effect)
-            record = replace(_record(models, spec, previews, command, scale, unlimited), name=Path(out).name)
+            record = replace(_record(models, spec, previews, command, allowed, unlimited), name=Path(out).name, trade=trade)
             name = record.name
             names = ("README.md", "merge.json") if writer.folder is not None else (f"{name}.md", f"{name}.json")
             with disk(Path(out)):  # so that the result and what tells where it is from appear at once

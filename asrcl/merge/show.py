@@ -93,6 +93,9 @@ def record_summary(record: MergeRecord) -> str:
         parts.append(f"old loss predicted to grow by {record.totals.predicted:.3g}")
     if record.budget is not None:
         parts.append(f"scaled by {record.budget.scale:.3g} to keep the budget")
+    if record.trade is not None:
+        count = len(record.trade["tried"])
+        parts.append(f"strength {record.trade['strength']:.3g} keeps every named domain ({count} evaluations)")
     return "\n".join(["; ".join(parts), *(f"note: {note}" for note in record.notes)])
 
 

@@ -147,6 +147,14 @@ class CommandEvaluation:
 
     def __call__(self, model: Path) -> dict[str, float]:
         """The scores of a checkpoint."""
+        return _scores(self.output(model))
+
+    def output(self, model: Path) -> str:
+        """What the command prints of a checkpoint on its standard output.
+
+        Raises:
+            InputError: it does not run, or fails.
+        """
         called = [word.replace("{model}", str(model)) for word in self._words()]
         options: dict[str, Any] = {"capture_output": True, "text": True, "errors": "replace", "timeout": self.timeout}
         try:
@@ -156,7 +164,7 @@ class CommandEvaluation:
         if done.returncode:
             last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:] or ["no output"]
             raise InputError(f"--evaluate: exit code {done.returncode} of {shlex.join(called)}: {_printable(last[0])}")
-        return _scores(done.stdout)
+        return str(done.stdout)
 
 
 def plot(rows: Sequence[SweepRow], path: str | Path) -> None:
@@ -335,14 +343,15 @@ def _scores(output: str) -> dict[str, float]:
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         wanted = 'two numbers, or {"old": ..., "new": ...}'
         remedy = f"print {wanted}, errors on the old and the new domain"
-        raise InputError(f"--evaluate: its last line is {_short(last)}; {remedy}") from error
+        raise InputError(f"--evaluate: its last line is {shortened_output(last)}; {remedy}") from error
     if not all(math.isfinite(value) for value in scores.values()):
-        raise InputError(f"--evaluate: its last line is {_short(last)}; the errors must be finite")
+        raise InputError(f"--evaluate: its last line is {shortened_output(last)}; the errors must be finite")
     return scores
 
 
-def _short(line: str) -> str:
-    return repr(line if len(line) <= SHOWN else f"{line[:SHOWN]}...")
+def shortened_output(text: str) -> str:
+    """The beginning of what a command printed, in quotes and in one line."""
+    return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
 
 
 def _text(setting: Mapping[str, Any]) -> str:

@@ -66,7 +66,7 @@ class Taken(Treatment):
 
     def apply(self, start: Tensor, models: list[Tensor], scale: float) -> Tensor:
         """The old tensor, or that of the last model."""
-        return start.clone() if self.setup.method.takes == "old" else copied(start, models[-1])
+        return start.clone() if self.setup.method.takes == "old" or scale == 0 else copied(start, models[-1])
 
 
 class Copied(Treatment):
@@ -115,7 +115,7 @@ class Statistic(Computed):
         """Of one model, or of the pooled data: for a variance, the distances of the means count too."""
         rule, setup = self.setup.options.statistics, self.setup
         if rule != "pool":
-            return start.clone() if rule == "old" else models[-1].to(start.dtype, copy=True)
+            return start.clone() if rule == "old" or scale == 0 else models[-1].to(start.dtype, copy=True)
         mean, means = mean_of(self.name), None
         if mean is not None and mean in setup.start.outlines:
             old, *roles = setup.roles

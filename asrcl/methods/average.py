@@ -21,9 +21,7 @@ class FineTuningWithAveraging(Method):
     def __init__(self, strength: float | None = None) -> None:
         self.strength = strength
 
-    def end_domain(self, learner: Learner, domain: Domain, old: Weights | None, new: Weights) -> Weights:
-        if old is None:
-            return new
+    def merge_domain(self, learner: Learner, domain: Domain, old: Weights, new: Weights) -> Weights:
         if self.strength is None:
             return Weights(merge(old.state, new.state, "average", task=learner.stage))
         return Weights(merge(old.state, new.state, "interpolate", strength=self.strength))

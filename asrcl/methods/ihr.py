@@ -16,32 +16,47 @@ from asrcl.contract.protocols import Domain, Learner
 from asrcl.contract.weights import Weights
 from asrcl.curvature import Curvature
 from asrcl.exceptions import InputError
-from asrcl.merge import merge
+from asrcl.merge import MergeSpec, merge
+from asrcl.merge.path import STRAIGHT, PathKind, check_path, damped
 from asrcl.merge.steps.ihr import IHR_DAMPING, LAPLACE_DAMPING
 from asrcl.state import StateDict
 
 
 class _CurvatureMerge(Method):
-    """Merge every update with the curvature of earlier domains; `merging` and `options` say how. Its state is that curvature."""
+    """Merge every update with the curvature of earlier domains; `merging` and `options` say how. Its state is that curvature.
+
+    Less than the whole merge, where named domains are to be kept, lies on a straight line from the old weights or, with
+    `path="damping"`, on the curve that a smaller damping leads along (`asrcl.merge.path`).
+    """
 
     merging: str
     options: dict[str, Any]
     shares_fine_tuning = True
 
-    def __init__(self, curvature: Literal["last", "sum"]) -> None:
+    def __init__(self, curvature: Literal["last", "sum"], path: PathKind, rest: Any) -> None:
         if curvature not in ("last", "sum"):
             raise InputError(f"method.curvature={curvature}: choose last or sum")
-        self.curvature = curvature
+        check_path(path, self.merging, rest, "method.path")
+        self.curvature, self.path = curvature, path
         self._terms: list[Curvature] = []
 
     def start_run(self, learner: Learner) -> None:
         self._terms = []
 
+    def merge_domain(self, learner: Learner, domain: Domain, old: Weights, new: Weights) -> Weights:
+        return Weights(merge(old.state, new.state, self._spec(learner))) if self._terms else new
+
+    def at_strength(
+        self, learner: Learner, domain: Domain, old: Weights, new: Weights, merged: Weights, strength: float
+    ) -> Weights:
+        if self.path == STRAIGHT or not self._terms:
+            return super().at_strength(learner, domain, old, new, merged, strength)
+        return Weights(merge(old.state, new.state, damped(self._spec(learner), strength)))
+
+    def _spec(self, learner: Learner) -> MergeSpec:
+        return MergeSpec(self.merging, curvature=self._terms, task=learner.stage).changed(self.options)
+
     def end_domain(self, learner: Learner, domain: Domain, old: Weights | None, new: Weights) -> Weights:
-        if old is not None and self._terms:
-            curvature = self._terms[0] if len(self._terms) == 1 else self._terms
-            merged = merge(old.state, new.state, self.merging, curvature=curvature, task=learner.stage, **self.options)
-            new = learner.settled(domain, new, Weights(merged))
         if not learner.last:
             term = learner.estimate_curvature(new, domain, "kron")
             self._terms = [*self._terms, term] if self.curvature == "sum" else [term]
@@ -77,6 +92,7 @@ class InverseHessianRegularization(_CurvatureMerge):
         curvature: "last" keeps the previous domain's curvature (the paper's method), "sum" that of all earlier domains.
         tau, damping, damping_kind, rescale, power: see `asrcl.merge.steps.ihr`.
         rest, layers: see `asrcl.merge.merge`.
+        path: "straight" or "damping": how less of the merge is taken where named domains are to be kept.
     """
 
     label, merging = "IHR", "ihr"
@@ -91,8 +107,9 @@ class InverseHessianRegularization(_CurvatureMerge):
         power: float = 1.0,
         rest: float | Literal["1/t", "keep", "new", "fisher"] = "1/t",
         layers: Sequence[str] = ("*",),
+        path: PathKind = "straight",
     ) -> None:
-        super().__init__(curvature)
+        super().__init__(curvature, path, rest)
         self.options = {
             "tau": tau,
             "damping": damping,
@@ -112,6 +129,7 @@ class LaplaceMerge(_CurvatureMerge):
         curvature: "last" or "sum", as for IHR.
         strength, damping, damping_kind: see `asrcl.merge.steps.ihr`; `damping` is gamma.
         rest, layers: see `asrcl.merge.merge`.
+        path: as for IHR.
     """
 
     label, merging = "Laplace merge", "laplace"
@@ -124,8 +142,9 @@ class LaplaceMerge(_CurvatureMerge):
         damping_kind: Literal["relative", "absolute"] = "relative",
         rest: float | Literal["1/t", "keep", "new", "fisher"] = "1/t",
         layers: Sequence[str] = ("*",),
+        path: PathKind = "straight",
     ) -> None:
-        super().__init__(curvature)
+        super().__init__(curvature, path, rest)
         self.options = {
             "strength": strength,
             "damping": damping,

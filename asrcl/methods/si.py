@@ -9,9 +9,9 @@ and when it is learned, with δ_i the way from the weights before to those after
     Ω_i += max(ω_i, 0) / (δ_i² + damping),    penalty for the next domains: strength · Σ_i Ω_i (x_i - anchor_i)².
 
 No curvature and no data are kept. A negative ω_i, which the paper keeps, would reward moving away and counts as 0. The path is
-that of training, δ that to the weights that the domain ended with (with `train.adapt.average_best` the mean of some epochs). Of
-a domain that the initial model was trained on beforehand there is no path: the first domain weighs nothing until the second has
-been learned.
+that of training, δ that to the weights that training ended with (with `train.adapt.average_best` the mean of some epochs), also
+where a stage keeps less of it than all. Of a domain that the initial model was trained on beforehand there is no path: the first
+domain weighs nothing until the second has been learned.
 """
 
 from __future__ import annotations
@@ -89,14 +89,17 @@ class SynapticIntelligence(Method):
                 gain = -gradient * (parameter.detach() - weights)
                 self._path[name] = self._path[name] + gain if name in self._path else gain
 
+    def learn(self, learner: Learner, domain: Domain, old: Weights) -> Weights:
+        new = learner.fine_tune(old, domain, self)
+        for name, path in self._path.items():
+            moved = new[name] - old[name]
+            gained = path.cpu().clamp(min=0) / (moved.square() + self.damping)
+            self._importance[name] = self._importance[name].cpu() + gained if name in self._importance else gained
+        self._path, self._before = {}, {}
+        return new
+
     def end_domain(self, learner: Learner, domain: Domain, old: Weights | None, new: Weights) -> Weights:
-        if old is not None:
-            for name, path in self._path.items():
-                moved = new[name] - old[name]
-                gained = path.cpu().clamp(min=0) / (moved.square() + self.damping)
-                self._importance[name] = self._importance[name].cpu() + gained if name in self._importance else gained
-            self._path, self._before = {}, {}
-            self._anchor = {name: new[name].clone() for name in self._importance}
+        self._anchor = {name: new[name].clone() for name in self._importance}
         return new
 
 

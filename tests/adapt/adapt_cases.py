@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from asrcl.adapt import DomainLearner, Scenario, Tracking, TrackingConfig, TrainConfig, adapt_domains, run_method, training
+from asrcl.adapt import DomainLearner, Keep, Scenario, Tracking, TrackingConfig, TrainConfig, adapt_domains, run_method, training
+from asrcl.keep import read_budgets
 from asrcl.methods import build_method
-from asrcl.testing import ClassificationTask, build_mlp, tiny_learner, tiny_scenario
+from asrcl.testing import ClassificationTask, blob_domain, build_mlp, tiny_learner, tiny_scenario
 
 training.SAVE_SECONDS = 0.0  # here the state of every epoch is written, short as it is, so that kills fall between all writes
 QUICK = TrainConfig(epochs=3, learning_rate=0.03, average_best=2)
@@ -94,7 +95,7 @@ def kill_before_file_operations(calls: int) -> None:
 
 
 def adapt_once(
-    folder: str, method: str, domains: int = 3, where: str = "", calls: int = 0, save_seconds: float = 0.0
+    folder: str, method: str, domains: int = 3, where: str = "", calls: int = 0, save_seconds: float = 0.0, keep: str = ""
 ) -> None:
     """A whole run under `folder`, killed at a point of one's choice; to be called in a process of its own."""
     training.SAVE_SECONDS = save_seconds
@@ -104,6 +105,9 @@ def adapt_once(
     task = KillingTask(where=where, countdown=Countdown(calls))
     scenario = tiny_scenario(domains, trained=False, dropout=0.2, task=task)
     learner = tiny_learner(folder, scenario, QUICK)
+    if keep:
+        scenario.probes = [blob_domain("probe", 77, 0.4, sizes={"dev": 64, "test": 48})]
+        learner.keep = Keep(read_budgets(keep))
     run_method(learner, build_method(method), Path(folder) / "run")
     adapt_domains(learner, build_method(method), Path(folder) / "run")
 

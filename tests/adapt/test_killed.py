@@ -74,3 +74,15 @@ def test_killed_at_every_write(tmp_path, undisturbed):
     assert outcome(tmp_path) == undisturbed("ihr", 2)
     assert not list((tmp_path / "cache").glob("*/*.work"))
     assert not list(tmp_path.rglob(".*.part"))  # what the kills left
+
+
+@pytest.mark.parametrize("method, where, calls", [("ihr", "evaluate", 4), ("ihr", "evaluate", 17), ("ewc", "curvature_loss", 6)])
+def test_a_run_with_budgets_that_is_killed_ends_like_one_left_alone(tmp_path, method, where, calls):
+    """In the search of a stage, between two searches, and where a curvature is estimated at what a search has chosen."""
+    keep = "probe:+1"
+    run(str(tmp_path / "whole"), method, 3, "", 0, 0.0, keep)
+    with pytest.raises(RuntimeError, match="exit code -9"):
+        run(str(tmp_path / "killed"), method, 3, where, calls, 0.0, keep)
+    run(str(tmp_path / "killed"), method, 3, "", 0, 0.0, keep)
+    assert b'"keep":' in outcome(tmp_path / "whole")["results.json"]
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")

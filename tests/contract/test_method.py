@@ -187,11 +187,11 @@ def test_own_method_joins_the_table(monkeypatch):
 
     @register("half")
     class Half(Method):
-        def end_domain(self, learner, domain, old, new):
-            return new if old is None else Weights({name: (old[name] + new[name]) / 2 for name in old})
+        def merge_domain(self, learner, domain, old, new):
+            return Weights({name: (old[name] + new[name]) / 2 for name in old})
 
     assert "half" in method_names() and Half.label == "half"
-    merged = build_method("half").end_domain(None, None, Weights({"w": torch.zeros(1)}), Weights({"w": torch.ones(1)}))
+    merged = build_method("half").merge_domain(None, None, Weights({"w": torch.zeros(1)}), Weights({"w": torch.ones(1)}))
     assert merged["w"] == 0.5
 
 

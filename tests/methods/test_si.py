@@ -58,7 +58,10 @@ def test_importance_is_gain_over_squared_distance():
     descend(method, Alone(old), model, loss, 50, 0.05)
     paths = {name.removeprefix("path."): path.clone() for name, path in method.state_dict().items()}
     new = Weights(model.state_dict())
-    method.end_domain(Alone(old), None, old, new)
+    learner = Alone(old)
+    learner.fine_tune = lambda *_: new
+    method.learn(learner, None, old)
+    method.end_domain(learner, None, old, new)
     state = method.state_dict()
     assert not any(name.startswith("path.") for name in state)
     for name, path in paths.items():

@@ -14,6 +14,7 @@ from typing import Final
 from asrcl.files import write_text
 from asrcl.scoring.display.table import latex, markdown, markdown_text, plain
 from asrcl.scoring.display.terminal import aligned_table
+from asrcl.scoring.report.keep_tables import keep_tables
 from asrcl.scoring.report.orders import Orders, summarise_orders, told_together
 from asrcl.scoring.report.plots import draw_heatmaps, draw_orders, draw_pareto, draw_stages
 from asrcl.scoring.report.step_tables import step_tables
@@ -205,6 +206,7 @@ def _scenario_section(summary: ScenarioSummary, pictures: Sequence[str]) -> str:
         _tests(summary),
         _probes(summary),
         *pictures,
+        *(f"### {step.name}\n\n{step.caption}\n\n{markdown(step.table)}" for step in keep_tables(summary)),
         *(f"### {step.name}\n\n{step.caption}\n\n{markdown(step.table)}" for step in step_tables(summary)),
         "### Matrices\n",
         f"{summary.rate_name} in %, mean over seeds; row: after this stage, column: on this domain.\n",

@@ -69,6 +69,44 @@ class Kind:
 
 
 @dataclass(frozen=True)
+class KeptDomain:
+    """A domain that a stage was to keep; dev error rates in percent.
+
+    Attributes:
+        name: of the domain.
+        budget: how far its rate might rise, as it was typed.
+        baseline: that its budget counts from.
+        limit: the highest rate within the budget.
+        whole: rate of the whole merge; nan where it was not measured.
+        taken: rate of what was taken of it.
+    """
+
+    name: str
+    budget: str
+    baseline: float
+    limit: float
+    whole: float
+    taken: float
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a stage took of its merge to keep named domains.
+
+    Attributes:
+        strength: from 0, the old weights, to 1, the whole merge.
+        evaluations: strengths that were tried.
+        domains: what was to be kept.
+        learned: dev error rates of the learned domain, of the whole merge and of what was taken; nan where not kept.
+    """
+
+    strength: float
+    evaluations: int
+    domains: list[KeptDomain]
+    learned: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class Sweep:
     """Settings of one method tried on dev data.
 
@@ -152,6 +190,30 @@ def kind(run: RunResult, stage: int) -> Kind | None:
         raise _unreadable(run, stage, "curvature.facts", "needs `structure`, a word")
     covered, weights = (_number(run, stage, f"curvature.{key}", card.get(key)) for key in ("covered", "weights"))
     return Kind(structure, covered / weights if weights else math.nan) if structure else None
+
+
+def kept(run: RunResult, stage: int) -> Kept | None:
+    """What a stage took to keep named domains; None where it was to keep none, or the method has nothing to choose."""
+    record = _record(run, stage).get("keep")
+    if not record or (isinstance(record, Mapping) and "left_out" in record):
+        return None
+    with reading(f"{run.folder}/results.json: stages[{stage}].keep", "see docs/keep.md, or run it again"):
+        tried = {float(entry["strength"]): entry["domains"] for entry in record["tried"]}
+        taken, whole = tried[float(record["strength"])], tried.get(1.0, {})
+        domains = [
+            KeptDomain(
+                name,
+                str(one["budget"]),
+                float(one["baseline"]),
+                float(one["limit"]),
+                float(whole.get(name, {}).get("rate", math.nan)),
+                float(taken[name]["rate"]),
+            )
+            for name, one in record["domains"].items()
+        ]
+        learned = record.get("learned") or {}
+        rates = float(learned.get("whole", math.nan)), float(learned.get("taken", math.nan))
+        return Kept(float(record["strength"]), len(tried), domains, rates)
 
 
 def sweeps(runs: Sequence[RunResult], folders: Sequence[str | os.PathLike[str]]) -> dict[str, list[Sweep]]:

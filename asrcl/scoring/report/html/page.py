@@ -18,6 +18,7 @@ from asrcl.scoring.report.drawing import order_lines
 from asrcl.scoring.report.html.charts import stage_lines, swatch
 from asrcl.scoring.report.html.examples import MAX_CHARACTERS, decode_examples
 from asrcl.scoring.report.html.sections import Scenario
+from asrcl.scoring.report.keep_tables import keep_tables
 from asrcl.scoring.report.looks import looks
 from asrcl.scoring.report.orders import Orders, summarise_orders, told_together
 from asrcl.scoring.report.step_tables import step_tables
@@ -211,6 +212,7 @@ def _scenario(view: Scenario, index: int, budget: int, brief: bool) -> dict[str,
         "heat": view.heat_maps(),
         "sweeps": [_drawn(sweep) for sweep in view.sweep_views()],
         "sweeps_legend": _legend(view, {sweep.method for sweep in view.sweeps}),
+        "kept": keep_tables(summary),
         "steps": step_tables(summary),
         **({"training": [], "layers": [], "curvature": [], "examples": None} if brief else _charts(view, budget)),
     }
