@@ -82,7 +82,7 @@ class Whisper(SequenceRecogniser):
     def encode(self, batch: SpeechBatch) -> tuple[Tensor, None]:
         """Encoder states `[B, S, D]` of the batch's features in the window, all of which the decoder attends to."""
         encoder = self.model.encoder
-        frames = _filled(batch.features, batch.lengths, self.window).transpose(1, 2)
+        frames = filled(batch.features, batch.lengths, self.window).transpose(1, 2)
         hidden = functional.gelu(encoder.conv2(functional.gelu(encoder.conv1(frames)))).transpose(1, 2)
         # WhisperEncoder.forward does the same, for the one length alone that its positions are made for.
         hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
@@ -161,7 +161,7 @@ def _multilingual(folder: Path) -> bool:
     return bool(said) if said is not None else int(configuration(folder)["vocab_size"]) > ENGLISH_VOCABULARY
 
 
-def _filled(features: Tensor, lengths: Tensor, size: int) -> Tensor:
+def filled(features: Tensor, lengths: Tensor, size: int) -> Tensor:
     """Features `[B, size, F]`, each utterance's last frame, which is of silence, repeated up to the end of the window."""
     position = torch.arange(size, device=features.device)[None].minimum(lengths[:, None] - 1)
     return features.gather(1, position[..., None].expand(-1, -1, features.shape[2]))
