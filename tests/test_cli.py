@@ -16,7 +16,7 @@ from asrcl.adapt import load_weights, save_weights
 COMMANDS = [
     "run",
     *("prepare", "train", "check", "adapt", "tune", "decode", "score", "compare", "report", "results"),
-    *("merge", "methods", "sweep", "curvature", "inspect"),
+    *("merge", "methods", "sweep", "curvature", "inspect", "convert"),
 ]
 
 
@@ -176,6 +176,15 @@ def test_merging_with_curvature_rules_and_a_budget(asrcl, refuses, pair, curvatu
     save_weights({"linear.weight": torch.zeros(2, 4), "linear.bias": torch.zeros(2)}, tmp_path / "other.safetensors")
     code, _, err = asrcl("merge", pair[0], tmp_path / "other.safetensors", "--method", "average", "--out", out)
     assert code == 2 and "linear.weight" in err and "2x4" in err.replace(", ", "x").replace("[", "").replace("]", "")
+
+
+def test_converting_a_folder(asrcl, refuses, tmp_path):
+    from ct2_writer import tiny_whisper, variables, write_folder
+
+    write_folder(tmp_path / "ct2", variables(tiny_whisper()))
+    code, out, err = asrcl("convert", "ctranslate2", tmp_path / "ct2", tmp_path / "hf")
+    assert code == 0 and f"converted: {tmp_path / 'hf'}" in out and (tmp_path / "hf" / "model.safetensors").is_file(), err
+    assert "model.bin: cannot read it" in refuses("convert", "ctranslate2", tmp_path, tmp_path / "other")
 
 
 def test_sweeping(asrcl, refuses, pair, curvature_file, tmp_path):

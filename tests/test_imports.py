@@ -12,7 +12,9 @@ RECIPE_WORLD = (
     "speechbrain", "torchaudio", "datasets", "hydra", "omegaconf", "sentencepiece", "soundfile",
     "transformers", "matplotlib", "tensorboard", "espeakng_loader", "typer", "curvlinops",
 )  # fmt: skip
-ROOMS = ("contract", "methods", "adapt", "experiment", "speech", "images", "studies", "testing", "commands", "cli")
+ROOMS = (
+    *("contract", "convert", "hf", "methods", "adapt", "experiment", "speech", "images", "studies", "testing", "commands", "cli"),
+)
 OTHER_ROOMS = tuple(f"asrcl.{room}" for room in ROOMS)
 
 
@@ -27,6 +29,7 @@ def loaded_by(module: str) -> set[str]:
     [
         ("asrcl.curvature", (*RECIPE_WORLD, *OTHER_ROOMS, "asrcl.merge", "asrcl.scoring", "jiwer")),
         ("asrcl.merge", (*RECIPE_WORLD, *OTHER_ROOMS, "asrcl.scoring", "jiwer")),
+        ("asrcl.convert", (*RECIPE_WORLD, "asrcl.contract", "asrcl.hf", "asrcl.scoring", "jiwer")),
         (
             "asrcl.scoring",
             (*RECIPE_WORLD, *OTHER_ROOMS, "asrcl.merge", "asrcl.curvature", "torch", "safetensors"),
@@ -39,10 +42,11 @@ def test_a_room_pulls_in_nothing_beyond_its_own(module, forbidden):
     assert sorted(name for name in forbidden if name in loaded) == []
 
 
+ROOMS_OF_LIBRARIES = ["asrcl.curvature", "asrcl.merge", "asrcl.convert", "asrcl.scoring", "asrcl.adapt", "asrcl.methods"]
 POSIX_ONLY = ("fcntl", "resource", "pwd", "grp", "termios")
 
 
-@pytest.mark.parametrize("module", ["asrcl.curvature", "asrcl.merge", "asrcl.scoring", "asrcl.adapt", "asrcl.methods"])
+@pytest.mark.parametrize("module", ROOMS_OF_LIBRARIES)
 def test_a_room_loads_without_what_windows_lacks(module):
     """In `sys.modules`, None makes an import raise ImportError."""
     hidden = f"sys.modules.update(dict.fromkeys({POSIX_ONLY}))"

@@ -1,0 +1,29 @@
+"""`asrcl convert`: models of other formats as folders of Hugging Face."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+formats = typer.Typer(help="Turn a model of another format into a folder of Hugging Face.", no_args_is_help=True)
+app.add_typer(formats, name="convert")
+
+
+@formats.callback()
+def _of_one_format() -> None:
+    """Turn a model of another format into a folder of Hugging Face."""
+
+
+@formats.command()
+def ctranslate2(
+    folder: Annotated[Path, typer.Argument(help="with model.bin, config.json, tokenizer.json and a vocabulary file")],
+    out: Annotated[Path, typer.Argument(help="the folder to make")],
+) -> None:
+    """A Whisper of CTranslate2 (as faster-whisper uses) to a folder that Transformers loads as it is; not from int8 or int16."""
+    from asrcl.convert import convert_ctranslate2
+
+    convert_ctranslate2(folder, out)
+    typer.echo(f"converted: {out}")
