@@ -1,6 +1,7 @@
 """Named text normalisers: what happens to a transcript before it is tokenised or scored. One table for both.
 
     none             nothing
+    written          Unicode NFC and single spaces; case and punctuation stay
     basic            lower case; punctuation vanishes, dashes and slashes part words: "U.S. 3.5" is "us 35"
     letters          as basic, with accents taken off
     spaced           lower case; punctuation becomes a space: "U.S. 3.5" is "u s 3 5"
@@ -119,6 +120,18 @@ def none(text: str) -> str:
     " Eight  O'Clock! "
     """
     return text
+
+
+@register("written")
+def written(text: str) -> str:
+    r"""The text as its author wrote it, with case and punctuation: Unicode NFC, and one space where there is white space.
+
+    For training and scoring recognisers that write sentences. A letter in one code point or in several makes no difference.
+
+    >>> written("  Thank you.  Please wait,\tMr Cafe\u0301! ")
+    'Thank you. Please wait, Mr Café!'
+    """
+    return " ".join(_normal("NFC", text).split())
 
 
 # Basic: what the published models were trained on. A change would give other training text.

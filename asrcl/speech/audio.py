@@ -21,12 +21,13 @@ from torch import Tensor
 
 from asrcl.exceptions import InputError
 from asrcl.experiment.reading import reading
-from asrcl.speech.headers import whole_file
+from asrcl.speech.headers import mp3_says_its_length, whole_file
 
 Channel = int | Literal["mean"] | None
 
 LOWEST_RATE = 1000  # samples per second
 MOST_SAMPLES = 2**29  # of all channels in one utterance: 9 hours at 16 kHz
+MP3_EXCESS = 2 * 1152  # samples by which the length of an MP3 is overestimated where no header says it
 _UNKNOWN = 2**62  # frames that libsndfile reports where a header has none
 _PIECE = 2**22  # samples decoded at a time
 _LARGEST_FILTER = 2**22  # coefficients, of which the resampler keeps several copies
@@ -98,7 +99,9 @@ def read_audio(
         stop = check_part(path, start, end, info.frames)
         _check_sizes(path, info, stop - start, rate)
         samples = _decode(stream, start, stop)
-    if len(samples) < stop - start:
+        estimated = stream.format == "MP3" and stop == info.frames and not mp3_says_its_length(path)
+        tolerated = MP3_EXCESS if estimated else 0
+    if len(samples) < stop - start - tolerated or not len(samples):
         raise InputError(f"{path}: the audio stops after {start + len(samples)} of {stop} samples; fetch it again")
     mono = torch.from_numpy(_one_channel(path, samples, channel))
     if not bool(torch.isfinite(mono).all()):

@@ -2,7 +2,8 @@
 
 libsndfile reads a file that was cut off as a shorter one, and a WAV that was written into a pipe (its sizes left 0, or as large
 as they go) as an empty one. Here the chunk of samples is found in the header itself, for WAV (RF64, BW64, RIFX and 24 bit or
-companded ones included), Wave64, AIFF, AU, NIST SPHERE and Ogg. FLAC and MP3 say how many samples they hold, so decoding tells.
+companded ones included), Wave64, AIFF, AU, NIST SPHERE and Ogg. FLAC and most MP3 say how many samples they hold, so
+decoding tells.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from asrcl.exceptions import InputError
 
 _CHUNKS = 1000  # a header with more of them is left to libsndfile
 _OGG_PAGE = 65307  # bytes of the largest
+_MP3_FRAME = 200  # bytes that hold a frame's header and side information, behind which its length would stand
 
 StrPath = str | os.PathLike[str]
 
@@ -67,6 +69,21 @@ def whole_file(path: StrPath) -> str | io.FileIO:
         position, form = found.field
         return _Overlaid(path, position, struct.pack(form, found.there))
     return os.fspath(path)
+
+
+def mp3_says_its_length(path: StrPath) -> bool:
+    """Whether the first frame of an MP3 is one that says how long it is (Xing, Info or VBRI).
+
+    Of others, such as the clips of Common Voice, libsndfile works the length out from size and bit rate, a frame or two too much.
+    """
+    with open(path, "rb") as stream:
+        head = stream.read(10)
+        if head[:3] == b"ID3":  # a tag, whose size has seven bits in each of four bytes
+            stream.seek(10 + sum((byte & 127) << 7 * place for place, byte in enumerate(reversed(head[6:10]))))
+        else:
+            stream.seek(0)
+        first = stream.read(_MP3_FRAME)
+    return any(mark in first for mark in (b"Xing", b"Info", b"VBRI"))
 
 
 def samples_of(path: StrPath) -> Samples | None:

@@ -12,7 +12,7 @@ from asrcl.exceptions import InputError
 from asrcl.speech import audio
 from asrcl.speech.audio import audio_info, read_audio
 from asrcl.speech.corpora import Utterance, to_dataset, validate
-from asrcl.speech.headers import samples_of
+from asrcl.speech.headers import mp3_says_its_length, samples_of
 
 WAVE = np.sin(np.arange(8001) / 7) * 0.3  # an odd number of samples
 STORED = [
@@ -44,6 +44,21 @@ def test_a_cut_file_is_refused_and_a_whole_one_is_not(tmp_path, form, kind, chan
         path.write_bytes(whole[: int(len(whole) * share)])
         with pytest.raises(InputError, match=r"a.audio: (was cut off|cannot be decoded|the audio stops|not readable)"):
             read_samples(path)
+
+
+def test_an_mp3_that_does_not_say_its_length_is_read_to_its_end(tmp_path):
+    """Its length is then an estimate from its size, as of the clips of Common Voice; with a tag a frame more."""
+    path, wave = tmp_path / "a.mp3", np.random.default_rng(0).normal(0, 0.1, 48000)
+    soundfile.write(path, wave, 48000, format="MP3", subtype="MPEG_LAYER_III", bitrate_mode="CONSTANT", compression_level=0.5)
+    content = path.read_bytes()
+    assert mp3_says_its_length(path)
+    tag, second = b"ID3\x04\x00\x00" + bytes([0, 0, 2, 0]) + bytes(256), content.index(content[:2], 4)
+    path.write_bytes(tag + content[second:])
+    assert not mp3_says_its_length(path) and audio_info(path).frames > len(soundfile.read(path)[0])
+    assert len(read_audio(path, rate=48000)) == len(soundfile.read(path)[0])
+    path.write_bytes(content[: len(content) * 9 // 10])
+    with pytest.raises(InputError, match="the audio stops"):
+        read_audio(path, rate=48000)
 
 
 @pytest.mark.parametrize(("form", "kind"), [pair for pair in STORED if "ADPCM" not in pair[1]])

@@ -4,7 +4,7 @@
 - any corpus by name: `load_corpus`, `CORPORA`
 - manifests of other toolkits: `load_kaldi`, `load_nemo`, `load_speechbrain`, `write_kaldi`
 - public corpora: `load_hub`, `load_commonvoice`, `load_librispeech`, `load_libri_adapt`
-- small free corpora in packed form: `load_an4`, `load_coffee`, `load_digits`
+- small free corpora: `load_packed` (any with a `manifest.csv`), `load_an4`, `load_coffee`, `load_digits`, `load_ljspeech`
 - what is fit for use: `validate`, `Broken`, `write_broken`
 
 >>> from asrcl.speech.corpora import columns
@@ -26,7 +26,7 @@ from asrcl.speech.corpora.hub import load_hub
 from asrcl.speech.corpora.kaldi import load_kaldi, write_kaldi
 from asrcl.speech.corpora.libri_adapt import load_libri_adapt, load_librispeech
 from asrcl.speech.corpora.nemo import load_nemo
-from asrcl.speech.corpora.packages import load_an4, load_coffee, load_digits
+from asrcl.speech.corpora.packages import load_an4, load_coffee, load_digits, load_ljspeech, load_packed
 from asrcl.speech.corpora.speechbrain import load_speechbrain
 from asrcl.speech.corpora.utterance import Utterance, columns, select, to_dataset, to_utterances
 from asrcl.speech.corpora.validate import Broken, validate, write_broken
@@ -45,7 +45,9 @@ __all__ = [
     "load_kaldi",
     "load_libri_adapt",
     "load_librispeech",
+    "load_ljspeech",
     "load_nemo",
+    "load_packed",
     "load_speechbrain",
     "select",
     "to_dataset",
@@ -66,6 +68,8 @@ CORPORA: dict[str, Callable[..., Dataset]] = {
     "an4": load_an4,
     "coffee": load_coffee,
     "digits": load_digits,
+    "ljspeech": load_ljspeech,
+    "packed": load_packed,
 }
 
 

@@ -1,4 +1,4 @@
-"""A local release of Mozilla Common Voice: `validated.tsv` and `clips/`, one domain per English accent.
+"""A local release of Mozilla Common Voice: `validated.tsv` and `clips/`, one domain per English accent, or all clips as one.
 
 The accents are those of the first experiment of the IHR paper: US, ENG, AUS, IND, SCO (and IRE). The lists
 that the authors used are not part of the release; without them speakers are divided by a seed, see
@@ -15,7 +15,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from asrcl.exceptions import InputError
-from asrcl.speech.corpora.splits import split_speakers
+from asrcl.speech.corpora.splits import Count, choose, split_speakers
 from asrcl.speech.corpora.tables import StrPath, read_lines, read_table
 from asrcl.speech.corpora.utterance import AUDIO, Utterance, to_dataset
 
@@ -51,30 +51,37 @@ def accent_name(value: str) -> str | None:
 def load_commonvoice(
     folder: StrPath,
     *,
-    accents: Iterable[str] = ("US", "ENG", "AUS", "IND", "SCO"),
+    accents: Iterable[str] | None = ("US", "ENG", "AUS", "IND", "SCO"),
     dev_utterances: int = 900,
     test_utterances: int = 1000,
     seed: int = 0,
     lists: Mapping[str, StrPath] | None = None,
+    domain: str = "commonvoice",
+    count: Count | None = None,
 ) -> Dataset:
-    """Read the accents of a Common Voice release as domains, each with train, dev and test.
+    """Read the accents of a Common Voice release as domains, each with train, dev and test, or all its clips as one domain.
 
     A speaker who states several accents over time belongs to the one with most clips, and the others are left
     out, so that speakers are disjoint over splits and over domains.
 
     Args:
         folder: the language folder, for example `cv-corpus-17.0/en`.
-        accents: names out of `ACCENTS`.
+        accents: names out of `ACCENTS`; None takes all clips, whatever accent they state, as one domain.
         dev_utterances: about so many dev utterances per accent (never more than a fifth).
         test_utterances: the same for test.
         seed: decides which speakers are dev and test.
         lists: instead of the seeded split, one text file per split that names its clips, one per line (the
             first word counts; folder and ending are ignored). Clips in no list are left out.
+        domain: name of the one domain, where `accents` is None.
+        count: its utterances per split, by speakers, see `asrcl.speech.corpora.splits.choose`; `{test: null}` makes all a test
+            set, `{dev: 50, test: null}` takes about so many off as a validation set. In place of the two sizes above.
 
     Raises:
         InputError: no `validated.tsv`, an unknown accent, an accent without clips or with too few speakers,
             or a list that names a clip which the release does not have.
     """
+    if accents is None:
+        return _all_clips(Path(folder), domain, count, seed)
     folder, wanted = Path(folder), list(accents)
     unknown = [name for name in wanted if name not in ACCENTS]
     if unknown:
@@ -102,6 +109,12 @@ def load_commonvoice(
             if split is not None:
                 utterances.append(_utterance(row, folder, name, split))
     return to_dataset(utterances)
+
+
+def _all_clips(folder: Path, domain: str, count: Count | None, seed: int) -> Dataset:
+    table = read_table(folder / "validated.tsv", ("client_id", "path", "sentence"), tabs=True)
+    utterances = [_utterance(row, folder, domain, "") for _, row in table]
+    return to_dataset(choose(utterances, count, seed=seed, where=str(folder / "validated.tsv")))
 
 
 def _rows(path: Path) -> list[Row]:
