@@ -10,8 +10,8 @@ import soundfile
 import torch
 
 from asrcl.exceptions import InputError
-from asrcl.speech.synthetic import POOLS, Synthesizer, corpus, synthesise, vocabulary
-from asrcl.speech.synthetic.corpus import trim
+from asrcl.speech.synthetic import POOLS, Synthesizer, corpus, general_sentence, synthesise, vocabulary
+from asrcl.speech.synthetic.corpus import _key, check_settings, trim
 from asrcl.speech.synthetic.grammar import SHARED, _words
 
 SIZES = {"train": 12, "dev": 3, "test": 6}
@@ -215,3 +215,33 @@ def test_a_topic_that_does_not_exist_is_refused_with_those_that_do(topics, tmp_p
     with pytest.raises(InputError, match=r"'sports': .*sport"):
         make(tmp_path, topic="sports", topics=topics)
     assert not list(tmp_path.iterdir())
+
+
+def test_general_sentences_are_written_and_distinct():
+    rng = random.Random(0)
+    texts = [general_sentence(rng) for _ in range(2000)]
+    assert len(set(texts)) > 1500
+    for text in texts:
+        assert text[0].isupper() and text[-1] in ".?!" and "<" not in text and "  " not in text
+        assert not any(map(str.isdigit, text))
+    assert {mark for text in texts for mark in text if not mark.isalnum()} == set(" .,?!;:'")
+    assert [general_sentence(random.Random(7)) for _ in range(2)] == [general_sentence(random.Random(7))] * 2
+
+
+def test_prose_by_many_voices_and_by_one(tmp_path):
+    many = make(tmp_path, style="prose", sizes={"dev": 2, "test": 4})
+    texts = {split: [row["text"] for row in many if row["split"] == split] for split in ("dev", "test")}
+    assert not set(texts["dev"]) & set(texts["test"]) and len({row["speaker"] for row in many}) == 6
+    assert all(row["text"][0].isupper() for row in many)
+    one = make(tmp_path, "reader", style="prose", one_voice=True, sizes={"train": 2, "dev": 2, "test": 4})
+    assert {row["speaker"] for row in one} == {"sco-own_voice"}
+    assert [row["text"] for row in one if row["split"] == "test"] == texts["test"]  # the same list in every domain
+    with pytest.raises(InputError, match="style 'verse': choose assistant or prose"):
+        make(tmp_path, style="verse")
+
+
+def test_corpora_of_before_keep_their_keys():
+    key = _key(check_settings("SCO", accent="SCO", sizes=SIZES, seed=1))
+    assert not {"style", "one_voice"} & set(key)
+    assert _key(check_settings("SCO", accent="SCO", sizes=SIZES, seed=1, one_voice=True)) != key
+    assert _key(check_settings("SCO", accent="SCO", sizes=SIZES, seed=1, style="prose"))["grammar"] != key["grammar"]

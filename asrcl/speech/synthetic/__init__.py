@@ -1,10 +1,11 @@
-"""Synthetic English accents and channels: a closed grammar spoken by espeak-ng, with nothing to download.
+"""Synthetic English accents and channels: sentences of closed grammars spoken by espeak-ng, with nothing to download.
 
     rows = synthesise("SCO", accent="SCO", sizes={"train": 300, "test": 100}, seed=0, folder=Path("data"))
 
 - `espeak`: accents and the synthesiser
 - `speakers`: who speaks; train, dev and test speakers are disjoint
 - `grammar`: what is said; test sentences are no training sentences
+- `prose`: general sentences with case and punctuation, to be said instead
 - `channel`: telephone, noise, reverberation
 - `corpus`: all of it together, as FLAC files and a manifest
 """
@@ -13,7 +14,8 @@ from asrcl.speech.synthetic.channel import CHANNELS, apply_channel, noise, rever
 from asrcl.speech.synthetic.corpus import TOPIC_OF, check_settings, synthesise
 from asrcl.speech.synthetic.espeak import ACCENTS, ESPEAK_RATE, Synthesizer
 from asrcl.speech.synthetic.grammar import TOPICS, sentence, sentences, split_of, vocabulary
-from asrcl.speech.synthetic.speakers import POOLS, VARIANTS, Speaker, speaker, speakers
+from asrcl.speech.synthetic.prose import general_sentence
+from asrcl.speech.synthetic.speakers import POOLS, VARIANTS, Speaker, own_voice, speaker, speakers
 
 __all__ = [
     "ACCENTS",
@@ -27,7 +29,9 @@ __all__ = [
     "Synthesizer",
     "apply_channel",
     "check_settings",
+    "general_sentence",
     "noise",
+    "own_voice",
     "reverberation",
     "sentence",
     "sentences",

@@ -15,7 +15,7 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import soundfile
@@ -28,13 +28,14 @@ from asrcl.experiment.names import check_name
 from asrcl.experiment.reading import reading
 from asrcl.files import atomic_path, hash_json, write_text
 from asrcl.speech.stored import made_once
-from asrcl.speech.synthetic import grammar
+from asrcl.speech.synthetic import grammar, prose
 from asrcl.speech.synthetic.channel import apply_channel, check_channel
 from asrcl.speech.synthetic.espeak import ACCENTS, ESPEAK_RATE, Synthesizer, espeak_version
-from asrcl.speech.synthetic.speakers import POOLS, Speaker, speakers
+from asrcl.speech.synthetic.speakers import POOLS, Speaker, own_voice, speakers
 from asrcl.speech.threads import one_thread
 
 Row = dict[str, Any]
+Style = Literal["assistant", "prose"]
 
 TOPIC_OF: dict[str, str] = {
     "US": "home",
@@ -67,6 +68,8 @@ class _Settings:
     seed: int
     rate: int
     takes: int = 1
+    style: Style = "assistant"
+    one_voice: bool = False
 
     @property
     def name(self) -> str:
@@ -88,6 +91,8 @@ def synthesise(
     rate: int = 16000,
     topic_share: float = 0.5,
     takes: int = 1,
+    style: Style = "assistant",
+    one_voice: bool = False,
 ) -> list[Row]:
     """Make a synthetic corpus, or read it where it has been made before.
 
@@ -105,6 +110,10 @@ def synthesise(
         rate: samples per second of the audio files.
         topic_share: share of topic sentences; the rest are shared ones.
         takes: number of speakers that every voice variant makes, each with a pitch and a pace of its own.
+        style: "assistant" for the sentences of `grammar`, in lower case without punctuation; "prose" for general sentences with
+            case and punctuation (`prose`), which have no topics: every domain with this seed has the same list.
+        one_voice: on, the accent's own voice says everything, as a screen reader does; splits then differ in their sentences
+            alone, and `takes` is without meaning.
 
     Returns:
         One dict per utterance with the keys id, path (absolute), start and end (samples), kind ("audio"),
@@ -116,7 +125,7 @@ def synthesise(
     """
     settings = check_settings(
         domain, accent=accent, topic=topic, channel=channel, sizes=sizes, seed=seed, topics=topics, rate=rate,
-        topic_share=topic_share, takes=takes,
+        topic_share=topic_share, takes=takes, style=style, one_voice=one_voice,
     )  # fmt: skip
     key = _key(settings)
     home = Path(folder).absolute() / f"{domain}-{hash_json(key)}"
@@ -143,6 +152,8 @@ def check_settings(
     rate: int = 16000,
     topic_share: float = 0.5,
     takes: int = 1,
+    style: Style = "assistant",
+    one_voice: bool = False,
 ) -> _Settings:
     """The arguments of `synthesise` brought into one form, without making anything.
 
@@ -151,8 +162,10 @@ def check_settings(
     """
     if topic is not None:  # refused even where topics are off
         grammar.sentence(random.Random(0), topic)
-    own_topic = (topic or TOPIC_OF.get(accent)) if topics else None
-    settings = _Settings(domain, accent, own_topic, topic_share, channel, _ordered(sizes), seed, rate, takes)
+    own_topic = (topic or TOPIC_OF.get(accent)) if topics and style != "prose" else None
+    settings = _Settings(
+        domain, accent, own_topic, topic_share, channel, _ordered(sizes), seed, rate, takes, style, one_voice
+    )  # fmt: skip
     _check(settings)
     return settings
 
@@ -172,6 +185,8 @@ def _check(settings: _Settings) -> None:
         raise InputError(f"rate {settings.rate}: must be 8000 samples per second or more")
     if not settings.sizes:
         raise InputError("sizes: all are 0; ask for at least one utterance in train, dev or test")
+    if settings.style not in get_args(Style):
+        raise InputError(f"style {settings.style!r}: choose {' or '.join(get_args(Style))}")
     check_channel(settings.channel)
     speakers(settings.accent, "test", settings.takes)
     # Refuses an unknown topic and a share outside [0, 1].
@@ -181,14 +196,21 @@ def _check(settings: _Settings) -> None:
 def _key(settings: _Settings) -> Row:
     """The settings with all that they refer to: sentences, speakers, and the version of the voices."""
     topics = [grammar.SHARED, *grammar.TOPICS.values()]
-    cast = [each for split in POOLS for each in speakers(settings.accent, split, settings.takes)]
+    cast = [each for split in POOLS for each in _cast(settings, split)]
+    assistant = hash_json([dataclasses.asdict(topic) for topic in topics])
+    later = {"style": "assistant", "one_voice": False}  # not in the keys of corpora without them, which older versions have made
     return {
-        **dataclasses.asdict(settings),
+        **{name: value for name, value in dataclasses.asdict(settings).items() if later.get(name) != value},
         "recipe": _RECIPE_VERSION,
         "espeakng-loader": espeak_version(),
-        "grammar": hash_json([dataclasses.asdict(topic) for topic in topics]),
+        "grammar": assistant if settings.style == "assistant" else prose.fingerprint(),
         "speakers": hash_json([dataclasses.asdict(each) for each in cast]),
     }
+
+
+def _cast(settings: _Settings, split: str) -> list[Speaker]:
+    """Who speaks in a split."""
+    return [own_voice(settings.accent)] if settings.one_voice else speakers(settings.accent, split, settings.takes)
 
 
 def _read(manifest: Path) -> list[Row]:
@@ -228,16 +250,7 @@ def _make_split(settings: _Settings, split: str, home: Path) -> list[Row]:
 
 def _utterances(settings: _Settings, split: str) -> Iterator[tuple[str, Speaker, Tensor]]:
     """Sentences of a split as said by its speakers in turn, through the channel; wave float32 `[samples]`."""
-    # Without a topic of its own the sentences must not depend on the domain.
-    whose = settings.domain if settings.topic else ""
-    texts = grammar.sentences(
-        random.Random(f"{settings.seed}/{whose}/{split}"),
-        settings.sizes[split],
-        split,
-        settings.topic,
-        topic_share=settings.topic_share,
-    )
-    cast = speakers(settings.accent, split, settings.takes)
+    texts, cast = _texts(settings, split), _cast(settings, split)
     resample = torchaudio.transforms.Resample(ESPEAK_RATE, settings.rate)
     with Synthesizer() as synthesizer:
         for index, text in enumerate(texts):
@@ -249,6 +262,14 @@ def _utterances(settings: _Settings, split: str) -> Iterator[tuple[str, Speaker,
             clean = trim(resample(said), settings.rate)
             wave = apply_channel(settings.channel, clean, settings.rate, generator)
             yield text, speaker, _random_level(wave, generator)
+
+
+def _texts(settings: _Settings, split: str) -> list[str]:
+    """The sentences of a split. Without a topic of its own they must not depend on the domain."""
+    rng, size = random.Random(f"{settings.seed}/{settings.domain if settings.topic else ''}/{split}"), settings.sizes[split]
+    if settings.style == "prose":
+        return grammar.distinct(lambda: prose.general_sentence(rng), size, split)
+    return grammar.sentences(rng, size, split, settings.topic, topic_share=settings.topic_share)
 
 
 def _generator(name: str) -> torch.Generator:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from asrcl.exceptions import InputError
@@ -264,13 +264,22 @@ def sentences(
     Raises:
         InputError: as `sentence`; or the split is none of train, dev, test.
     """
+    return distinct(lambda: sentence(rng, topic, topic_share=topic_share), count, split)
+
+
+def distinct(draw: Callable[[], str], count: int, split: str) -> list[str]:
+    """`count` sentences of one split out of those that `draw` makes, distinct as long as it makes new ones easily.
+
+    Raises:
+        InputError: the split is none of train, dev, test.
+    """
     if split not in ("train", "dev", "test"):
         raise InputError(f"split {split!r}: must be one of train, dev, test")
     result: list[str] = []
     seen: set[str] = set()
     repeats = 0
     while len(result) < count:
-        text = sentence(rng, topic, topic_share=topic_share)
+        text = draw()
         if split_of(text) != split:
             continue
         repeats = repeats + 1 if text in seen else 0

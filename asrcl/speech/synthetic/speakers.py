@@ -77,3 +77,14 @@ def speakers(accent: str, split: str, takes: int = 1) -> list[Speaker]:
     if takes < 1:
         raise InputError(f"takes {takes}: ask for at least one speaker of every voice")
     return [speaker(accent, variant, take) for take in range(1, takes + 1) for variant in POOLS[split]]
+
+
+def own_voice(accent: str) -> Speaker:
+    """The accent's voice as espeak-ng has it, with no variant, at its usual pitch and pace: that of a screen reader.
+
+    Raises:
+        InputError: no such accent.
+    """
+    if accent not in ACCENTS:
+        raise InputError(f"accent {accent!r}: no such accent; choose one of {', '.join(ACCENTS)}")
+    return Speaker(f"{accent.lower()}-own_voice", ACCENTS[accent], 175, 50, 50)
