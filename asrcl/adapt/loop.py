@@ -17,7 +17,7 @@ from asrcl.contract.protocols import Domain
 from asrcl.contract.weights import Weights, save_recorded
 from asrcl.distributed import processes
 from asrcl.files import write_json
-from asrcl.scoring import Errors, ItemErrors, ProbeCounts, RunResult, write_trn
+from asrcl.scoring import Errors, ItemErrors, ProbeCounts, RunResult, Written, count_written, write_trn
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +176,7 @@ def _write_results(
             [f"stage{n}/{domain}/utterances.jsonl" if e else None for domain, e in zip(domains, stage.errors, strict=True)]
             for n, stage in enumerate(history, 1)
         ],
+        written=_known([[count_written(e) if e else None for e in stage.errors] for stage in history]),
         probes=[probe for probe in probes if probe is not None],
         config=learner.scenario.config,
         command=command,
@@ -206,7 +207,13 @@ def _probe_counts(name: str, index: int, history: list[Stage], folder: Path) -> 
         character_errors=[errors.character_errors if errors else None for errors in found],
         character_length=measured[0].character_length,
         item_files=files,
+        written=next(iter(_known([[count_written(errors) if errors else None for errors in found]])), []),
     )
+
+
+def _known(written: list[list[Written | None]]) -> list[list[Written | None]]:
+    """The counts of written text; nothing where texts were scored as they came."""
+    return written if any(entry for row in written for entry in row) else []
 
 
 def write_decode(errors: Errors, folder: Path) -> None:

@@ -13,7 +13,8 @@ What every evaluation needs is here. The rooms behind it, each of which imports 
 The last three are imported by name: training does not wait for scipy and matplotlib.
 """
 
-from asrcl.scoring.counting.errors import Errors, ItemErrors, count_errors
+from asrcl.scoring.counting.errors import Errors, ItemErrors, Scoring, count_errors
+from asrcl.scoring.counting.written import Written, count_normalised, count_written
 from asrcl.scoring.results.discovery import find_results
 from asrcl.scoring.results.metrics import METRICS, Metric
 from asrcl.scoring.results.run_result import ProbeCounts, RunResult
@@ -33,7 +34,11 @@ __all__ = [
     "Metric",
     "ProbeCounts",
     "RunResult",
+    "Scoring",
+    "Written",
     "count_errors",
+    "count_normalised",
+    "count_written",
     "find_results",
     "read_transcripts",
     "score_files",

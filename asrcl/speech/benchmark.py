@@ -94,7 +94,7 @@ class SpeechBenchmark:
 def build_task(config: Config) -> RecognitionTask:
     """The recognition task that a configuration describes."""
     from asrcl.speech.decoding import DecodeConfig
-    from asrcl.speech.prepare import open_tokenizer
+    from asrcl.speech.prepare import open_tokenizer, scoring_of
     from asrcl.speech.task import RecognitionTask, SpecAugmentConfig
 
     train = config.tree["train"]
@@ -104,6 +104,7 @@ def build_task(config: Config) -> RecognitionTask:
         label_smoothing=train["label_smoothing"],
         augment=config.settings(SpecAugmentConfig, "train", "augment") if train["augment"] else None,
         decoding=config.settings(DecodeConfig, "decode"),
+        scoring=scoring_of(config),
     )
 
 

@@ -20,7 +20,9 @@ from asrcl.experiment.launch import in_jobs, step
 from asrcl.experiment.names import FIRST
 from asrcl.experiment.reading import reading
 from asrcl.files import copy_file, file_lock, hash_file, hash_json
-from asrcl.speech.corpora import columns, load_corpus, to_dataset, validate, write_broken
+from asrcl.scoring import Scoring
+from asrcl.scoring.counting.errors import name_some
+from asrcl.speech.corpora import columns, load_corpus, select, to_dataset, validate, write_broken
 from asrcl.speech.corpora.utterance import Utterance
 from asrcl.speech.domain import SpeechDomain
 from asrcl.speech.features import FeatureStore, build_features
@@ -31,7 +33,7 @@ from asrcl.speech.stored import RECORD, made_once, sweep, writing
 from asrcl.speech.synthetic import check_settings, synthesise
 from asrcl.speech.threads import one_thread
 from asrcl.speech.tokenizer import LETTERS, PieceTokenizer, Tokenizer, train_tokenizer
-from asrcl.text import normalise
+from asrcl.text import normalise, normaliser
 
 logger = logging.getLogger(__name__)
 MANY_PIECES, WORDS_NAMED = 4, 8
@@ -43,12 +45,16 @@ class TextConfig:
     """What happens to transcripts.
 
     Attributes:
-        normaliser: a name in `asrcl.text`.
+        normaliser: a name in `asrcl.text`; "written" keeps case and punctuation.
         max_broken_share: above this share of unusable utterances a corpus is refused.
+        alphabet: "letters" (a to z, the apostrophe and the space) lists utterances with other characters as broken, since a
+            tokeniser that is trained here has no pieces for what its own corpus lacks; "any" is for a pretrained one, which can
+            write every text.
     """
 
     normaliser: str = "basic"
     max_broken_share: float = 0.01
+    alphabet: Literal["letters", "any"] = "letters"
 
 
 @dataclass(frozen=True)
@@ -127,17 +133,43 @@ def _make_domain(config: Config, domain: Mapping[str, Any], folder: Path) -> Fea
     text = config.settings(TextConfig, "scenario", "text")
     corpus = _load(config, domain, folder / "audio")
     corpus = corpus.map(lambda row: {"text": normalise(row["text"], text.normaliser)}, desc=None)
-    clean, broken = validate(corpus, max_broken_share=text.max_broken_share, alphabet=LETTERS + " ", channel=features.channel)
+    alphabet = None if text.alphabet == "any" else LETTERS + " "
+    clean, broken = validate(corpus, max_broken_share=text.max_broken_share, alphabet=alphabet, channel=features.channel)
     (folder / "broken.tsv").unlink(missing_ok=True)
     if broken:
         write_broken(broken, folder / "broken.tsv")
         logger.warning("%s: %d broken utterances left out, listed in %s", name, len(broken), folder / "broken.tsv")
+    _check_scored(config, name, clean)
     return build_features(
         clean.select_columns(list(columns)),
         features,
         folder / "features",
         lambda rows: tqdm(rows, desc=f"{name} features", leave=False, disable=None, unit="utt"),
     )
+
+
+def scoring_of(config: Config) -> Scoring | None:
+    """How texts are normalised before they are scored; None where the scenario has no `scoring`."""
+    return config.settings(Scoring, "scenario", "scoring") if config.tree["scenario"].get("scoring") else None
+
+
+def _check_scored(config: Config, name: str, corpus: Dataset) -> None:
+    """Say which references of dev and test the normaliser of `scoring` leaves empty: they stay, but add no words.
+
+    Raises:
+        InputError: it leaves nothing of all of them.
+    """
+    scoring = scoring_of(config)
+    if scoring is None:
+        return
+    rules = normaliser(scoring.normaliser)
+    for split in ("dev", "test"):
+        texts = {row["id"]: rules(row["text"]) for row in select(corpus, split=split)}
+        if emptied := [key for key, text in texts.items() if not text.split()]:
+            found = f"domain {name}, split {split}: the normaliser {scoring.normaliser} leaves no word of"
+            if len(emptied) == len(texts):
+                raise InputError(f"{found} any reference, and nothing can be scored; set scenario.scoring.normaliser to another")
+            logger.warning("%s the references %s; what is recognised there counts as inserted", found, name_some(emptied))
 
 
 def _load(config: Config, domain: Mapping[str, Any], audio_folder: Path) -> Dataset:
@@ -163,7 +195,7 @@ def _load_part(config: Config, name: str, options: dict[str, Any], audio_folder:
             raise InputError(f"domain {name}: its recordings are not here; name their folder with data_dir=FOLDER (--data-dir)")
     if "audio_dir" in options:
         options["audio_dir"] = str(audio_folder)
-    if kind != "commonvoice":  # its accents are its domains
+    if kind != "commonvoice" or options.get("accents", ()) is None:  # else its accents are its domains
         options["domain"] = name
     return load_corpus(kind, **options)
 

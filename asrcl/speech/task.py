@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from asrcl.contract.outputs import Outputs, distillation
 from asrcl.contract.protocols import Domain
-from asrcl.scoring import Errors, count_errors
+from asrcl.scoring import Errors, Scoring, count_errors, count_normalised
 from asrcl.speech.decoding import DecodeConfig
 from asrcl.speech.domain import SpeechBatch
 from asrcl.speech.recogniser import Objective, recogniser_of
 from asrcl.speech.tokenizer import Tokenizer
+from asrcl.text import normaliser
 
 REVISION = 2
 """Part of the cache keys of training and curvature; raise when the same settings would give other gradients."""
@@ -69,6 +70,7 @@ class RecognitionTask:
         label_smoothing: of the cross entropy, in training only.
         augment: SpecAugment settings or None.
         decoding: how `evaluate` decodes.
+        scoring: how references and hypotheses are normalised before they are counted; None counts them as they come.
     """
 
     tokenizer: Tokenizer
@@ -76,9 +78,12 @@ class RecognitionTask:
     label_smoothing: float = 0.1
     augment: SpecAugmentConfig | None = None
     decoding: DecodeConfig = field(default_factory=DecodeConfig)
+    scoring: Scoring | None = None
 
     def __post_init__(self) -> None:
         self._augmentation = spec_augment(self.augment) if self.augment else None
+        # An unknown normaliser is refused before anything is decoded.
+        self._rules = normaliser(self.scoring.normaliser).source if self.scoring else ""
 
     def loss(self, model: nn.Module, batch: SpeechBatch) -> Tensor:
         """Training loss; SpecAugment and label smoothing apply while the model is in training mode."""
@@ -111,7 +116,7 @@ class RecognitionTask:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, domain: Domain, split: str) -> Errors:
-        """Decode a split and count word and character errors per utterance."""
+        """Decode a split and count word and character errors per utterance, on normalised texts where `scoring` says so."""
         recogniser = recogniser_of(model)
         device = next(model.parameters()).device
         model.eval()
@@ -124,7 +129,9 @@ class RecognitionTask:
             hypotheses.update(zip(batch.ids, found, strict=True))
             references.update(zip(batch.ids, batch.references, strict=True))
             speakers.update(zip(batch.ids, batch.speakers, strict=True))
-        return count_errors(references, hypotheses, speakers)
+        if self.scoring is None:
+            return count_errors(references, hypotheses, speakers)
+        return count_normalised(references, hypotheses, speakers, self.scoring)
 
     def describe(self) -> dict[str, Any]:
         """Everything that changes a gradient (`loss`) or a score (`evaluation`)."""
@@ -136,4 +143,7 @@ class RecognitionTask:
             "label_smoothing": self.label_smoothing,
             "augment": asdict(self.augment) if self.augment else None,
         }
-        return {"loss": loss, "evaluation": {"tokenizer": self.tokenizer.fingerprint, **asdict(self.decoding)}}
+        evaluation = {"tokenizer": self.tokenizer.fingerprint, **asdict(self.decoding)}
+        if self.scoring is not None:  # with the version of the rules, which decide the counts as much as their name does
+            evaluation["scoring"] = {**asdict(self.scoring), "rules": self._rules}
+        return {"loss": loss, "evaluation": evaluation}

@@ -82,6 +82,65 @@ def test_methods_run_on_a_conformer(start, name):
     assert own.stages[1]["model"] != plain.stages[1]["model"]
 
 
+@pytest.fixture
+def spoken(tones, tmp_path):
+    """The scenario with a probe, its texts with case and punctuation, scored without: (*overrides)."""
+    shutil.copytree(tones.data, tmp_path / "data")
+    shutil.copytree(tones.conf, tmp_path / "conf")
+    for path in (tmp_path / "data").glob("*/*/text"):
+        lines = [line.partition(" ") for line in path.read_text().splitlines()]
+        path.write_text("".join(f"{name} {text.capitalize()}, please.\n" for name, _, text in lines))
+    more = ["defaults: [probed, _self_]", "name: spoken", "tokens: {size: 40, kind: char}"]
+    more += ["text: {normaliser: written, alphabet: any}", "scoring: {normaliser: basic}"]
+    (tmp_path / "conf" / "scenario" / "spoken.yaml").write_text("\n".join(more) + "\n")
+
+    def configure(*overrides):
+        typed = [f"config_dir={tmp_path / 'conf'}", f"data_dir={tmp_path / 'data'}", "scenario=spoken", *overrides]
+        return load_config([*tones.overrides(tmp_path / "exp"), *typed])
+
+    return configure
+
+
+def test_text_as_written_from_the_corpus_to_the_results(spoken, tmp_path):
+    config = spoken()
+    prepare_data(config)
+    assert {row["text"] for row in FeatureStore(data_folder(config, "low") / "features").rows("test")} == {
+        "Turn on the light, please.", "Play some jazz, please.", "What is the time, please.",
+    }  # fmt: skip
+    prepare_tokens(config)
+    experiment.train(config, 1)
+    experiment.adapt_all(config, ["initial", "ft"], [1], decode=True)
+    run = RunResult.load(config.home / "ft" / "1" / "results.json")
+    assert run.lengths == [14, 14] and set(run.final_written()) == {"low", "high", "probe"}
+    assert run.written[1][1].marks_reference == 6 and run.written[1][1].length == 14
+    item = run.items(1, 1).items[0]
+    assert item.reference == "turn on the light please" and item.raw_reference == "Turn on the light, please."
+    assert "every count agrees with its results.json" in recount(config.home)
+    other = spoken("scenario.scoring.normaliser=spaced")
+    before = cached(config)
+    experiment.adapt_all(other, ["initial"], [1], decode=True)
+    assert len(cached(other)) > len(before)  # counted anew
+
+
+def test_a_normaliser_that_leaves_references_empty_is_named(spoken, tmp_path, caplog):
+    text = tmp_path / "data" / "high" / "test" / "text"
+    lines = text.read_text().splitlines()
+    text.write_text("\n".join([f"{lines[0].split()[0]} ...", *lines[1:]]) + "\n")
+    with caplog.at_level("WARNING"):
+        prepare_data(spoken(), ["high"])
+    assert "domain high, split test: the normaliser basic leaves no word of the references 1 (s0-high-test-0)" in caplog.text
+    text.write_text("".join(f"{line.split()[0]} ...\n" for line in lines))
+    with pytest.raises(InputError, match="high, split test: the normaliser basic leaves no word of any reference"):
+        prepare_data(spoken(), ["high"])
+
+
+def test_text_with_other_characters_needs_an_alphabet_that_allows_them(spoken):
+    with pytest.raises(InputError, match=r"broken.*characters outside the alphabet: ',' '\.'"):
+        prepare_data(spoken("scenario.text.alphabet=letters"), ["low"])
+    with pytest.raises(InputError, match=r"scenario\.text\.alphabet=greek"):
+        prepare_data(spoken("scenario.text.alphabet=greek"), ["low"])
+
+
 def test_adapting_first_and_decoding_later_gives_the_same(start):
     config = start()
     experiment.adapt_all(config, ["ft"], [1])

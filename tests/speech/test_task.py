@@ -1,5 +1,6 @@
 """The recognition task: its loss against a calculation by hand, what happens in training only, decoding, counting."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ from torch.nn import functional
 
 from asrcl.contract.protocols import Task
 from asrcl.exceptions import InputError
+from asrcl.scoring import Scoring
 from asrcl.speech.decoding import DecodeConfig, decode
 from asrcl.speech.task import RecognitionTask, SpecAugmentConfig, spec_augment
 from asrcl.speech.tokenizer import BLANK, BOS, EOS
@@ -158,6 +160,27 @@ def test_evaluation_counts_per_utterance(scripted, tokenizer):
     ]
     assert [item.character_errors for item in errors.items] == [2, 0]
     assert not model.training
+
+
+def test_evaluation_on_normalised_texts_keeps_them_as_written(scripted, tokenizer):
+    model, batch = scripted
+    batch = replace(batch, references=("Turn on the lit!", "PLAY some jazz."))
+    task = RecognitionTask(tokenizer, scoring=Scoring("basic"))
+    errors = task.evaluate(model, Fixed(batch), "test")
+    assert errors.total == 0 and errors.scoring == task.scoring
+    assert [item.raw_reference for item in errors.items] == ["Turn on the lit!", "PLAY some jazz."]
+    assert [item.raw_hypothesis for item in errors.items] == ["", ""]
+
+
+def test_the_normaliser_and_its_rules_are_in_the_key_of_evaluations(tokenizer):
+    plain, basic, spaced = (
+        RecognitionTask(tokenizer, scoring=scoring).describe() for scoring in (None, Scoring("basic"), Scoring("spaced"))
+    )
+    assert "scoring" not in plain["evaluation"] and plain["loss"] == basic["loss"]
+    assert basic["evaluation"]["scoring"]["rules"].startswith("asrcl, Unicode")
+    assert basic["evaluation"] != spaced["evaluation"]
+    with pytest.raises(InputError, match="unknown normaliser 'shout'"):
+        RecognitionTask(tokenizer, scoring=Scoring("shout"))
 
 
 @pytest.fixture(scope="module")

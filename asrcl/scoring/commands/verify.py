@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from asrcl.exceptions import InputError
 from asrcl.scoring.counting.errors import Errors, counted
+from asrcl.scoring.counting.written import Written, count_written
 from asrcl.scoring.report.markdown import terminal_table
 from asrcl.scoring.results.discovery import find_results, look_below
 from asrcl.scoring.results.run_result import RunResult
@@ -33,6 +34,7 @@ class _Measured:
     length: int
     character_errors: int | None
     character_length: int
+    written: Written | None = None
 
 
 def recount(*folders: Path) -> str:
@@ -41,7 +43,8 @@ def recount(*folders: Path) -> str:
     Of images, which have no such files, the items of `utterances.jsonl` whose class and whose guess differ are counted.
 
     Compared with `results.json` are the errors (substitutions, deletions and insertions together), the reference words, and
-    the errors and lengths in characters where the run counted them.
+    the errors and lengths in characters where the run counted them. Where it kept counts of punctuation, case, empty and looping
+    outputs, these are counted again on the texts as written, which `utterances.jsonl` has.
 
     Returns the table of results and a line that says how many decodes were counted, and what could not be.
 
@@ -80,12 +83,14 @@ def _measured(run: RunResult) -> Iterator[_Measured]:
             file = run.item_files[stage][domain] if run.item_files else None
             characters = run.character_errors[stage][domain] if run.character_errors else None
             length = run.character_lengths[domain] if run.character_errors else 0
-            yield _Measured(file, errors, run.lengths[domain], characters, length)
+            written = run.written[stage][domain] if run.written else None
+            yield _Measured(file, errors, run.lengths[domain], characters, length, written)
     for probe in run.probes:
         for stage, errors in enumerate(probe.errors):
             file = probe.item_files[stage] if probe.item_files else None
             characters = probe.character_errors[stage] if probe.character_errors else None
-            yield _Measured(file, errors, probe.length, characters, probe.character_length)
+            written = probe.written[stage] if probe.written else None
+            yield _Measured(file, errors, probe.length, characters, probe.character_length, written)
 
 
 def _decode_folder(run: RunResult, file: str | None) -> Path | None:
@@ -102,9 +107,22 @@ def _check(measured: _Measured, home: Path, unit: str) -> None:
     if measured.character_errors is not None:
         pairs["character errors"] = found.character_errors, measured.character_errors
         pairs["reference characters"] = found.character_length, measured.character_length
-    for what, (here, stored) in pairs.items():
+    for what, (here, stored) in [*pairs.items(), *_written_pairs(measured, home)]:
         if here != stored:
             raise InputError(f"{home}: {what}: {here} here, {stored} in results.json; run the decode stage again")
+
+
+def _written_pairs(measured: _Measured, home: Path) -> Iterator[tuple[str, tuple[int, int]]]:
+    """The counts of written text, made again from the texts as written, beside those that the run kept."""
+    if measured.written is None:
+        return
+    items = home / "utterances.jsonl"
+    counted_again = count_written(Errors.load(items))
+    if counted_again is None:
+        raise InputError(f"{items}: does not say how its texts were normalised; run the decode stage again")
+    stored = asdict(measured.written)
+    for name, count in asdict(counted_again).items():
+        yield f"written text, {name}", (count, stored[name])
 
 
 def _check_images(measured: _Measured, home: Path) -> None:

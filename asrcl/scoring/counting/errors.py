@@ -17,7 +17,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from itertools import chain, islice
 from operator import attrgetter
 from pathlib import Path
@@ -51,6 +51,8 @@ class ItemErrors:
         hypothesis: what was recognised, for reading.
         character_errors: edit distance in characters, spaces included.
         character_length: characters in the reference, spaces included.
+        raw_reference: the reference as it was before it was normalised; empty where that is what was scored.
+        raw_hypothesis: likewise.
     """
 
     id: str
@@ -63,15 +65,40 @@ class ItemErrors:
     hypothesis: str = ""
     character_errors: int = 0
     character_length: int = 0
+    raw_reference: str = ""
+    raw_hypothesis: str = ""
 
     @property
     def errors(self) -> int:
         """Substitutions, deletions and insertions together."""
         return self.substitutions + self.deletions + self.insertions
 
+    @property
+    def written(self) -> tuple[str, str]:
+        """Reference and hypothesis as they were before they were normalised."""
+        return self.raw_reference or self.reference, self.raw_hypothesis or self.hypothesis
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How the texts of a set were made ready for counting, and which outputs are taken for loops.
+
+    Attributes:
+        normaliser: a name in `asrcl.text`, applied to references and hypotheses alike.
+        loop_ratio: an output whose UTF-8 text zlib packs better than so many times is a loop (see `written`).
+    """
+
+    normaliser: str = "none"
+    loop_ratio: float = 2.4
+
+    def __post_init__(self) -> None:
+        if not 1 < self.loop_ratio < math.inf:
+            raise InputError(f"scoring.loop_ratio={self.loop_ratio}: must be a number above 1")
+
 
 _NAMES: Final = tuple(entry.name for entry in fields(ItemErrors))
-_COUNTS: Final = frozenset(_NAMES[2:6] + _NAMES[8:])
+_RAW: Final = ("raw_reference", "raw_hypothesis")
+_COUNTS: Final = frozenset(_NAMES[2:6] + _NAMES[8:]) - frozenset(_RAW)
 _REQUIRED: Final = frozenset(_NAMES[:6])
 _values: Final = attrgetter(*_NAMES)
 _encode: Final = json.JSONEncoder(ensure_ascii=False).encode
@@ -84,6 +111,7 @@ class Errors:
     Attributes:
         items: one entry per item; ids are unique.
         unit: what `length` counts: "word", "character", "image".
+        scoring: how its texts were normalised; None where they were counted as they came.
 
     Raises:
         InputError: two items share an id.
@@ -91,6 +119,7 @@ class Errors:
 
     items: list[ItemErrors] = field(default_factory=list)
     unit: str = "word"
+    scoring: Scoring | None = None
 
     def __post_init__(self) -> None:
         _refuse_duplicates(self.ids)
@@ -160,26 +189,29 @@ class Errors:
         groups: dict[str, list[ItemErrors]] = {}
         for item in self.items:
             groups.setdefault(item.group, []).append(item)
-        return {group: Errors(items, self.unit) for group, items in groups.items()}
+        return {group: Errors(items, self.unit, self.scoring) for group, items in groups.items()}
 
     def merge(self, *others: Errors) -> Errors:
-        """Concatenate with other sets of the same unit, for example the shards of several processes.
+        """Concatenate with other sets of the same unit and normaliser, for example the shards of several processes.
 
         Raises:
-            InputError: the units differ, or an id occurs twice.
+            InputError: the units or the normalisers differ, or an id occurs twice.
         """
         units = sorted({self.unit, *(other.unit for other in others)})
         if len(units) > 1:
             raise InputError(
                 f"cannot merge counts of different units ({', '.join(units)}); score them separately"
             )
-        return Errors([item for part in (self, *others) for item in part.items], self.unit)
+        if any(other.scoring != self.scoring for other in others):
+            raise InputError("cannot merge counts under different normalisers; score them alike")
+        return Errors([item for part in (self, *others) for item in part.items], self.unit, self.scoring)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON lines, atomically: a header object with format and unit, then one object per item."""
         head: dict[str, Any] = {"format": FORMAT, "unit": self.unit, "items": len(self.items)}
-        rows = (dict(zip(_NAMES, _values(item), strict=True)) for item in self.items)
-        write_parts(path, (_encode(row) + "\n" for row in chain([head], rows)))
+        if self.scoring is not None:
+            head["scoring"] = asdict(self.scoring)
+        write_parts(path, (_encode(row) + "\n" for row in chain([head], map(_row, self.items))))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Errors:
@@ -206,11 +238,26 @@ class Errors:
             )
         items = [_parse_item(line, path, number) for number, line in enumerate(lines[1:], start=2)]
         try:
-            return cls(items, str(header["unit"]))
+            return cls(items, str(header["unit"]), _scoring(header.get("scoring")))
         except KeyError as error:
             raise InputError(f"{path}: line 1: the header names no unit; score again") from error
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
+
+
+def _row(item: ItemErrors) -> dict[str, Any]:
+    """An item as it is written; texts from before normalising only where they differ."""
+    row = dict(zip(_NAMES, _values(item), strict=True))
+    return {name: value for name, value in row.items() if value or name not in _RAW}
+
+
+def _scoring(value: object) -> Scoring | None:
+    if value is None:
+        return None
+    name, ratio = (value.get("normaliser"), value.get("loop_ratio")) if isinstance(value, dict) else (None, None)
+    if not isinstance(name, str) or not isinstance(ratio, int | float):
+        raise InputError(f"line 1: scoring is {shortened(value)}, not a normaliser and a loop_ratio; score again")
+    return Scoring(name, ratio)
 
 
 def percent(errors: float, length: float) -> float:

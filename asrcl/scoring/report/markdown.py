@@ -37,6 +37,7 @@ from asrcl.scoring.report.tables import (
     significance_table,
     unmeasured,
 )
+from asrcl.scoring.report.written_tables import written_caption, written_csv, written_tables
 from asrcl.scoring.results.measure import Measure, measure_of
 from asrcl.scoring.results.provenance import grouped, plain_json
 from asrcl.scoring.results.run_result import RunResult
@@ -106,7 +107,8 @@ def write_tables(
     """Write the tables of every scenario for papers and spreadsheets; returns their paths.
 
     `main.tex`, `tests.tex` (booktabs, the best in bold), `main.csv` (all digits), `matrices.csv` (one row per run,
-    stage and domain), `metrics.csv` (what the columns mean, with sources) and, over several orders of the domains, `orders.tex`
+    stage and domain), `metrics.csv` (what the columns mean, with sources), where runs counted punctuation, case, empty and
+    looping outputs `written.csv` (one row per run, stage and test set) and, over several orders of the domains, `orders.tex`
     and `orders.csv`.
     """
     target, files = Path(folder), {}
@@ -119,6 +121,8 @@ def write_tables(
             files[f"tests{tail}.tex"] = latex(tests, f"{summary.scenario}: significance", f"tab:tests{tail}")
         files[f"main{tail}.csv"] = main_csv(summary)
         files[f"matrices{tail}.csv"] = matrices_csv(summary)
+        if lost := written_csv(summary):
+            files[f"written{tail}.csv"] = lost
     found = summarise_orders(scenarios) if orders is None else orders
     for number, entry in enumerate(found, 1):
         tail = str(number) if len(found) > 1 else ""
@@ -205,6 +209,7 @@ def _scenario_section(summary: ScenarioSummary, pictures: Sequence[str]) -> str:
         markdown(main_table(summary)),
         _tests(summary),
         _probes(summary),
+        *_written(summary),
         *pictures,
         *(f"### {step.name}\n\n{step.caption}\n\n{markdown(step.table)}" for step in keep_tables(summary)),
         *(f"### {step.name}\n\n{step.caption}\n\n{markdown(step.table)}" for step in step_tables(summary)),
@@ -232,6 +237,12 @@ def _caption(summary: ScenarioSummary) -> str:
 def _probes(summary: ScenarioSummary) -> str:
     tables = probe_tables(summary)
     return "\n".join([f"{probe_caption(summary)}\n", *map(markdown, tables)]) if tables else ""
+
+
+def _written(summary: ScenarioSummary) -> list[str]:
+    """What people lose, over all domains and on every probe, where runs counted it; report.html has each domain."""
+    tables, _ = written_tables(summary)
+    return [f"### What people lose\n\n{written_caption(summary)}\n", *map(markdown, tables)] if tables else []
 
 
 def _tests(summary: ScenarioSummary) -> str:

@@ -10,6 +10,9 @@ Columns of every row; rates are in percent, differences in points, and missing m
     errors                             errors behind `final`
     forgotten                          final − lowest rate since the domain was learned; empty where a stage was not measured
     cer                                `final` in characters
+    written, capped, punctuation,      of runs that counted them, after the last stage (`asrcl.scoring.counting.written`)
+    precision, recall, case,
+    empty, looping
     avg, bwt, fwt, forgetting          of the whole run, the same in all its rows
     seconds                            of training, curvature and decoding, from the costs.json beside the results
     git, path                          source commit, and where results.json lies
@@ -33,6 +36,7 @@ import pandas as pd
 
 from asrcl.exceptions import InputError
 from asrcl.files import atomic_path, write_text
+from asrcl.scoring.counting.written import Written
 from asrcl.scoring.display.table import csv_value
 from asrcl.scoring.results import metrics
 from asrcl.scoring.results.provenance import flatten
@@ -152,7 +156,7 @@ def _one_type(column: pd.Series[Any]) -> pd.Series[Any]:
 
 def _domain_rows(run: RunResult) -> list[Row]:
     rates, characters = run.completed(), run.completed(run.character_rates())
-    whole = _whole_run(run)
+    whole, written = _whole_run(run), run.final_written()
     rows = []
     for j, domain in enumerate(run.domains):
         final = float(rates[-1, j])
@@ -165,10 +169,16 @@ def _domain_rows(run: RunResult) -> list[Row]:
                 "errors": run.errors[run.final_stage(j)][j],
                 "forgotten": _known(final - float(np.min(rates[j:, j]))),
                 "cer": _known(characters[-1, j]),
+                **({key: _known(rate) for key, rate in _rates_as_written(written[domain]).items()} if domain in written else {}),
                 **whole,
             }
         )
     return rows
+
+
+def _rates_as_written(counts: tuple[Written, int]) -> dict[str, float]:
+    found, length = counts
+    return found.rates(length)
 
 
 def _stage_rows(run: RunResult) -> list[Row]:

@@ -17,6 +17,7 @@ from asrcl.entries import FILES, SEAL, DamagedEntry, break_seal, check_files, se
 from asrcl.exceptions import InputError
 from asrcl.files import read_json, reading
 from asrcl.scoring.counting.errors import MAX_COUNT, Errors, percent, shortened
+from asrcl.scoring.counting.written import COUNTS, Written
 from asrcl.scoring.results.metrics import Matrix
 from asrcl.scoring.results.roles import KINDS, Standing, check_standing, standing_of
 
@@ -41,6 +42,7 @@ class ProbeCounts:
         character_errors: likewise in characters; None where not counted.
         character_length: likewise in characters.
         item_files: path of each evaluation's saved `Errors`, relative to results.json.
+        written: counts of punctuation, case, empty and looping outputs; empty where texts were scored as they came.
     """
 
     name: str
@@ -49,6 +51,7 @@ class ProbeCounts:
     character_errors: list[int | None] = field(default_factory=list)
     character_length: int = 0
     item_files: list[str | None] = field(default_factory=list)
+    written: list[Written | None] = field(default_factory=list)
 
 
 @dataclass
@@ -68,6 +71,7 @@ class RunResult:
         character_errors: likewise in characters; empty where not counted.
         character_lengths: likewise in characters.
         item_files: path of each evaluation's saved `Errors`, relative to results.json; empty if not kept.
+        written: counts of punctuation, case, empty and looping outputs, [T][T]; empty where texts were scored as they came.
         probes: counts on test sets that no stage trains on; they enter no metric.
         validation: what was tuned on dev data, free-form; `sweep` is shown in reports.
         config: the resolved configuration.
@@ -93,6 +97,7 @@ class RunResult:
     character_errors: Counts = field(default_factory=list)
     character_lengths: list[int] = field(default_factory=list)
     item_files: list[list[str | None]] = field(default_factory=list)
+    written: list[list[Written | None]] = field(default_factory=list)
     probes: list[ProbeCounts] = field(default_factory=list)
     validation: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
@@ -209,6 +214,21 @@ class RunResult:
         """Whether counts per item were kept for this evaluation."""
         return bool(self.item_files) and self.item_files[stage][domain] is not None
 
+    def final_written(self) -> dict[str, tuple[Written, int]]:
+        """Counts of written text after the last stage, by domain and probe, each with the reference words as scored.
+
+        What was not measured, or was scored as it came, is left out.
+        """
+        found: dict[str, tuple[Written | None, int]] = {}
+        if self.written:
+            for j, domain in enumerate(self.domains):
+                found[domain] = self.written[self.final_stage(j)][j], self.lengths[j]
+        for probe in self.probes:
+            measured = [entry for entry in probe.written if entry is not None]
+            last = measured[-1] if measured and self.decoded_by == "initial_model" else (probe.written or [None])[-1]
+            found[probe.name] = last, probe.length
+        return {name: (entry, length) for name, (entry, length) in found.items() if entry is not None}
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write results.json, atomically, with the hashes of the items that were kept beside it.
 
@@ -217,7 +237,9 @@ class RunResult:
         """
         self.validate(str(path))
         content = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "folder"}
-        content["probes"] = [asdict(probe) for probe in self.probes]
+        content["probes"] = [_plain(asdict(probe)) for probe in self.probes]
+        content["written"] = [[entry and asdict(entry) for entry in row] for row in self.written]
+        content = _plain(content)
         self.folder = Path(path).parent
         kept = {file for row in [*self.item_files, *(probe.item_files for probe in self.probes)] for file in row if file}
         seal(self.folder, Path(path).name, {"format": FORMAT} | content, [n for n in kept if (self.folder / n).is_file()])
@@ -254,6 +276,7 @@ class RunResult:
         if not isinstance(listed, list):
             raise InputError(f"{path}: probes must be of type list; run it again")
         probes = [_probe(entry, str(path)) for entry in listed]
+        content["written"] = [_written(row, f"{path}: written") for row in content.get("written") or []]
         run = cls(**content, probes=probes, folder=path.parent)
         run.validate(str(path))
         _check_written(Path(path), written)
@@ -278,6 +301,8 @@ class RunResult:
             _check_row(self.character_lengths, size, f"{where}: character_lengths")
         if self.item_files:
             _check_square(self.item_files, size, f"{where}: item_files", str)
+        if self.written:
+            _check_square(self.written, size, f"{where}: written", Written)
         for probe in self.probes:
             _check_probe(probe, size, f"{where}: probe {probe.name}", self.domains)
 
@@ -330,6 +355,7 @@ def _check_plain(run: RunResult, where: str) -> None:
             "character_errors",
             "character_lengths",
             "item_files",
+            "written",
             "stages",
         ),
     }
@@ -357,10 +383,26 @@ def _check_square(matrix: Any, size: int, where: str, kind: type) -> None:
                 )
 
 
+def _plain(content: dict[str, Any]) -> dict[str, Any]:
+    """What is written: without counts of written text where there are none, as files of before."""
+    return {name: value for name, value in content.items() if value or name != "written"}
+
+
+def _written(row: Any, where: str) -> list[Written | None]:
+    """Counts of written text as they are stored, one object or null per evaluation."""
+    if not isinstance(row, list):
+        raise InputError(f"{where} holds {shortened(repr(row))}, expected a list; run it again")
+    for entry in row:
+        counts = entry.values() if isinstance(entry, dict) and set(entry) == set(COUNTS) else [None]
+        if entry is not None and not all(_is_valid(value, int) for value in counts):
+            raise InputError(f"{where} holds {shortened(repr(entry))}, expected the counts {', '.join(COUNTS)}; run it again")
+    return [entry and Written(**entry) for entry in row]
+
+
 def _probe(entry: Any, where: str) -> ProbeCounts:
     try:
-        return ProbeCounts(**entry)
-    except TypeError as error:
+        return ProbeCounts(**{**entry, "written": _written(entry.get("written", []), f"{where}: probes: written")})
+    except (TypeError, AttributeError) as error:
         raise InputError(f"{where}: probes: not what a run writes ({error}); run it again with this version") from error
 
 
@@ -368,7 +410,7 @@ def _check_probe(probe: ProbeCounts, size: int, where: str, domains: list[str]) 
     if not isinstance(probe.name, str) or probe.name in domains:
         raise InputError(f"{where}: needs a name of its own; run it again")
     _check_row([probe.length, probe.character_length], 2, where)
-    for name, kind in (("errors", int), ("character_errors", int), ("item_files", str)):
+    for name, kind in (("errors", int), ("character_errors", int), ("item_files", str), ("written", Written)):
         row = getattr(probe, name)
         if not isinstance(row, list) or ((row or name == "errors") and len(row) != size):
             raise InputError(f"{where}: {name} must be {size} entries, one per stage; run it again")

@@ -37,6 +37,7 @@ from asrcl.scoring.report.tables import (
     significance_table,
     unmeasured,
 )
+from asrcl.scoring.report.written_tables import written_caption, written_tables
 from asrcl.scoring.results import metrics
 from asrcl.scoring.results.measure import measure_of
 from asrcl.scoring.results.provenance import commits, config_differences, grouped, plain_json, short_names
@@ -208,6 +209,8 @@ def _scenario(view: Scenario, index: int, budget: int, brief: bool) -> dict[str,
         "tests": significance_table(summary),
         "probes": probe_tables(summary),
         "probe_note": probe_caption(summary),
+        "written": written_tables(summary),
+        "written_note": written_caption(summary),
         "brief": brief,
         "heat": view.heat_maps(),
         "sweeps": [_drawn(sweep) for sweep in view.sweep_views()],

@@ -1,0 +1,210 @@
+"""What a recogniser of written text loses beside words: punctuation, case, and outputs that are empty or loop.
+
+Words are scored after a normaliser has taken case and punctuation away (`count_normalised`); these measures come from the texts
+as they were written (`count_written`), which are kept beside the scored ones.
+
+    as written   word errors on the raw texts, white space collapsed: "Yes." for "yes" is an error
+    capped       word errors on the scored texts, those of an utterance at most as many as its reference has words, so that one
+                 looping output cannot decide a rate
+    punctuation  the marks . , ? ! ; : after words. Marks and words are cut apart, the words of both sides are aligned without
+                 regard to case (unit costs), and a mark is right where aligned words (or substituted ones) both have it. Marks
+                 after words that one side lacks are missed or wrong. Precision and recall of marks as in Tilk and Alumäe,
+                 Bidirectional recurrent neural network with attention mechanism for punctuation restoration, Interspeech 2016;
+                 marks compared after aligning recognised words as in Meister et al., LibriSpeech-PC (arXiv 2310.02943)
+    case         of aligned words that differ in case at most and have letters with two cases: the share written alike
+    empty        outputs without a word where the reference has words
+    looping      outputs that zlib packs to less than 1/2.4 of their bytes: the test by which Whisper's own decoder finds that it
+                 repeats itself (Radford et al., arXiv 2212.04356, section 4.5). Short loops pack badly and are not found
+
+Where no reference has a mark (or a capital letter), the texts say nothing of punctuation (or case): these counts are then 0, and
+the rates nan. A reference that the normaliser leaves empty (Whisper's rules take "Hmm." away) stays in the set under the rules of
+`errors`: what is recognised there is inserted, and the length grows by nothing. Such references are counted (`emptied`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Final
+
+from asrcl.scoring.counting.align import align_pairs, count_words
+from asrcl.scoring.counting.errors import Errors, ItemErrors, Scoring, count_errors, percent
+from asrcl.text import normaliser
+
+MARKS: Final = frozenset(".,?!;:")
+_WORD: Final = re.compile(r"\d+(?:[.,:]\d+)+|\w+(?:['\u2019]\w+)*")
+"""A word; decimal points and colons between digits, and apostrophes between letters, are parts of it."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """Counts of one set of utterances; see the module for what they are.
+
+    Attributes:
+        items: utterances.
+        emptied: references that the normaliser left empty.
+        errors: word errors as written.
+        length: reference words as written.
+        capped: word errors as scored, capped per utterance.
+        marks_right: marks that both sides have.
+        marks_reference: marks in the references.
+        marks_hypothesis: marks in the hypotheses; not counted where no reference has any.
+        case_right: aligned words with two cases that are written alike.
+        case_words: all of them; not counted where no reference has a capital letter.
+        empty: outputs without a word.
+        looping: outputs that loop.
+    """
+
+    items: int
+    emptied: int
+    errors: int
+    length: int
+    capped: int
+    marks_right: int
+    marks_reference: int
+    marks_hypothesis: int
+    case_right: int
+    case_words: int
+    empty: int
+    looping: int
+
+    def rates(self, length: int) -> dict[str, float]:
+        """Rates in percent, by the keys of `RATES`; nan where there is nothing to count.
+
+        Args:
+            length: reference words as scored.
+        """
+        marks = self.marks_reference + self.marks_hypothesis
+        return {
+            "written": percent(self.errors, self.length),
+            "capped": percent(self.capped, length),
+            "precision": _share(self.marks_right, self.marks_hypothesis),
+            "recall": _share(self.marks_right, self.marks_reference),
+            "punctuation": _share(2 * self.marks_right, marks),
+            "case": _share(self.case_right, self.case_words),
+            "empty": _share(self.empty, self.items),
+            "looping": _share(self.looping, self.items),
+        }
+
+
+COUNTS: Final = tuple(entry.name for entry in fields(Written))
+RATES: Final = {
+    "written": "WER as written",
+    "capped": "WER capped",
+    "punctuation": "punctuation F1",
+    "precision": "precision",
+    "recall": "recall",
+    "case": "case",
+    "empty": "empty",
+    "looping": "looping",
+}
+"""Keys of `Written.rates` and what tables call them."""
+
+
+def _share(part: int, whole: int) -> float:
+    return 100.0 * part / whole if whole else math.nan
+
+
+def count_normalised(
+    references: Mapping[str, str], hypotheses: Mapping[str, str], groups: Mapping[str, str] | None, scoring: Scoring
+) -> Errors:
+    """Count word and character errors (as `count_errors`) on normalised texts, and keep the raw ones beside them.
+
+    Args:
+        references: id to text, as written.
+        hypotheses: id to text, as recognised.
+        groups: id to speaker.
+        scoring: names the normaliser.
+
+    Raises:
+        InputError: as `count_errors`; an unknown normaliser, or one that fails on a text.
+    """
+    rules = normaliser(scoring.normaliser)
+    scored = [{key: rules(text) for key, text in side.items()} for side in (references, hypotheses)]
+    counted = count_errors(scored[0], scored[1], groups)
+    return Errors([_with_raw(item, references[item.id], hypotheses[item.id]) for item in counted.items], "word", scoring)
+
+
+def _with_raw(item: ItemErrors, reference: str, hypothesis: str) -> ItemErrors:
+    raw = [" ".join(text.split()) for text in (reference, hypothesis)]
+    kept = ["" if text == scored else text for text, scored in zip(raw, (item.reference, item.hypothesis), strict=True)]
+    return replace(item, raw_reference=kept[0], raw_hypothesis=kept[1])
+
+
+def count_written(errors: Errors) -> Written | None:
+    """The counts of a set that `count_normalised` made; None for another, whose texts need not be as they were written."""
+    if errors.scoring is None:
+        return None
+    pairs = [item.written for item in errors.items]
+    marks, case = _Tally(), _Tally()
+    marks.reference = sum(len(found) for reference, _ in pairs for found in _cut(reference)[1])
+    cased = any(text != text.lower() for text, _ in pairs)
+    for steps in _aligned(pairs):
+        for (word, left), (other, right) in steps:
+            if marks.reference:
+                marks.hypothesis += len(right)
+                marks.right += len(left & right)
+            if cased and word and _folded(word) == _folded(other) and word.lower() != word.upper():
+                case.reference += 1
+                case.right += _plain(word) == _plain(other)
+    return Written(
+        items=len(errors.items),
+        emptied=sum(bool(item.raw_reference) and not item.length for item in errors.items),
+        errors=sum(map(sum, count_words(pairs))),
+        length=sum(len(reference.split()) for reference, _ in pairs),
+        capped=sum(min(item.errors, item.length) for item in errors.items),
+        marks_right=marks.right,
+        marks_reference=marks.reference,
+        marks_hypothesis=marks.hypothesis,
+        case_right=case.right,
+        case_words=case.reference,
+        empty=sum(bool(item.length) and not item.hypothesis.split() for item in errors.items),
+        looping=sum(compression_ratio(hypothesis) > errors.scoring.loop_ratio for _, hypothesis in pairs),
+    )
+
+
+@dataclass
+class _Tally:
+    right: int = 0
+    reference: int = 0
+    hypothesis: int = 0
+
+
+def compression_ratio(text: str) -> float:
+    """How many times smaller zlib makes the UTF-8 bytes of a text."""
+    content = text.encode("utf-8", "surrogatepass")
+    return len(content) / len(zlib.compress(content))
+
+
+_Marked = tuple[str, frozenset[str]]
+_NOTHING: Final[_Marked] = ("", frozenset())
+
+
+def _cut(text: str) -> tuple[list[str], list[frozenset[str]]]:
+    """The words of a text, and the marks behind each; the first word is empty and holds the marks before all others."""
+    words, marks, end = [""], [], 0
+    for match in _WORD.finditer(text):
+        marks.append(MARKS & set(text[end : match.start()]))
+        words.append(match[0])
+        end = match.end()
+    return words, [*marks, MARKS & set(text[end:])]
+
+
+def _plain(word: str) -> str:
+    return word.replace("\u2019", "'")
+
+
+def _folded(word: str) -> str:
+    return _plain(word).casefold()
+
+
+def _aligned(pairs: list[tuple[str, str]]) -> Iterator[list[tuple[_Marked, _Marked]]]:
+    """Words of every pair of texts side by side, each with the marks behind it; nothing stands beside what one side lacks."""
+    cut = [(_cut(reference), _cut(hypothesis)) for reference, hypothesis in pairs]
+    folded = [([*map(_folded, left[0])], [*map(_folded, right[0])]) for left, right in cut]
+    for (left, right), steps in zip(cut, align_pairs(folded), strict=True):
+        here, there = zip(*left, strict=True), zip(*right, strict=True)
+        yield [(_NOTHING if kind == "I" else next(here), _NOTHING if kind == "D" else next(there)) for kind, _, _ in steps]
