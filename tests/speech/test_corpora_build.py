@@ -1,11 +1,14 @@
 """The package builder of the real-speech recipe, on tiny upstream folders and against the real packages."""
 
 import csv
+import gzip
 import importlib.util
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ import pytest
 import soundfile
 
 from asrcl.exceptions import InputError
-from asrcl.speech.corpora import load_an4, load_coffee, load_digits, to_utterances, validate
+from asrcl.speech.corpora import load_an4, load_coffee, load_digits, load_packed, to_utterances, validate
 from asrcl.text import ALPHABET
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -232,3 +235,87 @@ def test_coffee_is_built_around_a_decoder(tmp_path, monkeypatch):
     homes = {}
     for row in to_utterances(dataset):
         assert homes.setdefault(row.speaker, row.split) == row.split
+
+
+def deb(path, files):
+    """A Debian package: an `ar` archive of a version, control files and the files."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:xz") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(f"./{name}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    members = {"debian-binary": b"2.0\n", "control.tar.xz": b"odd", "data.tar.xz": stream.getvalue()}
+    parts = [b"!<arch>\n"]
+    for name, content in members.items():
+        header = f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(content):<10}`\n"
+        parts += [header.encode(), content, b"\n" * (len(content) % 2)]
+    path.write_bytes(b"".join(parts))
+
+
+def test_prompts_from_debian_packages(tmp_path, monkeypatch):
+    """Everything but G.722 itself: a stand-in for ffmpeg gives as many samples as the file has bytes, twice."""
+    sounds, documents = "usr/share/asterisk/sounds/en_US_f_Allison", "usr/share/doc/asterisk-core-sounds-en"
+    listing = "; Sounds\n\nvm-goodbye: Goodbye.\ndigits/1: one\nbeep: [a tone]\nmenu: Dial: 1 or 2.\nlost: Not there.\n"
+    deb(tmp_path / "asterisk-core-sounds-en_1_all.deb", {
+        f"{documents}/core-sounds-en.txt.gz": gzip.compress(listing.encode()), f"{documents}/copyright": b"CC",
+    })  # fmt: skip
+    named = {"vm-goodbye": 400, "digits/1": 80, "beep": 40, "menu": 120}
+    deb(tmp_path / "asterisk-core-sounds-en-g722_1_all.deb", {f"{sounds}/{n}.g722": bytes(s) for n, s in named.items()})
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "ffmpeg"
+    program.write_text('#!/bin/sh\nwhile [ "$1" != -i ]; do shift; done\ncat "$2" "$2" "$2" "$2"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    packages.build_prompts(tmp_path, tmp_path / "out")
+    dataset = load_packed(tmp_path / "out", count={"test": None})
+    assert dict(zip(dataset["id"], dataset["text"], strict=True)) == {
+        "digits_1": "one", "menu": "Dial: 1 or 2.", "vm-goodbye": "Goodbye.",
+    }  # fmt: skip
+    assert soundfile.info(tmp_path / "out" / "audio" / "vm-goodbye.flac").frames == 800
+    assert (tmp_path / "out" / "UPSTREAM_copyright").read_text() == "CC" and (tmp_path / "out" / "ATTRIBUTION.md").is_file()
+    assert validate(dataset, max_broken_share=0, minimum_seconds=0.005)[1] == []
+    program.write_text("#!/bin/sh\necho no such codec >&2; exit 1\n")
+    with pytest.raises(InputError, match=r"g722: ffmpeg cannot decode it \(no such codec\)"):
+        packages.build_prompts(tmp_path, tmp_path / "again")
+    (tmp_path / "asterisk-core-sounds-en_1_all.deb").write_bytes(b"!<arch>\n")
+    with pytest.raises(InputError, match=r"_all\.deb: no Debian package with files"):
+        packages.build_prompts(tmp_path, tmp_path / "again")
+
+
+def test_the_part_of_ljspeech(tmp_path):
+    (tmp_path / "up" / "wavs").mkdir(parents=True)
+    names = [f"LJ001-{n:04d}" for n in range(1, 5)]
+    for name in names:
+        soundfile.write(tmp_path / "up" / "wavs" / f"{name}.wav", np.zeros(22050), 22050)
+    lines = [f"{name}|In 19{n}.|In nineteen {n}." for n, name in enumerate(names)]
+    (tmp_path / "up" / "metadata.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "up" / "README").write_text("public domain")
+    packages.build_ljspeech(tmp_path / "up", tmp_path / "out")
+    dataset = load_packed(tmp_path / "out", count={"test": None})
+    assert dataset["id"] == ["LJ001-0001", "LJ001-0003"] and dataset["text"] == ["In nineteen 0.", "In nineteen 2."]
+    info = soundfile.info(tmp_path / "out" / "wavs" / "LJ001-0003.flac")
+    assert (info.samplerate, info.frames) == (16000, 16000)
+
+
+def test_download_script_of_the_pretrained_recipe(tmp_path):
+    script = ROOT / "recipes" / "pretrained" / "local" / "download.sh"
+    subprocess.run(["bash", "-n", script], check=True)
+    environment = os.environ | {"PYTHON": sys.executable}
+    for arguments, words in (([], "usage:"), ([tmp_path, "an4"], "no corpus an4; choose from ljspeech prompts coffee digits")):
+        done = subprocess.run([script, *arguments], capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 2 and words in done.stderr
+    for name in ("ljspeech_sample", "asterisk_prompts_16k", "s2i_coffee_16k", "fsdd_8k"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.csv").write_text("x")
+    done = subprocess.run([script, tmp_path], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.count("is there already") == 4 and "Common Voice needs an account" in done.stderr
+    # What was fetched is held against its hash before it is unpacked.
+    (tmp_path / "ljspeech_sample" / "manifest.csv").unlink()
+    (tmp_path / "bin").mkdir()
+    curl = tmp_path / "bin" / "curl"
+    curl.write_text('#!/bin/sh\nwhile [ "$1" != --output ]; do shift; done\necho other >"$2"\n')
+    curl.chmod(0o755)
+    environment |= {"PATH": f"{curl.parent}:{os.environ['PATH']}"}
+    done = subprocess.run([script, tmp_path, "ljspeech"], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2 and "LJSpeech-1.1.tar.bz2 is not the file that was expected" in done.stderr

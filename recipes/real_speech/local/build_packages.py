@@ -4,9 +4,11 @@
     python build_packages.py digits UPSTREAM TARGET     8 kHz, one FLAC per speaker
     python build_packages.py coffee UPSTREAM TARGET     16 kHz, one FLAC per acoustic cluster (see
     build_coffee.py)
+    python build_packages.py ljspeech UPSTREAM TARGET   16 kHz, one FLAC per clip of a part of LJSpeech
+    python build_packages.py prompts UPSTREAM TARGET    16 kHz, one FLAC per telephone prompt (needs ffmpeg)
 
-`download.sh` fetches the sources and calls this. The manifest is written last: with it, a package is
-complete.
+`download.sh`, here and in `recipes/pretrained/local`, fetches the sources and calls this. The manifest is written last: with it,
+a package is complete.
 """
 
 from __future__ import annotations
@@ -14,15 +16,20 @@ from __future__ import annotations
 import argparse
 import ast
 import csv
+import gzip
 import io
 import re
 import shutil
+import subprocess
 import sys
+import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import soundfile
+import torch
+import torchaudio.functional
 
 from asrcl.exceptions import InputError
 from asrcl.files import atomic_path, write_text
@@ -30,12 +37,20 @@ from asrcl.files import atomic_path, write_text
 Row = dict[str, object]
 
 AN4_DEV = {"fkai", "fmjd", "mjes", "mmaf", "mmkw", "mmsh", "mtje", "mtxj"}  # training speakers set aside
+RATE = 16000
+LJSPEECH_CLIPS = 385  # of which every second is taken: neighbours are often parts of one sentence
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ATTRIBUTION = {
     "an4": "AN4 (CMU census database), Carnegie Mellon University; free for any use, terms in the upstream "
     "notices.\n"
     "Source: github.com/cphazen/Machine-Learning-Project-ASR, folder an4.\n"
     "Changes: features joined into feats.npy; transcripts lower-cased; 8 training speakers made dev.\n",
+    "ljspeech": "LJSpeech 1.1, K. Ito and L. Johnson; public domain.\n"
+    "Source: keithito.com/LJ-Speech-Dataset.\n"
+    f"Changes: every second of the first {LJSPEECH_CLIPS} clips, resampled to 16 kHz; texts with numbers in words.\n",
+    "prompts": "Asterisk core sounds, English, Digium, recorded by Allison Smith; CC-BY-SA-3.0, as is this copy.\n"
+    "Source: Debian packages asterisk-core-sounds-en and asterisk-core-sounds-en-g722, 1.6.1-1.\n"
+    "Changes: decoded from G.722 to FLAC; entries that describe a sound, or a sign, in square brackets are left out.\n",
     "digits": "Free Spoken Digit Dataset, Zohar Jackson and contributors, CC BY-SA 4.0.\n"
     "Source: github.com/Jakobovski/free-spoken-digit-dataset.\n"
     "Changes: recordings joined into one FLAC per speaker (lossless); shared under the same licence.\n",
@@ -127,6 +142,69 @@ def _digit_speakers(path: Path) -> Mapping[str, Mapping[str, str]]:
     raise InputError(f"{path}: holds no dictionary of speakers; fetch it again")
 
 
+def build_ljspeech(upstream: Path, target: Path) -> None:
+    """`metadata.csv` and `wavs/` of LJSpeech -> `wavs/ID.flac` and the manifest."""
+    rows = []
+    for line in (upstream / "metadata.csv").read_text(encoding="utf-8").splitlines()[:LJSPEECH_CLIPS:2]:
+        name, _, text = line.split("|")
+        samples, rate = soundfile.read(upstream / "wavs" / f"{name}.wav", dtype="float32")
+        wave = torchaudio.functional.resample(torch.from_numpy(samples), rate, RATE)
+        path = f"wavs/{name}.flac"
+        write_flac(target / path, [(wave * 32767).round().clamp(-32768, 32767).numpy().astype(np.int16)], RATE)
+        rows.append({"path": path, "dur": round(len(wave) / RATE, 3), "text": text, "speaker": "linda_johnson"})
+    _finish(target, rows, ATTRIBUTION["ljspeech"], _some(upstream, "README*"))
+
+
+def build_prompts(upstream: Path, target: Path) -> None:
+    """The two Debian packages of the prompts, sounds and texts -> `audio/NAME.flac` and the manifest."""
+    for package in _some(upstream, "asterisk-core-sounds-en*.deb"):
+        unpack_deb(package, upstream / "unpacked")
+    sounds = upstream / "unpacked" / "usr/share/asterisk/sounds/en_US_f_Allison"
+    documents = upstream / "unpacked" / "usr/share/doc/asterisk-core-sounds-en"
+    rows = []
+    for name, text in prompt_texts(gzip.decompress((documents / "core-sounds-en.txt.gz").read_bytes()).decode("utf-8")):
+        sound = sounds / f"{name}.g722"
+        if "[" not in text and sound.is_file():
+            samples, path = read_g722(sound), f"audio/{name.replace('/', '_')}.flac"
+            write_flac(target / path, [samples], RATE)
+            rows.append({"path": path, "dur": round(len(samples) / RATE, 3), "text": text, "speaker": "allison_smith"})
+    rows.sort(key=lambda row: str(row["path"]))
+    _finish(target, rows, ATTRIBUTION["prompts"], [documents / "copyright"])
+
+
+def prompt_texts(listing: str) -> list[tuple[str, str]]:
+    """Names and texts of the prompts, from lines like `vm-goodbye: Goodbye.`; `;` begins a comment."""
+    pairs = (line.split(":", 1) for line in listing.splitlines() if ":" in line and not line.startswith(";"))
+    return [(name.strip(), text.strip()) for name, text in pairs]
+
+
+def unpack_deb(package: Path, target: Path) -> None:
+    """The files of a Debian package: an `ar` archive (deb(5)), of whose members `data.tar.*` holds them."""
+    content = package.read_bytes()
+    place = len(b"!<arch>\n")
+    while place + 60 <= len(content):
+        name, size = content[place : place + 16].decode("ascii").strip(" /"), int(content[place + 48 : place + 58])
+        if name.startswith("data.tar"):
+            with tarfile.open(fileobj=io.BytesIO(content[place + 60 : place + 60 + size])) as archive:
+                archive.extractall(target, filter="data")
+            return
+        place += 60 + size + size % 2
+    raise InputError(f"{package}: no Debian package with files in it; fetch it again")
+
+
+def read_g722(path: Path) -> np.ndarray:
+    """The samples of a raw G.722 file, int16 ``[samples]`` at 16 kHz, decoded by ffmpeg."""
+    program = shutil.which("ffmpeg")
+    if program is None:
+        raise InputError("prompts: decoding G.722 needs ffmpeg; install it (apt install ffmpeg)")
+    command = [program, "-v", "error", "-f", "g722", "-i", str(path), "-f", "s16le", "-ac", "1", "-ar", str(RATE), "-"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode or not done.stdout:
+        reason = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no sound"]
+        raise InputError(f"{path}: ffmpeg cannot decode it ({reason[0]}); fetch it again")
+    return np.frombuffer(done.stdout, dtype="<i2")
+
+
 def write_flac(path: Path, pieces: Sequence[np.ndarray], rate: int) -> None:
     """The int16 pieces one after the other as a 16-bit FLAC file."""
     with atomic_path(path) as temporary:
@@ -153,12 +231,15 @@ def _finish(target: Path, rows: Iterable[Row], attribution: str, notices: Iterab
     write_text(target / "manifest.csv", stream.getvalue())
 
 
+PLAIN = {"an4": build_an4, "digits": build_digits, "ljspeech": build_ljspeech, "prompts": build_prompts}
+
+
 def main() -> int:
     """Build one package; errors of the input end with one line and code 2."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("corpus", choices=["an4", "digits", "coffee"])
+    parser.add_argument("corpus", choices=[*PLAIN, "coffee"])
     parser.add_argument("upstream", type=Path)
     parser.add_argument("target", type=Path)
     options = parser.parse_args()
@@ -169,7 +250,7 @@ def main() -> int:
             rows, attribution, notices = build_coffee(options.upstream, options.target)
             _finish(options.target, rows, attribution, notices)
         else:
-            {"an4": build_an4, "digits": build_digits}[options.corpus](options.upstream, options.target)
+            PLAIN[options.corpus](options.upstream, options.target)
     except InputError as error:
         sys.stderr.write(f"build_packages: {error}\n")
         return 2

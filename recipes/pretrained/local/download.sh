@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Fetches the public sources of the recorded speech of this recipe and packs them (network, git, curl, ffmpeg; 3 GB while it runs, of which
+# LJSpeech is the most).
+#
+#   recipes/pretrained/local/download.sh DATA                     all
+#   recipes/pretrained/local/download.sh DATA prompts digits      some of: ljspeech prompts coffee digits
+#
+# Result: DATA/ljspeech_sample, DATA/asterisk_prompts_16k, DATA/s2i_coffee_16k, DATA/fsdd_8k, each with manifest.csv and ATTRIBUTION.md; a
+# package that is there is kept. Coffee orders and digits come from recipes/real_speech/local/download.sh (which says what they need).
+#
+# Common Voice, the probe, needs an account (recipes/commonvoice/local/download.md): unpack an English release as
+# DATA/commonvoice_en_sample, the folder with validated.tsv and clips/. Of a whole release, let scenario.commonvoice take some:
+# scenario.commonvoice='{test: 100}'. The published numbers are of 100 clips of release 6.1.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../../.." && pwd)
+python=${PYTHON:-$root/.venv/bin/python}
+[ $# -ge 1 ] || { echo "usage: $0 DATA [ljspeech] [prompts] [coffee] [digits]" >&2; exit 2; }
+[ -x "$python" ] || { echo "download: no $python; run tools/setup.sh or set PYTHON" >&2; exit 2; }
+data=$1
+shift
+[ $# -gt 0 ] || set -- ljspeech prompts coffee digits
+
+fetch() { # fetch URL SHA256 FILE
+    [ -f "$3" ] && return
+    mkdir -p "$(dirname "$3")"
+    echo "download: $1"
+    curl --fail --location --silent --show-error --output "$3.part" "$1"
+    echo "$2  $3.part" | sha256sum --check --quiet || { echo "download: $1 is not the file that was expected" >&2; exit 2; }
+    mv "$3.part" "$3"
+}
+
+for corpus in "$@"; do
+    case $corpus in
+    ljspeech) name=ljspeech_sample ;;
+    prompts) name=asterisk_prompts_16k ;;
+    coffee | digits)
+        "$root/recipes/real_speech/local/download.sh" "$data" "$corpus"
+        continue
+        ;;
+    *) echo "download: no corpus $corpus; choose from ljspeech prompts coffee digits" >&2; exit 2 ;;
+    esac
+    if [ -f "$data/$name/manifest.csv" ]; then
+        echo "download: $data/$name is there already"
+        continue
+    fi
+    upstream=$data/.upstream/$corpus
+    if [ "$corpus" = ljspeech ]; then
+        archive=$upstream/LJSpeech-1.1.tar.bz2
+        fetch https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2 be1a30453f28eb8dd26af4101ae40cbf2c50413b1bb21936cbcdc6fae3de8aa5 "$archive"
+        tar -xjf "$archive" -C "$upstream" --strip-components=1 --wildcards 'LJSpeech-1.1/README' 'LJSpeech-1.1/metadata.csv' 'LJSpeech-1.1/wavs/LJ00[12]-*'
+    else
+        pool=${DEBIAN_MIRROR:-https://deb.debian.org/debian}/pool/main/a/asterisk-core-sounds
+        fetch "$pool/asterisk-core-sounds-en_1.6.1-1_all.deb" 973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50 "$upstream/asterisk-core-sounds-en_1.6.1-1_all.deb"
+        fetch "$pool/asterisk-core-sounds-en-g722_1.6.1-1_all.deb" 38c5261820b406dcb0ecb37675720da2b0864850690690352ca52707eb623806 "$upstream/asterisk-core-sounds-en-g722_1.6.1-1_all.deb"
+    fi
+    "$python" "$root/recipes/real_speech/local/build_packages.py" "$corpus" "$upstream" "$data/$name"
+    echo "download: $data/$name is ready; $upstream is no longer needed"
+done
+[ -f "$data/commonvoice_en_sample/validated.tsv" ] || echo "download: $data/commonvoice_en_sample is not there: Common Voice needs an account, see the head of this file" >&2
