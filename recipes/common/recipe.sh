@@ -1,5 +1,5 @@
 # Shared by all recipes: options in Kaldi's manner, numbered stages. Set `usage` and source it; then set other defaults, among them
-# `scenario` where the user may choose one, call `parse_options "$@"` and `run_recipe SCENARIO OVERRIDE...`.
+# `scenario` and `model` where the user may choose one, call `parse_options "$@"` and `run_recipe SCENARIO OVERRIDE...`.
 #
 #   stages: 1 data  2 tokens  3 initial model  4 adapt  5 decode  6 score  7 report
 set -euo pipefail
@@ -15,6 +15,7 @@ jobs=1
 exp=exp
 data_dir=""
 scenario=""
+model=""
 scenario_name=""
 quick=false
 train_initial=false
@@ -104,6 +105,9 @@ set_option() { # paths are relative to where the user is, not to the repository
         exp) [[ "$2" = /* ]] || [ "$PWD" = "$repository" ] || set -- "$1" "$PWD/$2" ;;
         data_dir) [ -d "$2" ] || fail "--data_dir $2: no such folder"; set -- "$1" "$(cd "$2" && pwd)" ;;
         scenario) [ -n "$scenario" ] || fail "--scenario: this recipe has only one" ;;
+        model)
+            [ -n "$model" ] || fail "--model: this recipe has none to choose; model=NAME takes a configuration of conf/model"
+            [ ! -d "$2" ] || set -- "$1" "$(cd "$2" && pwd)" ;;
         methods | seeds | orders) ;;
         *) fail "--$1: no such option; see --help" ;;
     esac
