@@ -47,7 +47,7 @@ class BaselineCard:
         return {name: splits["dev"] for name, splits in self.errors.items() if "dev" in splits}
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per domain and split: error rate in percent with its 95 % interval over speakers, units, items."""
+        """One row per domain and split: error rate in percent with its 95 % interval, counts, and groups (speakers) resampled."""
         from asrcl.scoring.significance.bootstrap import bootstrap_ci  # here: reading a card needs no scipy
 
         rows = []
@@ -57,7 +57,7 @@ class BaselineCard:
                 rates = {"rate": errors.rate, "low": interval.low, "high": interval.high}
                 known = {key: value if math.isfinite(value) else None for key, value in rates.items()}
                 counts = {"errors": errors.total, "length": errors.length, "unit": errors.unit, "items": len(errors)}
-                rows.append({"domain": name, "split": split, **known, **counts, "speakers": interval.blocks})
+                rows.append({"domain": name, "split": split, **known, **counts, "groups": interval.blocks})
         return rows
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -39,9 +39,9 @@ class Keeper:
         if not method.has_strength:
             logger.warning("%s: keep is left out, since %s", learner.label or method.name, LEFT_OUT)
             return
-        known = keep.known(learner.scenario)
+        self._known = keep.known(learner.scenario)
         for budget in keep.budgets:
-            if budget.domain in known:
+            if budget.domain in self._known and not keep.after:
                 self._start(domain_of(learner.scenario, budget.domain))
 
     def _start(self, domain: Domain) -> None:
@@ -121,7 +121,7 @@ class Keeper:
         return {"learned": {"domain": domain.name, "whole": whole, "taken": taken}}
 
     def ended(self, domain: Domain, given: Weights, end: Weights) -> None:
-        """Look at what a stage ended with: it must be what `settled` gave; a learned domain counts from it.
+        """Look at what a stage ended with: it must be what `settled` gave; what is known now, and was not, counts from it.
 
         Raises:
             InputError: the method changed the weights after they were chosen.
@@ -133,9 +133,11 @@ class Keeper:
                 f"method {self._method.name}: its end_domain changes the weights after they were chosen (keep); merge in "
                 "merge_domain"
             )
-        named = any(budget.domain == domain.name for budget in self._keep.budgets)
-        if named and domain.name not in self._baselines and not self._learner.last:
-            self._take(domain.name, self._measured(end, domain))
+        self._known |= {domain.name}
+        if self._learner.stage >= self._keep.after and not self._learner.last:
+            for budget in self._keep.budgets:
+                if budget.domain in self._known and budget.domain not in self._baselines:
+                    self._take(budget.domain, self._measured(end, domain_of(self._learner.scenario, budget.domain)))
 
 
 def _contents(errors: Errors) -> list[tuple[str, int]]:

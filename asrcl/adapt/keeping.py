@@ -30,12 +30,15 @@ class Keep:
             budget, in place of the rise itself.
         card: errors of another model on dev sets by domain, which the budgets count from in place of the initial model's.
         card_file: where they are from, for messages.
+        after: number of stages before anything is kept; with 1 or more, all that is known by then counts from what the last of
+            them ended with, in place of the initial model.
     """
 
     budgets: tuple[Budget, ...]
     confident: bool = False
     card: Mapping[str, Errors] = field(default_factory=dict)
     card_file: str = ""
+    after: int = 0
 
     @staticmethod
     def known(scenario: Scenario) -> set[str]:
@@ -70,8 +73,12 @@ class Keep:
             known: those of them that the initial model stands for.
 
         Raises:
-            InputError: an unknown domain, the last one, an improvement that nothing can bring, or a domain that the card lacks.
+            InputError: an unknown domain, the last one, an improvement that nothing can bring, or a domain that the card lacks;
+                no stage left to keep anything in.
         """
+        if not 0 <= self.after < len(domains) or (self.after and self.card_file):
+            wanted = f"a number of stages from 0 to {len(domains) - 1}, and 0 with a card (keep_card)"
+            raise InputError(f"keep_after={self.after}: give {wanted}")
         for budget in self.budgets:
             name = budget.domain
             if name not in (*domains, *probes):

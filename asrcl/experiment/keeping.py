@@ -1,4 +1,4 @@
-"""What a configuration wants to be kept (`keep`, `keep_confidence`, `keep_card`), and the baselines of a model."""
+"""What a configuration wants to be kept (`keep` and what begins so), and the baselines of a model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def keep_of(config: Config) -> Keep | None:
         return None
     card = str(config.tree["keep_card"] or "")
     found = BaselineCard.load(card).dev if card else {}
-    keep = Keep(read_budgets(config.tree["keep"]), config.tree["keep_confidence"], found, card)
+    budgets = read_budgets(config.tree["keep"])
+    keep = Keep(budgets, config.tree["keep_confidence"], found, card, config.tree["keep_after"])
     scenario = config.tree["scenario"]
     domains, probes = ([entry["name"] for entry in scenario[group]] for group in ("domains", "probes"))
     keep.check_names(domains, probes, {*probes, *([] if scenario.get("learn_first") else domains[:1])})

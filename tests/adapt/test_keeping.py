@@ -199,6 +199,22 @@ def test_the_first_domain_counts_from_its_own_stage_where_it_is_learned(tmp_path
     assert learner.evaluate(stages[2].models[0], scenario.domains[0], "dev").rate <= told["limit"] + 1e-9
 
 
+def test_budgets_may_count_from_a_later_stage(home):
+    """The first stages change what they like; what is known after them counts from there."""
+    free, learner = run(home, "ft", None, scenario=probed(4))
+    stages, _ = run(home, "ft", kept("probe:+4 blobs1:+4", after=1), scenario=probed(4))
+    assert "keep" not in stages[0].record and list(stages[1].record["keep"]["domains"]) == ["probe"]
+    stages, _ = run(home, "ft", kept("probe:+4 blobs1:+4", after=2), scenario=probed(4))
+    assert "keep" not in stages[1].record and stages[1].models[0].hash == free[1].models[0].hash
+    told = stages[2].record["keep"]["domains"]
+    for name, domain in (("probe", learner.scenario.probes[0]), ("blobs1", learner.scenario.domains[1])):
+        assert told[name]["baseline"] == learner.evaluate(free[1].models[0], domain, "dev").rate
+        assert learner.evaluate(stages[3].models[0], domain, "dev").rate <= told[name]["limit"] + 1e-9
+    for wrong in (-1, 4):
+        with pytest.raises(InputError, match=f"keep_after={wrong}: give a number of stages from 0 to 3"):
+            run(home, "ft", kept("probe:+4", after=wrong), scenario=probed(4))
+
+
 def test_an_upper_end_keeps_more_than_a_rate(home):
     rate, _ = run(home, "ft", kept("probe:+10"))
     interval, learner = run(home, "ft", kept("probe:+10", confident=True))

@@ -17,7 +17,7 @@ from asrcl.scoring.results.stage_records import Kept
 
 def keep_tables(summary: ScenarioSummary) -> list[StepTable]:
     """A table for every stage in which a method was to keep something; one row per method, means over its seeds."""
-    found = []
+    found: list[StepTable] = []
     for stage, domain in enumerate(summary.domains):
         told = {m.method: [stage_records.kept(run, stage) for run in summary.runs_of(m.method)] for m in summary.methods}
         kept = {method: known for method, runs in told.items() if (known := [run for run in runs if run is not None])}
@@ -26,7 +26,8 @@ def keep_tables(summary: ScenarioSummary) -> list[StepTable]:
         rows = [[Cell(labels[method]), *_cells(runs, names, summary.measure)] for method, runs in kept.items()]
         if rows:
             table = Table(["Method", "strength", *names, f"{domain} (learned)"], rows, list(kept))
-            found.append(StepTable(f"Kept in stage {stage + 1}: {domain}", _caption(stage + 1, domain, summary.measure), table))
+            caption = f"Stage {stage + 1} ({domain}), likewise." if found else _caption(stage + 1, domain, summary.measure)
+            found.append(StepTable(f"Kept in stage {stage + 1}: {domain}", caption, table))
     return found
 
 
