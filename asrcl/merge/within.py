@@ -19,7 +19,7 @@ from asrcl.exceptions import InputError
 from asrcl.files import parse_json
 from asrcl.keep import Budget, Reading, Readings, check_baselines, search
 from asrcl.merge.card import MergeRecord
-from asrcl.merge.files import Path_, merge_files
+from asrcl.merge.files import Path_, merge_files, preview_files
 from asrcl.merge.path import STRAIGHT, PathKind, at_strength, check_path
 from asrcl.merge.spec import MergeSpec
 from asrcl.merge.sweep import CommandEvaluation, shortened_output
@@ -69,6 +69,9 @@ def merge_within(
         if budget.amount < 0:
             raise InputError(f"--budget-domains: {budget} is not met by the old model itself; write a budget of 0 or more")
     target = Path(out)
+    if target.is_dir() and any(target.iterdir()) and not overwrite:
+        raise InputError(f"{out}: exists already; choose another folder, or overwrite=True to replace it")
+    preview_files(old, new, spec, measure=False)  # what the merge will refuse is refused before anything is measured
     trial = target.parent / f".{target.name}.trial"
 
     def merged(strength: float, place: Path, **options: Any) -> MergeRecord:

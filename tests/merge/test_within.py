@@ -120,6 +120,18 @@ def test_a_budget_that_not_even_the_old_model_meets(models):
     assert rates.seen == []
 
 
+def test_what_the_merge_refuses_is_refused_before_anything_is_measured(models):
+    rates = Rates()
+    wrong = MergeSpec("interpolate", {"strenght": 1})
+    for spec, message in ((MergeSpec("ihr"), "needs curvature="), (wrong, "no option strenght")):
+        with pytest.raises(InputError, match=message):
+            within(models, rates, spec)
+    (models / "out" / "m.safetensors" / "more").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"m\.safetensors: exists already"):
+        within(models, rates)
+    assert rates.seen == []
+
+
 # --- the command
 
 
