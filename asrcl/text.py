@@ -7,6 +7,7 @@
     spaced           lower case; punctuation becomes a space: "U.S. 3.5" is "u s 3 5"
     whisper-english  Whisper's English rules (spelling, numbers, contractions, fillers), from the package whisper_normalizer, or
                      from transformers where WHISPER_SPELLINGS names Whisper's list of spellings (its normalizer.json)
+    whisper-digits   the same, but numbers are compared digit by digit: "three one seven", "317" and "3-1-7" are all "3 1 7"
 
 All are pure functions from text to text, and but for Whisper's, applying one twice changes nothing more. Register your own:
 
@@ -277,6 +278,31 @@ def whisper_english() -> Normaliser:
     return Normaliser("whisper-english", source, partial(_guarded, rules))
 
 
+def whisper_digits() -> Normaliser:
+    """Whisper's English rules, after which every number is written digit by digit, so that strings of digits can be scored.
+
+    By themselves these rules make one word of "three one seven" ("317"), three of "3-1-7" ("3 one 7") and "5" of "05", so that a
+    right answer in figures is several errors in one word. Numbers that are spoken otherwise are cut, too, alike on both sides:
+    "nineteen fifty-five" and "1955" are "1 9 5 5".
+
+    Raises:
+        InputError: as `whisper_english`.
+    """
+    base = whisper_english()
+    return Normaliser("whisper-digits", f"{base.source}, numbers digit by digit", partial(_digit_by_digit, base.function))
+
+
+_FIGURES: Final = re.compile(r"(?<!\S)\d+(?!\S)")
+_LEADING_ZERO: Final = re.compile(r"(?<![\w.,])0\d+(?!\w|[.,]\d)")
+
+
+def _digit_by_digit(rules: Callable[[str], str], text: str) -> str:
+    """What the rules make of a text, with numbers cut into digits; leading zeros are cut off before, or the rules drop them."""
+    plain = rules(_LEADING_ZERO.sub(lambda found: " ".join(found[0]), text))
+    figures = " ".join("1" if word == "one" else word for word in plain.split())  # of digits the rules spell this one alone
+    return _FIGURES.sub(lambda found: " ".join(found[0]), figures)
+
+
 def _guarded(rules: Callable[[str], str], text: str) -> str:
     """The rules of a package, which take time as the square of open brackets and fail on some numbers."""
     if sum(map(text.count, _BRACKETS)) > _MAX_BRACKETS:
@@ -321,3 +347,4 @@ def _spellings(path: str) -> dict[str, Any]:
 
 
 NORMALISERS["whisper-english"] = whisper_english
+NORMALISERS["whisper-digits"] = whisper_digits

@@ -87,7 +87,7 @@ def test_basic_has_single_spaces_and_no_ends(raw):
 
 
 def test_unknown_name_lists_the_known():
-    known = "none, written, basic, letters, spaced, whisper-english"
+    known = "none, written, basic, letters, spaced, whisper-english, whisper-digits"
     with pytest.raises(InputError, match=f"unknown normaliser 'whisper'; choose {known}"):
         normalise("x", "whisper")
 

@@ -158,3 +158,20 @@ def test_whisper_english_refuses_what_its_package_cannot_bear(monkeypatch: pytes
         rules("(" * 60_000)
     with pytest.raises(InputError, match=r"whisper-english fails on the text '1111.* \(AssertionError\); mend it"):
         rules("1" * 60_000)
+
+
+def test_whisper_digits_compares_numbers_digit_by_digit() -> None:
+    pytest.importorskip("whisper_normalizer")
+    plain, digits = normaliser("whisper-english"), normaliser("whisper-digits")
+    assert (plain("three one seven"), plain("3-1-7"), plain("05")) == ("317", "3 one 7", "5")  # why it is needed
+    for same in (
+        ["three one seven", "Three, one, seven.", "317", "3-1-7", "3 1 7."],
+        ["zero five oh two", "0502", "0-5-0-2", "zero five 0 2"],
+        ["Press 1 to go", "press one to go!"],
+        ["nineteen fifty-five", "1955"],
+        ["In 1,000 houses", "in one thousand houses"],
+    ):
+        assert len({digits(text) for text in same}) == 1
+    assert digits("three one seven") == "3 1 7" and digits("0.5, 3.5 percent, $20, 1st") == "0.5 3.5% $20 1st"
+    assert digits("Hmm, mister Brown's colour!") == plain("Hmm, mister Brown's colour!")
+    assert digits.name == "whisper-digits" and digits.source == f"{plain.source}, numbers digit by digit"

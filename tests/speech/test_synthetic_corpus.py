@@ -242,6 +242,7 @@ def test_prose_by_many_voices_and_by_one(tmp_path):
 
 def test_corpora_of_before_keep_their_keys():
     key = _key(check_settings("SCO", accent="SCO", sizes=SIZES, seed=1))
-    assert not {"style", "one_voice"} & set(key)
+    settings = {"domain", "accent", "topic", "topic_share", "channel", "sizes", "seed", "rate", "takes"}
+    assert set(key) == settings | {"recipe", "espeakng-loader", "grammar", "speakers"}
     assert _key(check_settings("SCO", accent="SCO", sizes=SIZES, seed=1, one_voice=True)) != key
     assert _key(check_settings("SCO", accent="SCO", sizes=SIZES, seed=1, style="prose"))["grammar"] != key["grammar"]

@@ -198,9 +198,10 @@ def _key(settings: _Settings) -> Row:
     topics = [grammar.SHARED, *grammar.TOPICS.values()]
     cast = [each for split in POOLS for each in _cast(settings, split)]
     assistant = hash_json([dataclasses.asdict(topic) for topic in topics])
-    later = {"style": "assistant", "one_voice": False}  # not in the keys of corpora without them, which older versions have made
+    # Not in the keys of corpora without them, which older versions have made.
+    left_out = {("style", "assistant"), ("one_voice", False)}
     return {
-        **{name: value for name, value in dataclasses.asdict(settings).items() if later.get(name) != value},
+        **dict(entry for entry in dataclasses.asdict(settings).items() if entry[0] == "sizes" or entry not in left_out),
         "recipe": _RECIPE_VERSION,
         "espeakng-loader": espeak_version(),
         "grammar": assistant if settings.style == "assistant" else prose.fingerprint(),
