@@ -187,6 +187,18 @@ def _with_own_ids(parts: list[Dataset]) -> list[Dataset]:
 
 
 def _load_part(config: Config, name: str, options: dict[str, Any], audio_folder: Path) -> Dataset:
+    """One corpus of a domain; with `by_utterance` every utterance is by a speaker of its own, after the splits were made.
+
+    That is for recordings of one reader: intervals resample speakers, and of one speaker there is nothing to resample.
+    """
+    alone = options.pop("by_utterance", False)
+    if not isinstance(alone, bool):
+        raise InputError(f"domain {name}: by_utterance={alone!r}: expected true or false")
+    corpus = _load_kind(config, name, options, audio_folder)
+    return corpus.map(lambda row: {"speaker": row["id"]}, desc=None) if alone else corpus
+
+
+def _load_kind(config: Config, name: str, options: dict[str, Any], audio_folder: Path) -> Dataset:
     kind = options.pop("kind")
     if kind == "synthetic":
         return _synthetic(config, name, options, audio_folder)
@@ -221,6 +233,7 @@ def _synthetic_options(config: Config, name: str, options: Mapping[str, Any]) ->
 def _check_synthetic(config: Config, domain: Mapping[str, Any]) -> None:
     """Refuse, before any corpus is made, an accent, topic, channel or size that does not exist."""
     for part in corpus_parts(domain):
+        part.pop("by_utterance", None)
         if part.pop("kind") == "synthetic":
             options = _synthetic_options(config, domain["name"], part)
             try:

@@ -97,7 +97,8 @@ def _source(part: Mapping[str, Any]) -> dict[str, Any]:
     """What tells one source of speech from another: accent and channel if synthetic, else all but which part is taken."""
     if part["kind"] == "synthetic":
         return {key: part[key] for key in ("kind", "accent", "channel") if part.get(key)}
-    return {key: value for key, value in part.items() if key not in ("split", "count", "seed", "sizes")}
+    taken = ("split", "count", "seed", "sizes", "longest", "without", "by_utterance")
+    return {key: value for key, value in part.items() if key not in taken}
 
 
 def _words(options: Mapping[str, Any]) -> str:

@@ -122,6 +122,19 @@ def test_text_as_written_from_the_corpus_to_the_results(spoken, tmp_path):
     assert len(cached(other)) > len(before)  # counted anew
 
 
+def test_one_readers_utterances_are_speakers_of_their_own(spoken, tmp_path):
+    path = tmp_path / "conf" / "scenario" / "tones.yaml"
+    path.write_text(path.read_text().replace("split: test}", "split: test, by_utterance: true}"))
+    config = spoken()
+    prepare_data(config, ["low"])
+    store = FeatureStore(data_folder(config, "low") / "features")
+    assert [row["speaker"] for row in store.rows("test")] == [row["id"] for row in store.rows("test")]
+    assert {row["speaker"] for row in store.rows("train")} == {"s0", "s1"}
+    path.write_text(path.read_text().replace("by_utterance: true", "by_utterance: 1"))
+    with pytest.raises(InputError, match="domain low: by_utterance=1: expected true or false"):
+        prepare_data(spoken(), ["low"])
+
+
 def test_a_normaliser_that_leaves_references_empty_is_named(spoken, tmp_path, caplog):
     text = tmp_path / "data" / "high" / "test" / "text"
     lines = text.read_text().splitlines()
