@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Final
 
@@ -139,48 +139,51 @@ def count_written(errors: Errors) -> Written | None:
     if errors.scoring is None:
         return None
     pairs = [item.written for item in errors.items]
-    marks, case = _Tally(), _Tally()
-    marks.reference = sum(len(found) for reference, _ in pairs for found in _cut(reference)[1])
-    cased = any(text != text.lower() for text, _ in pairs)
-    for steps in _aligned(pairs):
-        for (word, left), (other, right) in steps:
-            if marks.reference:
-                marks.hypothesis += len(right)
-                marks.right += len(left & right)
-            if cased and word and _folded(word) == _folded(other) and word.lower() != word.upper():
-                case.reference += 1
-                case.right += _plain(word) == _plain(other)
+    aligned = [step for steps in _aligned(pairs) for step in steps]
+    marks_right, marks_reference, marks_hypothesis = _count_marks(aligned)
+    case_right, case_words = _count_case(aligned)
     return Written(
         items=len(errors.items),
         emptied=sum(bool(item.raw_reference) and not item.length for item in errors.items),
         errors=sum(map(sum, count_words(pairs))),
         length=sum(len(reference.split()) for reference, _ in pairs),
         capped=sum(min(item.errors, item.length) for item in errors.items),
-        marks_right=marks.right,
-        marks_reference=marks.reference,
-        marks_hypothesis=marks.hypothesis,
-        case_right=case.right,
-        case_words=case.reference,
+        marks_right=marks_right,
+        marks_reference=marks_reference,
+        marks_hypothesis=marks_hypothesis,
+        case_right=case_right,
+        case_words=case_words,
         empty=sum(bool(item.length) and not item.hypothesis.split() for item in errors.items),
         looping=sum(compression_ratio(hypothesis) > errors.scoring.loop_ratio for _, hypothesis in pairs),
     )
 
 
-@dataclass
-class _Tally:
-    right: int = 0
-    reference: int = 0
-    hypothesis: int = 0
+_Marked = tuple[str, frozenset[str]]
+_Aligned = tuple[_Marked, _Marked]
+_NOTHING: Final[_Marked] = ("", frozenset())
+
+
+def _count_marks(aligned: Sequence[_Aligned]) -> tuple[int, int, int]:
+    """Marks that both sides have, those of the references, those of the hypotheses; all 0 where the references have none."""
+    reference = sum(len(left) for (_, left), _ in aligned)
+    if not reference:
+        return 0, 0, 0
+    return sum(len(left & right) for (_, left), (_, right) in aligned), reference, sum(len(right) for _, (_, right) in aligned)
+
+
+def _count_case(aligned: Sequence[_Aligned]) -> tuple[int, int]:
+    """Aligned words that are written alike, and all whose case can be told; both 0 where no reference has a capital letter."""
+    if not any(word != word.lower() for (word, _), _ in aligned):
+        return 0, 0
+    words = [(word, other) for (word, _), (other, _) in aligned if word.lower() != word.upper()]
+    same = [(_plain(word), _plain(other)) for word, other in words if _folded(word) == _folded(other)]
+    return sum(word == other for word, other in same), len(same)
 
 
 def compression_ratio(text: str) -> float:
     """How many times smaller zlib makes the UTF-8 bytes of a text."""
     content = text.encode("utf-8", "surrogatepass")
     return len(content) / len(zlib.compress(content))
-
-
-_Marked = tuple[str, frozenset[str]]
-_NOTHING: Final[_Marked] = ("", frozenset())
 
 
 def _cut(text: str) -> tuple[list[str], list[frozenset[str]]]:
@@ -201,7 +204,7 @@ def _folded(word: str) -> str:
     return _plain(word).casefold()
 
 
-def _aligned(pairs: list[tuple[str, str]]) -> Iterator[list[tuple[_Marked, _Marked]]]:
+def _aligned(pairs: list[tuple[str, str]]) -> Iterator[list[_Aligned]]:
     """Words of every pair of texts side by side, each with the marks behind it; nothing stands beside what one side lacks."""
     cut = [(_cut(reference), _cut(hypothesis)) for reference, hypothesis in pairs]
     folded = [([*map(_folded, left[0])], [*map(_folded, right[0])]) for left, right in cut]

@@ -120,7 +120,8 @@ class _Checks:
         unknown = set() if self.alphabet is None else set(text) - self.alphabet
         if unknown:
             shown = " ".join(sorted(repr(character) for character in unknown))
-            return f"characters outside the alphabet: {shown}; normalise the text or extend the alphabet"
+            remedy = "normalise the text, or allow them (text.alphabet: any) where the tokeniser can write them"
+            return f"characters outside the alphabet: {shown}; {remedy}"
         return None
 
     def _sound(self, utterance: Utterance) -> str | None:
