@@ -159,7 +159,7 @@ def decode(
         adapt_all(config, words(methods), seed_numbers(seeds), typed(), decode=True, orders=orders)
         return
     from asrcl.adapt import write_decode
-    from asrcl.scoring import summary_table
+    from asrcl.scoring import summary_table, written_line
 
     if not domain:
         raise InputError("--checkpoint needs --domain NAME")
@@ -167,5 +167,7 @@ def decode(
     if out:
         write_decode(errors, out)
     typer.echo(summary_table(errors))
+    if line := written_line(errors):
+        typer.echo(line)
 
 

@@ -14,7 +14,7 @@ The last three are imported by name: training does not wait for scipy and matplo
 """
 
 from asrcl.scoring.counting.errors import Errors, ItemErrors, Scoring, count_errors
-from asrcl.scoring.counting.written import Written, count_normalised, count_written
+from asrcl.scoring.counting.written import Written, count_normalised, count_written, written_line
 from asrcl.scoring.results.discovery import find_results
 from asrcl.scoring.results.metrics import METRICS, Metric
 from asrcl.scoring.results.run_result import ProbeCounts, RunResult
@@ -46,4 +46,5 @@ __all__ = [
     "write_jsonl",
     "write_kaldi_text",
     "write_trn",
+    "written_line",
 ]

@@ -32,6 +32,7 @@ from typing import Final
 
 from asrcl.scoring.counting.align import align_pairs, count_words
 from asrcl.scoring.counting.errors import Errors, ItemErrors, Scoring, count_errors, percent
+from asrcl.scoring.display.numbers import decimal
 from asrcl.text import normaliser
 
 MARKS: Final = frozenset(".,?!;:")
@@ -156,6 +157,13 @@ def count_written(errors: Errors) -> Written | None:
         empty=sum(bool(item.length) and not item.hypothesis.split() for item in errors.items),
         looping=sum(compression_ratio(hypothesis) > errors.scoring.loop_ratio for _, hypothesis in pairs),
     )
+
+
+def written_line(errors: Errors) -> str:
+    """The rates of a set in one line, for a terminal; empty where its texts were counted as they came."""
+    found = count_written(errors)
+    rates = found.rates(errors.length) if found else {}
+    return ", ".join(f"{RATES[key]} {decimal(rate)} %" for key, rate in rates.items() if not math.isnan(rate))
 
 
 _Marked = tuple[str, frozenset[str]]

@@ -6,7 +6,7 @@ import zlib
 import pytest
 
 from asrcl.exceptions import InputError
-from asrcl.scoring import Errors, ItemErrors, Scoring, count_errors, count_normalised, count_written
+from asrcl.scoring import Errors, ItemErrors, Scoring, count_errors, count_normalised, count_written, written_line
 from asrcl.scoring.counting.written import COUNTS, compression_ratio
 
 BASIC = Scoring("basic")
@@ -68,6 +68,11 @@ def test_rates_by_hand():
     assert rates["punctuation"] == pytest.approx(2 * 100 * 20 / 120)
     assert rates["case"] == pytest.approx(100 * 4 / 6)  # I, know, two, three of Yes, I, know, One, two, three
     assert rates["empty"] == rates["looping"] == pytest.approx(100 / 3)
+    assert written_line(errors) == (
+        "WER as written 870.00 %, WER capped 70.00 %, precision 100.00 %, recall 20.00 %, punctuation F1 33.33 %, case 66.67 %, "
+        "empty 33.33 %, looping 33.33 %"
+    )
+    assert written_line(count_errors({"a": "yes"}, {"a": "Yes."})) == ""
 
 
 def test_what_cannot_be_judged_has_no_rate():
