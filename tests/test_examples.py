@@ -26,5 +26,17 @@ def test_examples(name, merged, better, tmp_path):
     assert better(float(rows[merged][0]), float(new[0])), done.stdout
 
 
+def test_the_table_of_the_trainer(tmp_path):
+    pytest.importorskip("accelerate", reason="Transformers' Trainer needs accelerate")
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, EXAMPLES / "hf_seq2seq.py"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = {found[1]: found[2].split() for found in re.finditer(r"^ +(old|new) +loss +(.*)$", done.stdout, re.MULTILINE)}
+    (before, tuned, merged), (unlearned, _, learned) = (map(float, rows[name]) for name in ("old", "new"))
+    assert before < merged < tuned and learned < unlearned, done.stdout
+
+
 def test_every_example_is_tested():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"plain_pytorch", "transformers_whisper", "speechbrain_brain"}
+    tested = {"plain_pytorch", "transformers_whisper", "speechbrain_brain", "hf_seq2seq"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
