@@ -132,7 +132,7 @@ def run(
             do(name, partial(benchmark.prepare, config.listed, name))
         do("initial model", partial(train_all, config, numbers, orders))
         do("adapt, decode", partial(adapt_all, config, words(methods), numbers, typed(), decode=True, save=True, orders=orders))
-    do("score", lambda: typer.echo(recount(*folders), nl=False))
+    do("score", lambda: typer.echo(recount(*folders, table=False), nl=False))  # the report shows the table
     do("report", partial(scoring.report, folders, config.home if orders else None))
 
 

@@ -7,6 +7,7 @@ import os
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -90,6 +91,8 @@ def _ended(executor: ProcessPoolExecutor) -> Iterator[None]:
 
 
 def _executor(count: int) -> ProcessPoolExecutor:
+    # loky replaces a worker that has grown by 300 MB, as with the first large model it does, and warns of a leak.
+    warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given", category=UserWarning)
     return ProcessPoolExecutor(count, timeout=IDLE_SECONDS, initializer=_start_process, initargs=(os.getpid(),))
 
 

@@ -37,7 +37,7 @@ class _Measured:
     written: Written | None = None
 
 
-def recount(*folders: Path) -> str:
+def recount(*folders: Path, table: bool = True) -> str:
     """Count the errors of every decode below some folders again, with unit costs: those of `hyp.trn` against `ref.trn`.
 
     Of images, which have no such files, the items of `utterances.jsonl` whose class and whose guess differ are counted.
@@ -46,7 +46,7 @@ def recount(*folders: Path) -> str:
     the errors and lengths in characters where the run counted them. Where it kept counts of punctuation, case, empty and looping
     outputs, these are counted again on the texts as written, which `utterances.jsonl` has.
 
-    Returns the table of results and a line that says how many decodes were counted, and what could not be.
+    Returns the table of results, where it is wanted, and a line that says how many decodes were counted, and what could not be.
 
     Raises:
         InputError: there are no results, or a count differs from its `results.json`.
@@ -59,7 +59,8 @@ def recount(*folders: Path) -> str:
     tally = _Tally()
     for run in runs:
         _recount_run(run, tally)
-    return f"{terminal_table(runs)}\n{_verdict(tally)}\n{strays and f'{strays}{chr(10)}'}"
+    shown = f"{terminal_table(runs)}\n" if table else ""
+    return f"{shown}{_verdict(tally)}\n{strays and f'{strays}{chr(10)}'}"
 
 
 def _recount_run(run: RunResult, tally: _Tally) -> None:
