@@ -9,10 +9,13 @@ import pytest
 import soundfile
 
 from asrcl.exceptions import InputError
+from asrcl.experiment.config import load_config
 from asrcl.speech.audio import read_audio
 from asrcl.speech.corpora import load_coffee, load_commonvoice, load_corpus, load_ljspeech, load_packed, to_utterances, validate
 from asrcl.speech.corpora.splits import choose
 from asrcl.speech.corpora.utterance import Utterance
+from asrcl.speech.features import FeatureStore
+from asrcl.speech.prepare import data_folder, prepare_data
 from asrcl.text import basic
 
 DATA = Path(os.environ.get("ASRCL_DATA", Path(__file__).resolve().parents[2] / ".." / "shared" / "data"))
@@ -186,3 +189,18 @@ def test_real_common_voice_is_decoded_from_mp3():
     assert 0.5 < len(read_audio(row.path, rate=16000)) / 16000 < 15
     halves = Counter(load_commonvoice(folder, accents=None, count={"dev": 50, "test": None})["split"])
     assert halves == {"dev": 50, "test": 50}
+
+
+def test_the_quick_scenario_is_made_of_the_real_recordings(tmp_path):
+    for name in ("ljspeech_sample", "s2i_coffee_16k", "asterisk_prompts_16k", "fsdd_8k"):
+        package(name)
+    package("commonvoice_en_sample", "validated.tsv")
+    typed = ["scenario=pretrained_quick", f"data_dir={DATA.resolve()}", f"exp={tmp_path}", "launcher.threads=1"]
+    config = load_config([*typed, "scenario.commonvoice.dev=4", "scenario.commonvoice.test=6"])
+    prepare_data(config)
+    names = ("general", "digits", "commonvoice", "voices")
+    stores = {name: FeatureStore(data_folder(config, name) / "features") for name in names}
+    found = {name: tuple(len(store.rows(split)) for split in ("train", "dev", "test")) for name, store in stores.items()}
+    assert found == {"general": (16, 4, 6), "digits": (24, 4, 10), "commonvoice": (0, 4, 6), "voices": (0, 0, 7)}
+    assert len({row["speaker"] for row in stores["general"].rows("test")}) == 6  # one reader: intervals resample utterances
+    assert not list(config.home.glob("data/*/broken.tsv"))

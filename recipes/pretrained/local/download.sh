@@ -9,8 +9,8 @@
 # package that is there is kept. Coffee orders and digits come from recipes/real_speech/local/download.sh (which says what they need).
 #
 # Common Voice, the probe, needs an account (recipes/commonvoice/local/download.md): unpack an English release as
-# DATA/commonvoice_en_sample, the folder with validated.tsv and clips/. Of a whole release, let scenario.commonvoice take some:
-# scenario.commonvoice='{test: 100}'. The published numbers are of 100 clips of release 6.1.
+# DATA/commonvoice_en_sample, the folder with validated.tsv and clips/. Of a whole release take some: scenario.commonvoice.test=100. The
+# scenario was made for 100 clips of release 6.1.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../../.." && pwd)
