@@ -3,6 +3,8 @@
 import random
 
 import pytest
+import torch
+from doc_cases import example
 
 from asrcl.exceptions import InputError
 from asrcl.keep import MOST, Budget, Reading, check_baselines, exceeded, largest, read_budgets, search
@@ -100,3 +102,12 @@ def test_the_record_says_what_was_measured():
 def test_a_baseline_is_a_number(rate):
     with pytest.raises(InputError, match="keep: the error rate of a is"):
         check_baselines({"a": rate}, "keep")
+
+
+def test_the_example_of_the_page():
+    def error_rate(model, name):
+        return {"probe": 15.0 + 2 * float(model["w"]), "general": 10.0}[name]
+
+    known = {"old": {"w": torch.zeros(())}, "new": {"w": torch.ones(())}, "error_rate": error_rate}
+    exec(example("search", "keep.md"), known)
+    assert float(known["kept"]["w"]) == known["trade"].strength == 0.25

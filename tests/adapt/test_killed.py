@@ -1,8 +1,11 @@
 """`kill -9` at any moment: the run that goes on ends as one that was left alone, to the byte."""
 
+import json
+
 import pytest
 from adapt_cases import adapt_once, outcome
 
+from asrcl.keep import MOST
 from asrcl.testing import run_in_processes
 
 EPOCH = 6  # batches: 4 for training, 2 for the dev loss
@@ -79,10 +82,11 @@ def test_killed_at_every_write(tmp_path, undisturbed):
 @pytest.mark.parametrize("method, where, calls", [("ihr", "evaluate", 4), ("ihr", "evaluate", 17), ("ewc", "curvature_loss", 6)])
 def test_a_run_with_budgets_that_is_killed_ends_like_one_left_alone(tmp_path, method, where, calls):
     """In the search of a stage, between two searches, and where a curvature is estimated at what a search has chosen."""
-    keep = "probe:+1"
+    keep = "probe:+1 blobs1:+5"
     run(str(tmp_path / "whole"), method, 3, "", 0, 0.0, keep)
     with pytest.raises(RuntimeError, match="exit code -9"):
         run(str(tmp_path / "killed"), method, 3, where, calls, 0.0, keep)
     run(str(tmp_path / "killed"), method, 3, "", 0, 0.0, keep)
-    assert b'"keep":' in outcome(tmp_path / "whole")["results.json"]
+    stages = json.loads(outcome(tmp_path / "whole")["results.json"])["stages"]
+    assert [len(stage["keep"]["tried"]) for stage in stages[1:]] == [1, MOST]
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from adapt_cases import equal_states, largest_difference
+from adapt_cases import adapt_once, equal_states, largest_difference
 from adapt_processes import CYCLE, train, work_together
 
 from asrcl.adapt import load_weights
 from asrcl.distributed import Processes, processes
+from asrcl.keep import MOST
 from asrcl.methods import build_method
 from asrcl.scoring import RunResult
 from asrcl.testing import build_mlp, run_in_processes, tiny_learner
@@ -106,3 +107,11 @@ def test_methods_are_not_changed_by_company(ranks, home, tmp_path):
 
     alone = list(run_stages(tiny_learner(tmp_path), build_method("ihr"), None))
     assert equal_states(alone[0].models[0], load_weights(home / "run" / "stage1" / "model.safetensors"))
+
+
+def test_processes_agree_on_what_is_kept(tmp_path):
+    """Both search with the same evaluations, and end with one strength and one record."""
+    run_in_processes(adapt_once, 2, str(tmp_path), "ihr", 3, "", 0, 0.0, "probe:+1 blobs1:+1", start="forkserver")
+    record = RunResult.load(tmp_path / "run" / "results.json").stages[2]["keep"]
+    chosen = next(entry for entry in record["tried"] if entry["strength"] == record["strength"])
+    assert chosen["within"] and len(record["tried"]) == MOST

@@ -32,9 +32,10 @@ def keep_tables(summary: ScenarioSummary) -> list[StepTable]:
 
 
 def _caption(stage: int, domain: str, measure: Measure) -> str:
+    name = measure.name[:1].upper() + measure.name[1:]
     return (
         f"Stage {stage} ({domain}): how much was taken of what every method made of it, from 0, the old weights, to 1, all of "
-        f"it, so that the named domains are kept; a strength per seed. {measure.name} in % on dev sets, means over seeds: the "
+        f"it, so that the named domains are kept; a strength per seed. {name} in % on dev sets, means over seeds: the "
         "baseline that the budget counts from → of the whole → of what was taken, and in brackets the limit. "
         f"Of {domain}: of the whole → of what was taken. The strength is the largest of those tried, by bisection."
     )
