@@ -185,6 +185,7 @@ def test_converting_a_folder(asrcl, refuses, tmp_path):
     code, out, err = asrcl("convert", "ctranslate2", tmp_path / "ct2", tmp_path / "hf")
     assert code == 0 and f"converted: {tmp_path / 'hf'}" in out and (tmp_path / "hf" / "model.safetensors").is_file(), err
     assert "model.bin: cannot read it" in refuses("convert", "ctranslate2", tmp_path, tmp_path / "other")
+    assert "holds no adapter" in refuses("convert", "peft", tmp_path / "hf", tmp_path / "hf", tmp_path / "other")
 
 
 def test_sweeping(asrcl, refuses, pair, curvature_file, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -27,3 +27,18 @@ def ctranslate2(
 
     convert_ctranslate2(folder, out)
     typer.echo(f"converted: {out}")
+
+
+@formats.command()
+def peft(
+    adapter: Annotated[Path, typer.Argument(help="with adapter_config.json and adapter_model.safetensors")],
+    base: Annotated[Path, typer.Argument(help="the model that the adapter was trained on")],
+    out: Annotated[Path, typer.Argument(help="the folder to make")],
+    differences: Annotated[Literal["refuse", "note"], typer.Option(help="where the base has another name")] = "refuse",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a folder that exists")] = False,
+) -> None:
+    """Fold a LoRA adapter of PEFT into its base model, which is then a model like any other, also for asrcl merge."""
+    from asrcl.convert import fold_adapter
+
+    count = fold_adapter(adapter, base, out, differences=differences, overwrite=overwrite)
+    typer.echo(f"folded {count} tensors of {adapter} into {base}: {out}")

@@ -1,0 +1,105 @@
+"""Fold a low-rank adapter of PEFT into its base model: `W + s B A`, with `s = lora_alpha / r` (`/ √r` if rank-stabilised).
+
+Source: Hu et al. 2022, arXiv 2106.09685, section 4.1; `s` for rank-stabilised adapters: Kalajdzievski 2023, arXiv 2312.03732.
+PEFT need not be installed. The folded model is one like any other: it can be fine-tuned, and merged by curvature.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePath
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from asrcl.exceptions import InputError
+from asrcl.merge.containers import Checkpoint, open_checkpoint
+from asrcl.merge.containers.adapters import Adapter
+from asrcl.merge.containers.folders import open_weights
+from asrcl.merge.numbers import as_before
+
+FILES = ("adapter_model.safetensors", "adapter_model.bin")
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of the base model."""
+
+
+def fold_adapter(
+    adapter: str | os.PathLike[str],
+    base: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    differences: Literal["refuse", "note"] = "refuse",
+    overwrite: bool = False,
+) -> int:
+    """Write the base model with the products of an adapter added to its weights; returns how many tensors changed.
+
+    Products and sums are computed in double precision and rounded to the type of the base once. Weights that the adapter holds
+    whole (`modules_to_save`, biases) take the place of those of the base.
+
+    Args:
+        adapter: folder with `adapter_config.json` and `adapter_model.safetensors`, of the kind LORA.
+        base: the model that the adapter was trained on, a checkpoint of any container.
+        out: where the folded model goes, in the container of the base, with everything that lies around it.
+        differences: "refuse" a base whose name is not the one in `adapter_config.json`, or "note" it (a copy under another name).
+        overwrite: replace a folder that exists.
+
+    Raises:
+        InputError: no adapter, one that is no sum of products, or another base; a tensor that the base lacks or that has another
+            shape there; a result beyond its type; what cannot be read or written.
+    """
+    home = Path(adapter)
+    found = next((home / name for name in FILES if (home / name).is_file()), None)
+    if found is None:
+        raise InputError(f"{home}: holds no adapter (none of {', '.join(FILES)}); give the folder that PEFT saved")
+    factors = Adapter(home, open_weights(found))
+    if not factors.pairs:
+        raise InputError(f"{home}: holds no pairs of lora_A and lora_B; only LoRA can be folded in")
+    if factors.config.get("fan_in_fan_out"):
+        what = "is of layers that keep their weights transposed (fan_in_fan_out)"
+        raise InputError(f"{home}: {what}; fold it in with PEFT (merge_and_unload)")
+    named = str(factors.config.get("base_model_name_or_path") or "")
+    if differences == "refuse" and named and PurePath(named).name != Path(base).resolve().name:
+        remedy = f"give that, or --differences note if {base} is the same under another name"
+        raise InputError(f"{home}: the adapter of {named}, not of {base}; {remedy}")
+    with open_checkpoint(base) as start:
+        stored = _targets(home, factors, start)
+        with start.writer(out, overwrite=overwrite) as writer, torch.no_grad():
+            for name in start.outlines:
+                weight = start.read(name)
+                writer.write(name, _folded(factors, stored[name], weight) if name in stored else weight)
+    return len(stored)
+
+
+def _targets(home: Path, factors: Adapter, start: Checkpoint) -> dict[str, str]:
+    """Name of a tensor in the base -> its name in the adapter.
+
+    Raises:
+        InputError: the base has no such tensor, or one of another shape.
+    """
+    stored = {name.removeprefix(PREFIX): name for name in factors.outlines}
+    for name, inner in stored.items():
+        if name not in start.outlines:
+            raise InputError(f"{home}: {name} is not in {start.path}; give the base model of this adapter, with its own names")
+        shape = factors.outlines[inner].shape
+        shape = shape[::-1] if _is_table(factors, inner) else shape
+        if shape != start.outlines[name].shape:
+            held = f"{list(shape)} in the adapter and {list(start.outlines[name].shape)} in {start.path}"
+            raise InputError(f"{home}: {name} is {held}; give the base model of this adapter")
+    return stored
+
+
+def _is_table(factors: Adapter, name: str) -> bool:
+    """Whether a product belongs to an embedding, which keeps it transposed."""
+    return name in factors.pairs and "lora_embedding_A" in factors.pairs[name].A
+
+
+def _folded(factors: Adapter, name: str, weight: Tensor) -> Tensor:
+    """A tensor of the base with what the adapter adds, or what it holds in its place."""
+    held = factors.read(name).double()
+    if name in factors.pairs:
+        held = weight.double() + (held.mT if _is_table(factors, name) else held)
+    try:
+        return as_before(held, weight)
+    except InputError as error:
+        raise InputError(f"{name.removeprefix(PREFIX)}: {error}") from error
