@@ -79,8 +79,11 @@ def _targets(home: Path, factors: Adapter, start: Checkpoint) -> dict[str, str]:
     """
     stored = {name.removeprefix(PREFIX): name for name in factors.outlines}
     for name, inner in stored.items():
+        if ".base_layer." in name:
+            raise InputError(f"{home}: holds {name}, a copy of the base; save the adapter with save_embedding_layers=False")
         if name not in start.outlines:
-            raise InputError(f"{home}: {name} is not in {start.path}; give the base model of this adapter, with its own names")
+            remedy = "give the base model of this adapter; a second name of a tied layer (proj_out) is folded in by PEFT alone"
+            raise InputError(f"{home}: {name} is not in {start.path}; {remedy}")
         shape = factors.outlines[inner].shape
         shape = shape[::-1] if _is_table(factors, inner) else shape
         if shape != start.outlines[name].shape:

@@ -126,10 +126,11 @@ def test_merging_adapters_and_folding_is_folding_and_merging(base, tmp_path):
         ({"use_dora": True}, LINEAR, "use_dora"),
         ({"peft_type": "LOHA"}, LINEAR, "of the kind LOHA"),
         ({"peft_type": "IA3"}, (), "no pairs of lora_A and lora_B"),
+        ({}, LINEAR, r"embed_tokens\.base_layer\.weight, a copy of the base"),
     ],
 )
 def test_adapters_that_cannot_be_folded_in(config, modules, message, base, tmp_path):
-    extra = {"base_model.model.model.decoder.layer_norm.bias": torch.zeros(16)}
+    extra = {"base_model.model.model.decoder.embed_tokens.base_layer.weight": torch.zeros(16)}
     write_adapter(tmp_path / "adapter", base, config=config, modules=modules, extra=extra)
     with pytest.raises(InputError, match=message):
         fold_adapter(tmp_path / "adapter", base, tmp_path / "folded")
