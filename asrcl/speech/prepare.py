@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -134,7 +135,14 @@ def _make_domain(config: Config, domain: Mapping[str, Any], folder: Path) -> Fea
     corpus = _load(config, domain, folder / "audio")
     corpus = corpus.map(lambda row: {"text": normalise(row["text"], text.normaliser)}, desc=None)
     alphabet = None if text.alphabet == "any" else LETTERS + " "
-    clean, broken = validate(corpus, max_broken_share=text.max_broken_share, alphabet=alphabet, channel=features.channel)
+    longest = (features.window or math.inf) * min(1.0, *features.speeds)  # a slower copy lasts longer
+    clean, broken = validate(
+        corpus,
+        max_broken_share=text.max_broken_share,
+        alphabet=alphabet,
+        longest_seconds=longest,
+        channel=features.channel,
+    )
     (folder / "broken.tsv").unlink(missing_ok=True)
     if broken:
         write_broken(broken, folder / "broken.tsv")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -36,14 +37,15 @@ def validate(
     max_broken_share: float = 0.01,
     alphabet: Iterable[str] | None = None,
     minimum_seconds: float = 0.05,
+    longest_seconds: float = math.inf,
     channel: Channel = None,
     text_required: bool = True,
     decode: bool = False,
 ) -> tuple[Dataset, list[Broken]]:
     """Set aside the utterances that cannot be used.
 
-    Broken is: audio that is missing, unreadable, empty, shorter than `minimum_seconds`, or of several
-    channels without a choice among them; a part outside its file; an empty transcript; a character outside
+    Broken is: audio that is missing, unreadable, empty, shorter than `minimum_seconds`, longer than `longest_seconds`, or of
+    several channels without a choice among them; a part outside its file; an empty transcript; a character outside
     `alphabet`; an id that appeared before, is empty or holds control characters. A sampling rate of its own is not broken:
     reading resamples.
 
@@ -52,6 +54,7 @@ def validate(
         max_broken_share: above this share of broken utterances the corpus is refused.
         alphabet: the characters that transcripts may hold; None allows all.
         minimum_seconds: shortest utterance.
+        longest_seconds: longest utterance that the model can see.
         channel: as in `read_audio`.
         text_required: whether an empty transcript is broken.
         decode: also decode every utterance to its end (slow; finds files that break off half-way).
@@ -65,7 +68,7 @@ def validate(
     if len(dataset) == 0:
         raise InputError("corpus: holds no utterances; check the loader's folder and filters")
     checks = _Checks(
-        None if alphabet is None else frozenset(alphabet), minimum_seconds, channel, text_required, decode
+        None if alphabet is None else frozenset(alphabet), minimum_seconds, longest_seconds, channel, text_required, decode
     )
     keep: list[int] = []
     broken: list[Broken] = []
@@ -92,12 +95,13 @@ class _Checks:
         self,
         alphabet: frozenset[str] | None,
         minimum: float,
+        longest: float,
         channel: Channel,
         text_required: bool,
         decode: bool,
     ) -> None:
         self.alphabet = alphabet
-        self.minimum = minimum
+        self.minimum, self.longest = minimum, longest
         self.channel = channel
         self.text_required = text_required
         self.decode = decode
@@ -145,6 +149,8 @@ class _Checks:
             return (
                 f"only {seconds:.3f} s long; lower minimum_seconds ({self.minimum}) or remove the utterance"
             )
+        if seconds > self.longest:
+            return f"{seconds:.2f} s long, the model sees {self.longest:g}; split it, leave it out, or raise model.context"
         return None
 
     def _header(self, utterance: Utterance) -> AudioInfo:

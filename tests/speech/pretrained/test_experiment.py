@@ -54,6 +54,15 @@ def test_a_shorter_window_is_learned_first(tones, tmp_path, whisper_folder):
     assert any(not torch.equal(initial[name], stored[name]) for name in stored)
 
 
+def test_what_the_window_cannot_hold_is_listed_or_refused_never_cut(tones, tmp_path, whisper_folder):
+    slow = "+scenario.features.speeds=[0.3]"  # stretches what lasts 0.6 s to the two seconds of the window
+    with pytest.raises(InputError, match=r"s long, the model sees 0\.6; .*raise model\.context"):
+        prepare(configure(tones, tmp_path / "exp", whisper_folder, slow))
+    config = configure(tones, tmp_path / "exp", whisper_folder, slow, "+scenario.text.max_broken_share=0.6")
+    prepare(config)
+    assert "the model sees 0.6" in (config.home / "data" / "low" / "broken.tsv").read_text()
+
+
 def test_frozen_parts_stay_as_they_are(tones, tmp_path, whisper_folder):
     config = configure(tones, tmp_path / "exp", whisper_folder, "+train.adapt.freeze=['model.encoder.*']")
     prepare(config)
