@@ -30,6 +30,7 @@ def loaded_by(module: str) -> set[str]:
         ("asrcl.curvature", (*RECIPE_WORLD, *OTHER_ROOMS, "asrcl.merge", "asrcl.scoring", "jiwer")),
         ("asrcl.merge", (*RECIPE_WORLD, *OTHER_ROOMS, "asrcl.scoring", "jiwer")),
         ("asrcl.convert", (*RECIPE_WORLD, "asrcl.contract", "asrcl.hf", "asrcl.scoring", "jiwer")),
+        ("asrcl.hf", ("speechbrain", "hydra", *(f"asrcl.{room}" for room in ROOMS if room != "hf"), "asrcl.scoring")),
         (
             "asrcl.scoring",
             (*RECIPE_WORLD, *OTHER_ROOMS, "asrcl.merge", "asrcl.curvature", "torch", "safetensors"),

@@ -22,16 +22,16 @@ NAMES = [*PIECES, *SPECIAL, *TIMES]
 CODES = {torch.float32: 0, torch.int8: 1, torch.int16: 2, torch.int32: 3, torch.float16: 4, torch.bfloat16: 5}
 
 
-def tiny_whisper(seed: int = 0) -> WhisperForConditionalGeneration:
+def tiny_whisper(seed: int = 0, **changes: int) -> WhisperForConditionalGeneration:
     """Two layers, other heads and widths in the encoder than in the decoder; every tensor random, norms and biases too."""
     torch.manual_seed(seed)
-    config = WhisperConfig(
+    settings = dict(
         vocab_size=len(NAMES), num_mel_bins=8, d_model=16, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2,
         decoder_attention_heads=4, encoder_ffn_dim=24, decoder_ffn_dim=40, max_source_positions=50, max_target_positions=24,
         pad_token_id=NAMES.index("<|endoftext|>"), bos_token_id=NAMES.index("<|endoftext|>"),
         eos_token_id=NAMES.index("<|endoftext|>"), decoder_start_token_id=NAMES.index("<|startoftranscript|>"),
     )  # fmt: skip
-    model = WhisperForConditionalGeneration(config).eval()
+    model = WhisperForConditionalGeneration(WhisperConfig(**{**settings, **changes})).eval()
     with torch.no_grad():
         for tensor in model.parameters():
             tensor.copy_(torch.randn(tensor.shape) / 4)

@@ -130,6 +130,15 @@ def test_variables_that_are_equal_and_stored_once(model, tmp_path):
     assert torch.equal(again.model.encoder.layers[1].final_layer_norm.weight, model.model.encoder.layer_norm.weight)
 
 
+def test_heads_that_are_not_told_are_64_wide(tmp_path):
+    model = tiny_whisper(d_model=128, encoder_attention_heads=2, decoder_attention_heads=2)
+    found = {name: tensor for name, tensor in variables(model).items() if not name.endswith("num_heads")}
+    convert_ctranslate2(write_folder(tmp_path / "ct2", found), tmp_path / "hf")
+    given = {"input_features": torch.randn(1, 8, 100), "decoder_input_ids": torch.randint(0, len(NAMES), (1, 5))}
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "hf")[0].eval()(**given).logits, model(**given).logits)
+
+
 def test_memory_stays_small(folder, monkeypatch, tmp_path):
     """A variable is let go before the next is read, so that no more than the largest is in memory, in two types."""
     held = []

@@ -100,6 +100,48 @@ def test_training_with_the_callback_is_training_without_it_and_a_merge(settings,
     assert torch.equal(found["proj_out.weight"], found["model.decoder.embed_tokens.weight"])
 
 
+def test_a_recogniser_by_ctc_and_the_plain_trainer(tmp_path):
+    """wav2vec 2.0 draws masks by NumPy while it trains; nothing of the callback may draw there."""
+
+    def make():
+        torch.manual_seed(0)
+        config = transformers.Wav2Vec2Config(
+            vocab_size=12, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, conv_dim=(8, 8),
+            conv_stride=(5, 4), conv_kernel=(8, 4), num_feat_extract_layers=2, num_conv_pos_embeddings=4,
+            num_conv_pos_embedding_groups=2, mask_time_prob=0.4, mask_time_length=2, ctc_loss_reduction="mean",
+            layerdrop=0.0, pad_token_id=0,
+        )  # fmt: skip
+        args = transformers.TrainingArguments(
+            output_dir=str(tmp_path / "out"), report_to="none", save_strategy="no", disable_tqdm=True, use_cpu=True,
+            learning_rate=5e-3, per_device_train_batch_size=4, per_device_eval_batch_size=4, num_train_epochs=2, seed=3,
+        )  # fmt: skip
+        model = transformers.Wav2Vec2ForCTC(config)
+        return transformers.Trainer(model, args, data_collator=waves, train_dataset=data[8:])
+
+    def waves(rows):
+        return {name: torch.stack([row[name] for row in rows]) for name in ("input_values", "labels")}
+
+    generator = torch.Generator().manual_seed(5)
+    rows = [(torch.randn(600, generator=generator), torch.randint(1, 12, (4,), generator=generator)) for _ in range(16)]
+    data = [{"input_values": values, "labels": labels} for values, labels in rows]
+    plain, start = make(), make().model
+    plain.train()
+    curvature = estimate(start, batch_loss, plain.get_eval_dataloader(data[:8]), max_items=128)
+    wanted = merge(start, plain.model, "ihr", curvature=curvature)
+    found, keeping = trained(make(), data[:8], keep={"old": data[:8]})
+    assert same(found, wanted) and keeping.figures["merged"]["old", "loss"] > 0
+
+
+def test_mixed_precision(trainer):
+    plain = trainer(bf16=True)
+    plain.train()
+    found, keeping = trained(trainer(bf16=True), OLD, keep={"old": OLD})
+    new, start = load_state(plain.model), make_model().state_dict()
+    assert all(tensor.dtype == torch.float32 for tensor in found.values())
+    wanted = merge(start, new, "ihr", curvature=keeping.curvature)
+    assert same(found, wanted), "trained as without the callback"
+
+
 def test_options_of_the_estimate_and_of_the_merge(trainer):
     plain = trainer()
     plain.train()
