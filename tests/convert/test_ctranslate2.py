@@ -131,7 +131,7 @@ def test_variables_that_are_equal_and_stored_once(model, tmp_path):
 
 
 def test_heads_that_are_not_told_are_64_wide(tmp_path):
-    model = tiny_whisper(d_model=128, encoder_attention_heads=2, decoder_attention_heads=2)
+    model = tiny_whisper(d_model=256, encoder_attention_heads=4, decoder_attention_heads=4)
     found = {name: tensor for name, tensor in variables(model).items() if not name.endswith("num_heads")}
     convert_ctranslate2(write_folder(tmp_path / "ct2", found), tmp_path / "hf")
     given = {"input_features": torch.randn(1, 8, 100), "decoder_input_ids": torch.randint(0, len(NAMES), (1, 5))}
