@@ -195,7 +195,8 @@ def test_the_quick_scenario_is_made_of_the_real_recordings(tmp_path):
     for name in ("ljspeech_sample", "s2i_coffee_16k", "asterisk_prompts_16k", "fsdd_8k"):
         package(name)
     package("commonvoice_en_sample", "validated.tsv")
-    typed = ["scenario=pretrained_quick", "model=conformer_tiny", f"data_dir={DATA.resolve()}", f"exp={tmp_path}", "launcher.threads=1"]
+    chosen = ["scenario=pretrained_quick", "model=conformer_tiny"]
+    typed = [*chosen, f"data_dir={DATA.resolve()}", f"exp={tmp_path}", "launcher.threads=1"]
     config = load_config([*typed, "scenario.commonvoice.dev=4", "scenario.commonvoice.test=6"])
     prepare_data(config)
     names = ("general", "digits", "commonvoice", "voices")
