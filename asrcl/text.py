@@ -283,23 +283,26 @@ def whisper_digits() -> Normaliser:
 
     By themselves these rules make one word of "three one seven" ("317"), three of "3-1-7" ("3 one 7") and "5" of "05", so that a
     right answer in figures is several errors in one word. Numbers that are spoken otherwise are cut, too, alike on both sides:
-    "nineteen fifty-five" and "1955" are "1 9 5 5".
+    "nineteen fifty-five" and "1955" are "1 9 5 5". What stands in round brackets is kept, since who reads a text aloud reads that,
+    too (Whisper's rules take it for a note, and with it what a recogniser heard); points that an ellipsis leaves over are no words.
 
     Raises:
         InputError: as `whisper_english`.
     """
     base = whisper_english()
-    return Normaliser("whisper-digits", f"{base.source}, numbers digit by digit", partial(_digit_by_digit, base.function))
+    return Normaliser("whisper-digits", f"{base.source}, numbers digit by digit, round brackets read", partial(_digit_by_digit, base.function))
 
 
+_ROUND_BRACKETS: Final = str.maketrans("()", "  ")
 _FIGURES: Final = re.compile(r"(?<!\S)\d+(?!\S)")
 _LEADING_ZERO: Final = re.compile(r"(?<![\w.,])0\d+(?!\w|[.,]\d)")
 
 
 def _digit_by_digit(rules: Callable[[str], str], text: str) -> str:
     """What the rules make of a text, with numbers cut into digits; leading zeros are cut off before, or the rules drop them."""
-    plain = rules(_LEADING_ZERO.sub(lambda found: " ".join(found[0]), text))
-    figures = " ".join("1" if word == "one" else word for word in plain.split())  # of digits the rules spell this one alone
+    plain = rules(_LEADING_ZERO.sub(lambda found: " ".join(found[0]), text.translate(_ROUND_BRACKETS)))
+    words = (word for word in plain.split() if word != ".")
+    figures = " ".join("1" if word == "one" else word for word in words)  # of digits the rules spell this one alone
     return _FIGURES.sub(lambda found: " ".join(found[0]), figures)
 
 
