@@ -188,6 +188,33 @@ def test_converting_a_folder(asrcl, refuses, tmp_path):
     assert "holds no adapter" in refuses("convert", "peft", tmp_path / "hf", tmp_path / "hf", tmp_path / "other")
 
 
+def test_merging_within_budgets_and_checking(asrcl, refuses, pair, tones, tmp_path):
+    script, out = tmp_path / "rates.py", tmp_path / "kept.safetensors"
+    script.write_text(
+        "import sys\nfrom safetensors.numpy import load_file\nw = load_file(sys.argv[1])['linear.weight']\n"
+        "print('probe', 10 + 2 * float(w.mean()))\nprint('general', 5.0)\n"
+    )
+    whole = ["merge", *pair, "--method", "interpolate", "--option", "strength=1", "--out", out]
+    budgets = ["--budget-domains", "probe:+0.5 general:+5%"]
+    code, shown, err = asrcl(*whole, *budgets, "--evaluate", f"{sys.executable} {script} {{model}}")
+    assert code == 0 and "strength 0.25 keeps every named domain (8 evaluations)" in shown, err
+    assert load_weights(out)["linear.weight"].eq(0.25).all()
+    assert "no error rate of probe" in refuses(*whole, *budgets, "--evaluate", "echo probe 5 {model}")
+    assert "exit code 1" in refuses(*whole, *budgets, "--evaluate", "false {model}")
+    assert "--budget-domains needs --evaluate" in refuses(*whole, *budgets)
+    assert "--budget-domains needs --evaluate" in refuses(*whole, "--evaluate", "score {model}")
+    overrides = tones.overrides(tmp_path, "scenario=probed")
+    assert "run the tokens stage" in refuses("check", "initial", *overrides)
+    for command in (["prepare"], ["train"], ["check", "initial"]):
+        code, shown, err = asrcl(*command, *overrides)
+        assert code == 0, err
+    place = tmp_path / "probed" / "initial" / "1" / "model.check.json"
+    assert f"card: {place}" in shown and "| probe | test |" in shown and "| low | dev |" in shown
+    assert {row["domain"] for row in json.loads(place.read_text())["rows"]} == {"low", "high", "probe"}
+    assert "high is learned last" in refuses("adapt", "--methods", "ft", *overrides, "keep=high:+1")
+    assert "has no dev set of probe" in refuses("adapt", "--methods", "ft", *overrides, "keep=probe:+1", f"keep_card={place}")
+
+
 def test_sweeping(asrcl, refuses, pair, curvature_file, tmp_path):
     script = tmp_path / "errors.py"
     script.write_text(

@@ -85,18 +85,6 @@ def test_wrong_budgets_are_refused_before_any_work(tmp_path, more, message):
     assert not list(tmp_path.rglob("model.safetensors"))
 
 
-def test_a_probe_without_a_dev_set_is_refused_before_the_initial_model_is_trained(tmp_path, tones):
-    from asrcl.experiment.config import load_config
-    from asrcl.speech.prepare import prepare_data, prepare_tokens
-
-    chosen = load_config(tones.overrides(tmp_path, "scenario=probed", "keep=probe:+1"))
-    prepare_data(chosen)
-    prepare_tokens(chosen)
-    with pytest.raises(InputError, match=r"keep: probe has no dev set to choose strengths on.*split: dev"):
-        train_all(chosen, [1])
-    assert not (chosen.runs / "initial").exists()
-
-
 def test_a_model_of_another_kind_is_not_measured(home, tmp_path):
     from asrcl.adapt import load_weights, save_weights
 
