@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from asrcl.adapt.keeping import DEV, Keep, domain_of, reading
+from asrcl.adapt.keeping import DEV, Keep, compared, domain_of
 from asrcl.adapt.learner import DomainLearner
 from asrcl.contract.method import Method
 from asrcl.contract.protocols import Domain
@@ -47,15 +47,15 @@ class Keeper:
     def _start(self, domain: Domain) -> None:
         """Take the baseline of a domain that the initial model knows, and see whether that model is within the budget."""
         keep, initial = self._keep, self._measured(self._learner.initial, domain)
-        if keep.card_file and _contents(keep.card[domain.name]) != _contents(initial):
+        baseline = initial if keep.card is None else keep.card[domain.name]
+        if _contents(baseline) != _contents(initial):
             what = f"its dev set of {domain.name} is not that of this run"
             raise InputError(f"{keep.card_file}: {what}; run asrcl check with this data")
-        self._take(domain.name, keep.card[domain.name] if keep.card_file else initial)
+        self._take(domain.name, baseline)
         for budget in exceeded(*self._named({domain.name: initial}), keep.confident):
-            rate = self._baselines[domain.name].rate
             raise InputError(
-                f"keep: {budget} is not met by the initial model: {initial.rate:.2f} % on dev, the baseline is {rate:.2f} % "
-                f"({keep.card_file}); allow more, or start from another model"
+                f"keep: {budget} is not met by the initial model: {initial.rate:.2f} % on dev, the baseline is "
+                f"{baseline.rate:.2f} % ({keep.card_file}); allow more, or start from another model"
             )
 
     def _measured(self, weights: Weights, domain: Domain) -> Errors:
@@ -63,7 +63,7 @@ class Keeper:
 
     def _take(self, name: str, baseline: Errors) -> None:
         check_baselines({name: baseline.rate}, "keep")
-        if self._keep.confident and reading(baseline, baseline).high is None:
+        if self._keep.confident and compared(baseline, baseline).high is None:
             why = f"{name} has a single speaker on dev, and so no interval"
             raise InputError(f"keep_confidence: {why}; set keep_confidence=false")
         self._baselines[name] = baseline
@@ -71,7 +71,7 @@ class Keeper:
     def _named(self, measured: Mapping[str, Errors]) -> tuple[list[Budget], dict[str, float], dict[str, Reading]]:
         """Budgets, baselines and readings of some domains."""
         budgets = [budget for budget in self._keep.budgets if budget.domain in measured]
-        readings = {name: reading(errors, self._baselines[name]) for name, errors in measured.items()}
+        readings = {name: compared(errors, self._baselines[name]) for name, errors in measured.items()}
         return budgets, {name: self._baselines[name].rate for name in measured}, readings
 
     def settled(self, domain: Domain, old: Weights, new: Weights, merged: Weights) -> Weights:

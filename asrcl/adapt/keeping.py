@@ -8,7 +8,7 @@ that its own stage ended with.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from asrcl.adapt.scenario import Scenario
 from asrcl.contract.protocols import Domain
@@ -28,7 +28,8 @@ class Keep:
         budgets: how far the error rate of each may rise.
         confident: whether the upper end of the 95 % interval of the rise (paired bootstrap over speakers) must be within the
             budget, in place of the rise itself.
-        card: errors of another model on dev sets by domain, which the budgets count from in place of the initial model's.
+        card: errors of another model on dev sets by domain, which the budgets count from in place of the initial model's; or
+            None.
         card_file: where they are from, for messages.
         after: number of stages before anything is kept; with 1 or more, all that is known by then counts from what the last of
             them ended with, in place of the initial model.
@@ -36,8 +37,8 @@ class Keep:
 
     budgets: tuple[Budget, ...]
     confident: bool = False
-    card: Mapping[str, Errors] = field(default_factory=dict)
-    card_file: str = ""
+    card: Mapping[str, Errors] | None = None
+    card_file: str = "the card"
     after: int = 0
 
     @staticmethod
@@ -76,7 +77,7 @@ class Keep:
             InputError: an unknown domain, the last one, an improvement that nothing can bring, or a domain that the card lacks;
                 no stage left to keep anything in.
         """
-        if not 0 <= self.after < len(domains) or (self.after and self.card_file):
+        if not 0 <= self.after < len(domains) or (self.after and self.card is not None):
             wanted = f"a number of stages from 0 to {len(domains) - 1}, and 0 with a card (keep_card)"
             raise InputError(f"keep_after={self.after}: give {wanted}")
         for budget in self.budgets:
@@ -88,12 +89,12 @@ class Keep:
                     f"keep: {name} is learned last, and no stage after it could change it; leave it out, or name one of "
                     f"{', '.join([*domains[:-1], *probes])}"
                 )
-            if budget.amount < 0 and (name not in known or not self.card_file):
+            if budget.amount < 0 and (name not in known or self.card is None):
                 raise InputError(
                     f"keep: {budget} asks for better than the old weights, which are what is left at strength 0; write a "
                     "budget of 0 or more, or count from another model (keep_card=FILE, of asrcl check)"
                 )
-            if self.card_file and name in known and name not in self.card:
+            if self.card is not None and name in known and name not in self.card:
                 listed = ", ".join(self.card) or "none"
                 what = f"has no dev set of {name}, which keep names; it has {listed}"
                 raise InputError(f"{self.card_file}: {what}; run asrcl check again")
@@ -104,7 +105,7 @@ def domain_of(scenario: Scenario, name: str) -> Domain:
     return next(domain for domain in [*scenario.domains, *scenario.probes] if domain.name == name)
 
 
-def reading(errors: Errors, baseline: Errors) -> Reading:
+def compared(errors: Errors, baseline: Errors) -> Reading:
     """An error rate with the 95 % interval of its rise above a baseline: both are resampled together, by speaker.
 
     The ends are None where there is a single speaker, or the rate of a resample is not finite.

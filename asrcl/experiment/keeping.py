@@ -20,10 +20,10 @@ def keep_of(config: Config) -> Keep | None:
     """
     if not config.tree["keep"]:
         return None
-    card = str(config.tree["keep_card"] or "")
-    found = BaselineCard.load(card).dev if card else {}
+    card = config.tree["keep_card"]
+    found = BaselineCard.load(card).dev if card else None
     budgets = read_budgets(config.tree["keep"])
-    keep = Keep(budgets, config.tree["keep_confidence"], found, card, config.tree["keep_after"])
+    keep = Keep(budgets, config.tree["keep_confidence"], found, str(card), config.tree["keep_after"])
     scenario = config.tree["scenario"]
     domains, probes = ([entry["name"] for entry in scenario[group]] for group in ("domains", "probes"))
     keep.check_names(domains, probes, {*probes, *([] if scenario.get("learn_first") else domains[:1])})
