@@ -283,14 +283,16 @@ def whisper_digits() -> Normaliser:
 
     By themselves these rules make one word of "three one seven" ("317"), three of "3-1-7" ("3 one 7") and "5" of "05", so that a
     right answer in figures is several errors in one word. Numbers that are spoken otherwise are cut, too, alike on both sides:
-    "nineteen fifty-five" and "1955" are "1 9 5 5". What stands in round brackets is kept, since who reads a text aloud reads that,
-    too (Whisper's rules take it for a note, and with it what a recogniser heard); points that an ellipsis leaves over are no words.
+    "nineteen fifty-five" and "1955" are "1 9 5 5". What stands in round brackets is kept, since who reads a text aloud reads
+    that, too (Whisper's rules take it for a note, and with it what a recogniser heard); points that an ellipsis leaves over are
+    no words.
 
     Raises:
         InputError: as `whisper_english`.
     """
     base = whisper_english()
-    return Normaliser("whisper-digits", f"{base.source}, numbers digit by digit, round brackets read", partial(_digit_by_digit, base.function))
+    source = f"{base.source}, numbers digit by digit, round brackets read"
+    return Normaliser("whisper-digits", source, partial(_digit_by_digit, base.function))
 
 
 _ROUND_BRACKETS: Final = str.maketrans("()", "  ")
