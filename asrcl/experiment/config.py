@@ -338,7 +338,7 @@ def check_types(tree: Mapping[str, Any], types: Mapping[str, Any]) -> None:
 
 
 def _with_likes(methods: Mapping[str, Any]) -> dict[str, Any]:
-    """Methods with the options of the one that they are `like`, but for those that they give themselves.
+    """Methods with the options of the one that they are `like`, but for those that they give themselves; of `run` likewise.
 
     Raises:
         InputError: one that is like an unknown method, or like one that is like another.
@@ -350,7 +350,9 @@ def _with_likes(methods: Mapping[str, Any]) -> dict[str, Any]:
             model = methods.get(like)
             if not isinstance(model, dict) or "like" in model:
                 raise InputError(f"methods.{name}.like={like}: no method of the configuration that has options of its own")
+            runs = [each["run"] for each in (model, options) if isinstance(each.get("run"), dict)]
             options = {**{k: v for k, v in model.items() if k != "label"}, **{k: v for k, v in options.items() if k != "like"}}
+            options |= {"run": OmegaConf.to_container(OmegaConf.merge(*runs))} if len(runs) == 2 else {}
         found[name] = options
     return found
 
