@@ -104,12 +104,13 @@ def for_transformers(model: Whisper, batches: Iterable[SpeechBatch]) -> list[dic
 
     found = []
     for batch in batches:
-        start = torch.tensor([list(model._prompt)]).expand(len(batch), -1)
+        prompt = list(model.prompt(batch))
+        start = torch.tensor([prompt]).expand(len(batch), -1)
         end = torch.full((len(batch), 1), model.end)
         labels = torch.cat([start[:, 1:], batch.tokens, end], dim=1)
         inputs = torch.cat([start, batch.tokens], dim=1)
         features = filled(batch.features, batch.lengths, model.window).transpose(1, 2).contiguous()
-        labels[:, : len(model._prompt) - 1] = -100
+        labels[:, : len(prompt) - 1] = -100
         found.append({"input_features": features, "labels": labels, "decoder_input_ids": inputs})
     return found
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class SpeechBatch:
         tokens: `[B, L]` token indices, 0 beyond each length.
         token_lengths: `[B]`.
         domain: name of the domain that the utterances are from.
+        mixable: whether utterances of several domains may stand in one batch; not where the model is told their language.
     """
 
     ids: tuple[str, ...]
@@ -40,7 +41,7 @@ class SpeechBatch:
     tokens: Tensor
     token_lengths: Tensor
     domain: str = ""
-    mixable: ClassVar[bool] = True
+    mixable: bool = True
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -66,6 +67,7 @@ class SpeechBatch:
                 self.tokens[i : i + 1, : int(self.token_lengths[i])],
                 self.token_lengths[i : i + 1],
                 self.domain,
+                self.mixable,
             )
 
     @classmethod
@@ -82,6 +84,7 @@ class SpeechBatch:
             pad([utterance.tokens[0] for utterance in utterances], batch_first=True),
             torch.cat([part.token_lengths for part in parts]),
             parts[0].domain,
+            parts[0].mixable,
         )
 
 
@@ -115,6 +118,7 @@ class SpeechDomain:
         max_frames: padded frames per batch at most.
         max_items: utterances per batch at most.
         splits: those that a run needs.
+        mixable: see `SpeechBatch`.
         evaluation_frames, evaluation_items: the same limits outside of training, where no gradients are kept; None: as there.
 
     Raises:
@@ -131,8 +135,9 @@ class SpeechDomain:
         splits: Sequence[str] = ("train", "dev", "test"),
         evaluation_frames: int | None = None,
         evaluation_items: int | None = None,
+        mixable: bool = True,
     ) -> None:
-        self.name = name
+        self.name, self.mixable = name, mixable
         self.evaluation = evaluation_frames or max_frames, evaluation_items or max_items
         self.max_frames, self.max_items = max_frames, max_items
         self._store, self._tokenizer = store, tokenizer
@@ -193,4 +198,5 @@ class SpeechDomain:
             pad(tokens, batch_first=True),
             torch.tensor([len(row["tokens"]) for row in rows]),
             self.name,
+            self.mixable,
         )

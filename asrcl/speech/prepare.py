@@ -357,4 +357,8 @@ def _open_store(config: Config, entry: Mapping[str, Any]) -> FeatureStore:
 def _domain(config: Config, name: str, store: FeatureStore, splits: Sequence[str]) -> SpeechDomain:
     limits = {key: config.tree["train"][key] for key in ("max_frames", "max_items")}
     evaluation = {f"evaluation_{key}": config.tree["decode"].get(f"max_{key}") for key in ("frames", "items")}
-    return SpeechDomain(name, store, open_tokenizer(config), **limits, splits=splits, **evaluation)
+    languages = config.tree["model"].get("language")
+    by_domain = isinstance(languages, Mapping)
+    if by_domain and name not in languages:
+        raise InputError(f"model.language: says nothing of {name}; it has {', '.join(languages)}; add {name}: its language")
+    return SpeechDomain(name, store, open_tokenizer(config), **limits, splits=splits, mixable=not by_domain, **evaluation)

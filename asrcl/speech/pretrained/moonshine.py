@@ -51,8 +51,7 @@ class Moonshine(SequenceRecogniser):
         model = load_model(MoonshineForConditionalGeneration, folder)
         if vocabulary > model.config.vocab_size:
             raise InputError(f"{folder}: its tokenizer has {vocabulary} tokens, its model {model.config.vocab_size}")
-        prompt = [int(model.config.decoder_start_token_id)]
-        super().__init__(model, prompt, prompt)
+        super().__init__(model, {"": [int(model.config.decoder_start_token_id)]})
 
     def encode(self, batch: SpeechBatch) -> tuple[Tensor, Tensor]:
         """Encoder states `[B, S, D]` of the batch's samples and the mask `[B, S]` of the real ones."""

@@ -5,7 +5,7 @@ Shapes: B utterances, S encoder frames, D width, P tokens of the prompt, L token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,17 +36,28 @@ class SequenceRecogniser(nn.Module):
 
     Args:
         generator: the model as Transformers has it.
-        prompt: tokens before a text in training.
-        decoding_prompt: the same in decoding.
+        prompts: tokens before a text by the name of its domain, or under "" for all; as many for each.
+        unprompted: how many of them, the last ones, decoding leaves to the model.
     """
 
-    def __init__(self, generator: PreTrainedModel, prompt: Sequence[int], decoding_prompt: Sequence[int]) -> None:
+    def __init__(self, generator: PreTrainedModel, prompts: Mapping[str, Sequence[int]], unprompted: int = 0) -> None:
         super().__init__()
         self.model = generator.model
         generator.generation_config.max_length = None  # `transcribe` gives the length
         self._generator: Any = (generator,)  # not a module of its own: it consists of the same ones
-        self._prompt, self._decoding_prompt = tuple(prompt), tuple(decoding_prompt)
+        self._prompts, self._unprompted = {name: tuple(prompt) for name, prompt in prompts.items()}, unprompted
         self.end = int(generator.config.eos_token_id)
+
+    def prompt(self, batch: SpeechBatch) -> tuple[int, ...]:
+        """The tokens before the texts of a batch.
+
+        Raises:
+            InputError: prompts are given by domain, and not for this one.
+        """
+        found = self._prompts.get(batch.domain, self._prompts.get(""))
+        if found is None:
+            raise InputError(f"model.language: says nothing of {batch.domain}; it has {', '.join(self._prompts)}")
+        return found
 
     def encode(self, batch: SpeechBatch) -> tuple[Tensor, Tensor | None]:
         """Encoder states `[B, S, D]`, and the mask `[B, S]` of those that the decoder may attend to; None for all."""
@@ -56,10 +67,15 @@ class SequenceRecogniser(nn.Module):
         """Logits of the batch's own tokens and the end after them `[B, L + 1, V]`, with the mask of the real ones."""
         decoder = self.model.decoder
         states, mask = self.encode(batch)
-        tokens = torch.cat([_repeated(self._prompt, states), batch.tokens], dim=1)
+        prompt = self.prompt(batch)
+        tokens = torch.cat([_repeated(prompt, states), batch.tokens], dim=1)
+        if tokens.shape[1] > self.longest:
+            name, room = batch.ids[int(batch.token_lengths.argmax())], self.longest - len(prompt)
+            what = f"its text has {batch.tokens.shape[1]} tokens, the model has room for {room}"
+            raise InputError(f"utterance {name}: {what}; split it or leave it out")
         masked = {} if mask is None else {"encoder_attention_mask": mask}  # Whisper's decoder knows none
         hidden = decoder(input_ids=tokens, encoder_hidden_states=states, use_cache=False, **masked).last_hidden_state
-        logits = functional.linear(hidden[:, len(self._prompt) - 1 :], decoder.embed_tokens.weight)
+        logits = functional.linear(hidden[:, len(prompt) - 1 :], decoder.embed_tokens.weight)
         return Outputs((logits,), (real(batch.token_lengths + 1, logits.shape[1]),))
 
     def loss(self, outputs: Outputs, batch: SpeechBatch, objective: Objective) -> Tensor:
@@ -86,7 +102,8 @@ class SequenceRecogniser(nn.Module):
         if options.kind not in ("greedy", "beam"):
             raise InputError(f"decode.kind={options.kind}: this model is a decoder without a CTC head; choose greedy or beam")
         states, mask = self.encode(batch)
-        prompt = _repeated(self._decoding_prompt, states)
+        tokens = self.prompt(batch)
+        prompt = _repeated(tokens[: len(tokens) - self._unprompted], states)
         most = [max(1, min(self.longest - prompt.shape[1], int(options.max_ratio * frames))) for frames in self.frames(batch)]
         # Not the model's own `generate`, which for Whisper cuts long recordings into windows by itself and admits no short one.
         found = GenerationMixin.generate(
@@ -104,7 +121,7 @@ class SequenceRecogniser(nn.Module):
 
     def written(self, batch: SpeechBatch) -> list[Tensor]:
         """Masks of the decoder's positions `[B, P + L]`, and of those whose logits are asked for `[B, L + 1]`."""
-        before, size = len(self._prompt), batch.tokens.shape[1]
+        before, size = len(self.prompt(batch)), batch.tokens.shape[1]
         return [real(batch.token_lengths + more, size + more) for more in (before, 1)]
 
     def encoded(self, states: Tensor, mask: Tensor | None) -> BaseModelOutput:

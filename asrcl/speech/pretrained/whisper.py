@@ -9,7 +9,7 @@ same for an utterance alone and in a batch. Masked is what differs between the t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,7 +43,8 @@ class Whisper(SequenceRecogniser):
         pretrained: folder of the model, or its name on the hub.
         context: the window in whole seconds, at most the model's own 30; None for that. A shorter one makes training and decoding
             of short utterances several times cheaper, but a model that was not trained for it loops and errs: adapt it first.
-        language: language of the speech (`en`, `de`, ...), of multilingual models alone, which need it.
+        language: language of the speech (`en`, `de`, ...), or of every domain and probe by name (`{calls: en, orders: de}`); of
+            multilingual models alone, which need it.
         task: "transcribe", or "translate" into English, of multilingual models alone.
         timestamps: whether decoding predicts times besides words, which vanish from the text; training does without.
         new_tokens: words of a new domain that get a token each; their embeddings begin as the mean of those of their pieces, and
@@ -59,7 +60,7 @@ class Whisper(SequenceRecogniser):
         vocabulary: int,
         pretrained: str,
         context: int | None = None,
-        language: str | None = None,
+        language: str | Mapping[str, str] | None = None,
         task: Literal["transcribe", "translate"] = "transcribe",
         timestamps: bool = False,
         new_tokens: Sequence[str] = (),
@@ -73,8 +74,10 @@ class Whisper(SequenceRecogniser):
                 f"{folder}: is for {whisper.config.num_mel_bins} mel bins and {whisper.config.vocab_size} tokens, but there are "
                 f"{features} and {vocabulary}; the tokenizer or preprocessor_config.json there is another model's"
             )
-        prompt = _prompt(folder, language, task)
-        super().__init__(whisper, prompt, prompt[:-1] if timestamps else prompt)
+        languages = language if isinstance(language, Mapping) else {"": language}
+        super().__init__(
+            whisper, {domain: _prompt(folder, spoken, task) for domain, spoken in languages.items()}, unprompted=int(timestamps)
+        )
         self.window = (self.front_end(pretrained, context).window or 0) * FRAMES_PER_SECOND
         self.timestamps = timestamps
         self.model.encoder.embed_positions.requires_grad_(False)  # sines, which loading makes trainable

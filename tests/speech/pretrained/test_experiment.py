@@ -63,6 +63,17 @@ def test_what_the_window_cannot_hold_is_listed_or_refused_never_cut(tones, tmp_p
     assert "the model sees 0.6" in (config.home / "data" / "low" / "broken.tsv").read_text()
 
 
+def test_domains_of_several_languages(tones, tmp_path, multilingual_folder):
+    config = configure(tones, tmp_path / "exp", multilingual_folder, "+model.language={low: en, high: de}")
+    prepare(config)
+    with pytest.raises(InputError, match=r"model\.language: says nothing of probe"):
+        run.train_all(config, [1])
+    config = configure(tones, tmp_path / "exp", multilingual_folder, "+model.language={low: en, high: de, probe: en}")
+    run.train_all(config, [1])
+    run.adapt_all(config, ["er", "ihr"], [1], decode=True)
+    assert not next(iter(run.build_scenario(config, 1).domains[0].batches("test", shuffle=False, seed=0))).mixable
+
+
 def test_frozen_parts_stay_as_they_are(tones, tmp_path, whisper_folder):
     config = configure(tones, tmp_path / "exp", whisper_folder, "+train.adapt.freeze=['model.encoder.*']")
     prepare(config)

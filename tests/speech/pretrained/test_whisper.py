@@ -73,7 +73,7 @@ def reference_features(folder):
 def test_logits_are_those_of_transformers(whisper_folder, tmp_path):
     batch, model, whisper = batch_of(whisper_folder, tmp_path), build(whisper_folder), reference(whisper_folder)
     ours = model(batch)
-    prompt = torch.tensor([list(model._prompt)]).expand(3, -1)
+    prompt = torch.tensor([list(model.prompt(batch))]).expand(3, -1)
     tokens = torch.cat([prompt, batch.tokens], dim=1)
     theirs = whisper(input_features=reference_features(whisper_folder), decoder_input_ids=tokens).logits[:, prompt.shape[1] - 1 :]
     assert torch.allclose(ours.logits[0], theirs, atol=1e-5)
@@ -83,7 +83,7 @@ def test_logits_are_those_of_transformers(whisper_folder, tmp_path):
 @torch.no_grad()
 def test_the_loss_is_the_cross_entropy_of_text_and_end(whisper_folder, tmp_path):
     batch, model, whisper = batch_of(whisper_folder, tmp_path), build(whisper_folder), reference(whisper_folder)
-    start, rest = model._prompt[0], model._prompt[1:]
+    start, *rest = model.prompt(batch)
     labels = torch.full((3, len(rest) + batch.tokens.shape[1] + 1), -100)
     inputs = torch.full_like(labels, 0)
     for number, length in enumerate(batch.token_lengths.tolist()):
@@ -113,7 +113,7 @@ def test_a_multilingual_model_is_told_language_and_task(multilingual_folder, tmp
     names = ["<|startoftranscript|>", "<|de|>", "<|translate|>", "<|notimestamps|>"]
     tokenizer = HubTokenizer(folder)
     without_times(model._generator[0], whisper)
-    assert model._prompt == tuple(tokenizer.index(name) for name in names)
+    assert model.prompt(batch) == tuple(tokenizer.index(name) for name in names)
     theirs = whisper.generate(reference_features(folder), language="de", task="translate", max_new_tokens=20)
     found = model.transcribe(batch, DecodeConfig("greedy", max_ratio=0.2), tokenizer)
     assert found == [tokenizer.decode(tokens) for tokens in theirs.tolist()]
@@ -121,6 +121,23 @@ def test_a_multilingual_model_is_told_language_and_task(multilingual_folder, tmp
         build(folder)
     with pytest.raises(InputError, match=r"lacks <\|fr\|>"):
         build(folder, language="fr")
+
+
+@torch.no_grad()
+def test_every_domain_may_have_its_language(multilingual_folder, tmp_path):
+    batch, both = batch_of(multilingual_folder, tmp_path), build(multilingual_folder, language={"calls": "en", "orders": "de"})
+    for domain, language in (("calls", "en"), ("orders", "de")):
+        ours, alone = both(replace(batch, domain=domain)), build(multilingual_folder, language=language)(batch)
+        assert torch.equal(ours.logits[0], alone.logits[0])
+    with pytest.raises(InputError, match=r"model\.language: says nothing of probe; it has calls, orders"):
+        both(replace(batch, domain="probe"))
+
+
+def test_a_text_that_the_decoder_has_no_room_for_is_refused(whisper_folder, tmp_path):
+    batch = batch_of(whisper_folder, tmp_path)
+    long = replace(batch, tokens=torch.ones(3, 80, dtype=torch.long), token_lengths=torch.tensor([3, 80, 4]))
+    with pytest.raises(InputError, match=r"utterance u1: its text has 80 tokens, the model has room for 58"):
+        build(whisper_folder)(long)
 
 
 def test_times_are_predicted_and_vanish_from_the_text(whisper_folder, tmp_path):
