@@ -95,9 +95,13 @@ def build_task(config: Config) -> RecognitionTask:
     """The recognition task that a configuration describes."""
     from asrcl.speech.decoding import DecodeConfig
     from asrcl.speech.prepare import open_tokenizer, scoring_of
+    from asrcl.speech.recogniser import front_end
     from asrcl.speech.task import RecognitionTask, SpecAugmentConfig
 
     train = config.tree["train"]
+    if train["augment"] and front_end(config).kind == "waveform":
+        what = "masks frames of features, and this model sees samples and has masks of its own (config.json)"
+        raise InputError(f"train.augment: {what}; train.augment=null")
     return RecognitionTask(
         open_tokenizer(config),
         ctc_weight=train["ctc_weight"],

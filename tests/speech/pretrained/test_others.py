@@ -9,6 +9,10 @@ import torch
 from asrcl.contract.weights import state_of
 from asrcl.curvature import estimate
 from asrcl.exceptions import InputError
+from asrcl.experiment import run
+from asrcl.experiment.config import load_config
+from asrcl.experiment.registry import benchmark_of
+from asrcl.scoring import RunResult
 from asrcl.speech.decoding import DecodeConfig
 from asrcl.speech.domain import SpeechBatch
 from asrcl.speech.pretrained.tokens import CharacterTokenizer
@@ -152,6 +156,21 @@ def test_weights_have_the_names_of_the_folder_and_copies_are_their_own(folder):
             value.mul_(-1)
     task = RecognitionTask(tokenizer)
     assert not torch.allclose(task.curvature_loss(copy, batch), task.curvature_loss(model, batch))
+
+
+def test_wav2vec2_goes_through_a_whole_experiment(tones, tmp_path):
+    folder = write_model("wav2vec2", tmp_path / "model")
+    chosen = ["scenario=probed", "model=pretrained", f"model.pretrained={folder}", "decode=greedy", "train.max_frames=200000"]
+    config = load_config([*tones.overrides(tmp_path / "exp"), *chosen])
+    for stage in ("data", "tokens"):
+        benchmark_of(config.tree).prepare(config, stage)
+    with pytest.raises(InputError, match=r"train\.augment: .*sees samples"):
+        run.train_all(config, [1])
+    config = load_config([*tones.overrides(tmp_path / "exp"), *chosen, "train.augment=null"])
+    run.train_all(config, [1])
+    run.adapt_all(config, ["ft", "ihr"], [1], decode=True)
+    result = RunResult.load(config.home / "ihr" / "1" / "results.json")
+    assert all(count is not None for row in result.errors for count in row)
 
 
 def test_characters_that_the_vocabulary_lacks_are_left_out(tmp_path):
