@@ -14,7 +14,7 @@ The last three are imported by name: training does not wait for scipy and matplo
 """
 
 from asrcl.scoring.counting.errors import Errors, ItemErrors, Scoring, count_errors
-from asrcl.scoring.counting.written import Written, count_normalised, count_written, written_line
+from asrcl.scoring.counting.written import Written, count_normalised, count_written, marks_by_group, written_line
 from asrcl.scoring.results.discovery import find_results
 from asrcl.scoring.results.metrics import METRICS, Metric
 from asrcl.scoring.results.run_result import ProbeCounts, RunResult
@@ -40,6 +40,7 @@ __all__ = [
     "count_normalised",
     "count_written",
     "find_results",
+    "marks_by_group",
     "read_transcripts",
     "score_files",
     "summary_table",

@@ -142,6 +142,8 @@ def count_written(errors: Errors) -> Written | None:
     pairs = [item.written for item in errors.items]
     aligned = [step for steps in _aligned(pairs) for step in steps]
     marks_right, marks_reference, marks_hypothesis = _count_marks(aligned)
+    if not marks_reference:
+        marks_right = marks_hypothesis = 0
     case_right, case_words = _count_case(aligned)
     return Written(
         items=len(errors.items),
@@ -159,6 +161,18 @@ def count_written(errors: Errors) -> Written | None:
     )
 
 
+def marks_by_group(errors: Errors) -> dict[str, tuple[int, int, int]]:
+    """Per group (speaker) the punctuation marks that are right, those of the references and those of the hypotheses.
+
+    For intervals that resample speakers: the sums are those of `count_written`, where any reference has a mark.
+    """
+    found = {}
+    for group, own in errors.by_group().items():
+        steps = [step for steps in _aligned([item.written for item in own.items]) for step in steps]
+        found[group] = _count_marks(steps)
+    return found
+
+
 def written_line(errors: Errors) -> str:
     """The rates of a set in one line, for a terminal; empty where its texts were counted as they came."""
     found = count_written(errors)
@@ -172,11 +186,11 @@ _NOTHING: Final[_Marked] = ("", frozenset())
 
 
 def _count_marks(aligned: Sequence[_Aligned]) -> tuple[int, int, int]:
-    """Marks that both sides have, those of the references, those of the hypotheses; all 0 where the references have none."""
-    reference = sum(len(left) for (_, left), _ in aligned)
-    if not reference:
-        return 0, 0, 0
-    return sum(len(left & right) for (_, left), (_, right) in aligned), reference, sum(len(right) for _, (_, right) in aligned)
+    """Marks that both sides have, those of the references, those of the hypotheses."""
+    right, reference, hypothesis = 0, 0, 0
+    for (_, left), (_, other) in aligned:
+        right, reference, hypothesis = right + len(left & other), reference + len(left), hypothesis + len(other)
+    return right, reference, hypothesis
 
 
 def _count_case(aligned: Sequence[_Aligned]) -> tuple[int, int]:
