@@ -117,11 +117,15 @@ def plot(measured: Mapping[str, Measured], curves: Sequence[tuple[str, list[str]
         for (title, names), marker in zip(curves, "osD^v", strict=False):
             points = np.array([[measured[name].learned, rates(measured[name].counts.sum(0))[kind]] for name in names])
             axis.plot(*points.T, marker=marker, label=title)
+            middle = (min(one.learned for one in measured.values()) + max(one.learned for one in measured.values())) / 2
             for name, point in zip(names, points, strict=True):
-                axis.annotate(_short(measured[name].label, title), point, textcoords="offset points", xytext=(5, 5), fontsize=7)
+                side, shift = ("right", -6) if point[0] > middle else ("left", 6)
+                label = _short(measured[name].label, title)
+                axis.annotate(label, point, textcoords="offset points", xytext=(shift, 5), ha=side, fontsize=8)
         axis.set_xlabel(f"{domain}, WER (%)")
         axis.set_ylabel(f"{probe}, {what} (%)")
         axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False)
     figure.savefig(out, dpi=130)
 
