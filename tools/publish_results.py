@@ -6,7 +6,8 @@ Writes recipes/accents/results/<scenario>/{RESULTS.md,*.png,tuning/}, with --pag
 only where their licence allows it), and refreshes what stands between `<!-- results:accents -->` and `<!-- /results -->` in
 README.md and recipes/accents/README.md; `accents_short` is the same with fewer columns, `accents_steps` and `accents_tuning` are
 what stages did to the weights and the searches for hyper-parameters; `accents_orders` is the table over orders of the domains,
-and `accents_sizes` says what each domain adds to the first one's model.
+`accents_sizes` says what each domain adds to the first one's model, and `accents_tradeoff` is exp/accents/tradeoff.md, where
+tools/plot_tradeoff.py wrote one.
 """
 
 from __future__ import annotations
@@ -139,6 +140,9 @@ def publish(folder: Path, recipe: Path, page: bool) -> None:
         refresh(document, f"{folder.name}_steps", step_tables(report))
         refresh(document, f"{folder.name}_orders", f"{orders_table(report)}\n\n{machine(folder)}")
         refresh(document, f"{folder.name}_sizes", f"{sizes_table(report, folder)}\n\n{machine(folder)}")
+        if (folder / "tradeoff.md").is_file():
+            traded = (folder / "tradeoff.md").read_text(encoding="utf-8").strip()
+            refresh(document, f"{folder.name}_tradeoff", f"{traded}\n\n{machine(folder)}")
         if tables := tuning_tables(folder):
             refresh(document, f"{folder.name}_tuning", tables)
 
