@@ -34,6 +34,7 @@ from asrcl.speech.stored import empty, intact, writing
 
 META, SOURCES = "meta.json", "sources.json"
 AN4_WINDOW = 410  # samples at 16 kHz
+SHORTEST_WAVE = 895  # samples that the convolutions of Moonshine need for one frame; those of wav2vec 2.0 need 400
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ def _from_audio(row: dict[str, Any], config: FeatureConfig, speed: float) -> Ten
             f"{row['path']}: utterance {row['id']} lasts {seconds:.1f} s, longer than the model's window of {config.window} s; "
             "split it (start and end in its corpus), leave it out, or raise model.context"
         )
-    shortest = {"mfcc13": AN4_WINDOW, "waveform": 1}.get(config.kind, _fft_size(config.rate) // 2 + 1)
+    shortest = {"mfcc13": AN4_WINDOW, "waveform": SHORTEST_WAVE}.get(config.kind, _fft_size(config.rate) // 2 + 1)
     if len(wave) < shortest:
         raise InputError(
             f"{row['path']}: utterance {row['id']} has {len(wave)} samples at {config.rate} Hz, too few for one window "

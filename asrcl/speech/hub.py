@@ -61,11 +61,22 @@ def configuration(folder: Path) -> dict[str, Any]:
     """What `config.json` of a folder says.
 
     Raises:
+        InputError: as `read_table`.
+    """
+    return read_table(folder, CONFIG)
+
+
+def read_table(folder: Path, name: str) -> dict[str, Any]:
+    """The names and values of a JSON file in a folder; none where there is no such file.
+
+    Raises:
         InputError: it is no JSON, or no table.
     """
-    found = read_json(folder / CONFIG)
+    if not (folder / name).is_file():
+        return {}
+    found = read_json(folder / name)
     if not isinstance(found, dict):
-        raise InputError(f"{folder / CONFIG}: not the configuration of a model; write the folder again with save_pretrained")
+        raise InputError(f"{folder / name}: holds no settings by name; write the folder again with save_pretrained")
     return found
 
 
@@ -114,5 +125,4 @@ def load_model(architecture: Any, folder: Path) -> Any:
 def settings_hash(name: str) -> str:
     """Hash of all that the folder says beyond weights and tokens (heads, activations, tokens that are never written)."""
     folder = locate(name)
-    files = (CONFIG, GENERATION, FRONT_END)
-    return hash_json({file: read_json(folder / file) for file in files if (folder / file).is_file()})
+    return hash_json({file: read_table(folder, file) for file in (CONFIG, GENERATION, FRONT_END)})

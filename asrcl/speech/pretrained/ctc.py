@@ -19,9 +19,9 @@ from transformers import AutoModelForCTC
 
 from asrcl.contract.outputs import Outputs
 from asrcl.exceptions import InputError
-from asrcl.files import read_json
 from asrcl.speech.features import FeatureConfig
-from asrcl.speech.hub import FRONT_END, folder_of, load_model, settings_hash
+from asrcl.speech.hub import FRONT_END, folder_of, load_model, read_table, settings_hash
+from asrcl.speech.pretrained.samples import after_convolutions, check_vocabulary, refuse_window
 from asrcl.speech.pretrained.tokens import CharacterTokenizer
 from asrcl.speech.recogniser import Objective, ctc_loss, real
 
@@ -50,9 +50,9 @@ class HubCTC(nn.Module):
         super().__init__()
         folder = folder_of(pretrained, *KINDS)
         model = load_model(AutoModelForCTC, folder)
-        if vocabulary > model.config.vocab_size:
-            raise InputError(f"{folder}: its tokenizer has {vocabulary} tokens, its model {model.config.vocab_size}")
+        check_vocabulary(folder, model.config, vocabulary)
         self.config, self.blank = model.config, int(model.config.pad_token_id)
+        self._convolutions = list(zip(self.config.conv_kernel, self.config.conv_stride, strict=True))
         self._base_name = model.base_model_prefix
         self.add_module(self._base_name, model.base_model)
         self.dropout, self.lm_head = model.dropout, model.lm_head
@@ -83,9 +83,7 @@ class HubCTC(nn.Module):
 
     def frames(self, lengths: Tensor) -> Tensor:
         """Encoder frames of utterances of so many samples."""
-        for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
-            lengths = (lengths - kernel) // stride + 1
-        return lengths
+        return after_convolutions(lengths, self._convolutions)[-1]
 
     def loss(self, outputs: Outputs, batch: SpeechBatch, objective: Objective) -> Tensor:
         """CTC, summed over an utterance, mean over utterances."""
@@ -107,11 +105,7 @@ class HubCTC(nn.Module):
 
     def padding(self, batch: SpeechBatch) -> Sequence[Tensor]:
         """The mask of the encoder's frames `[B, S]`, after those of every convolution before."""
-        lengths, masks = batch.lengths, []
-        for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
-            lengths = (lengths - kernel) // stride + 1
-            masks.append(real(lengths))
-        return masks
+        return [real(lengths) for lengths in after_convolutions(batch.lengths, self._convolutions)]
 
     @classmethod
     def describe(cls, **settings: Any) -> dict[str, Any]:
@@ -121,10 +115,8 @@ class HubCTC(nn.Module):
     @classmethod
     def front_end(cls, pretrained: str, context: None = None, **settings: Any) -> FeatureConfig:
         """Samples, each utterance brought to mean 0 and variance 1 where the folder says so."""
-        if context is not None:
-            raise InputError(f"model.context={context}: the model has no window; leave it out")
-        file = folder_of(pretrained, *KINDS) / FRONT_END
-        normalised = read_json(file).get("do_normalize", True) if file.is_file() else True
+        refuse_window(context)
+        normalised = read_table(folder_of(pretrained, *KINDS), FRONT_END).get("do_normalize", True)
         return FeatureConfig("waveform", normalise="mean_variance" if normalised else "none")
 
     @classmethod

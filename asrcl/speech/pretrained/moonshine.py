@@ -19,9 +19,9 @@ from transformers import MoonshineForConditionalGeneration
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.moonshine.modeling_moonshine import MoonshineEncoderModelOutput
 
-from asrcl.exceptions import InputError
 from asrcl.speech.features import FeatureConfig
 from asrcl.speech.hub import folder_of, load_model, settings_hash
+from asrcl.speech.pretrained.samples import after_convolutions, check_vocabulary, refuse_window
 from asrcl.speech.pretrained.sequence import SequenceRecogniser
 from asrcl.speech.pretrained.tokens import HubTokenizer
 from asrcl.speech.recogniser import real
@@ -49,8 +49,7 @@ class Moonshine(SequenceRecogniser):
     def __init__(self, features: int, vocabulary: int, pretrained: str, context: None = None) -> None:
         folder = folder_of(pretrained, "moonshine")
         model = load_model(MoonshineForConditionalGeneration, folder)
-        if vocabulary > model.config.vocab_size:
-            raise InputError(f"{folder}: its tokenizer has {vocabulary} tokens, its model {model.config.vocab_size}")
+        check_vocabulary(folder, model.config, vocabulary)
         super().__init__(model, {"": [int(model.config.decoder_start_token_id)]})
 
     def encode(self, batch: SpeechBatch) -> tuple[Tensor, Tensor]:
@@ -89,10 +88,9 @@ class Moonshine(SequenceRecogniser):
 
     def frames(self, batch: SpeechBatch) -> list[int]:
         """Encoder frames of every utterance."""
-        lengths, encoder = batch.lengths, self.model.encoder
-        for layer in (encoder.conv1, encoder.conv2, encoder.conv3):
-            lengths = (lengths - layer.kernel_size[0]) // layer.stride[0] + 1
-        frames: list[int] = lengths.tolist()
+        encoder = self.model.encoder
+        layers = [(layer.kernel_size[0], layer.stride[0]) for layer in (encoder.conv1, encoder.conv2, encoder.conv3)]
+        frames: list[int] = after_convolutions(batch.lengths, layers)[-1].tolist()
         return frames
 
     @classmethod
@@ -103,8 +101,7 @@ class Moonshine(SequenceRecogniser):
     @classmethod
     def front_end(cls, pretrained: str, context: None = None, **settings: Any) -> FeatureConfig:
         """Samples as they are."""
-        if context is not None:
-            raise InputError(f"model.context={context}: Moonshine has no window; leave it out")
+        refuse_window(context)
         return FeatureConfig("waveform", normalise="none", window=LONGEST_SECONDS)
 
     @classmethod

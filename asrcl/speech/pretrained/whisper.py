@@ -20,9 +20,8 @@ from transformers import LogitsProcessorList, WhisperForConditionalGeneration
 from transformers.generation.logits_process import WhisperTimeStampLogitsProcessor
 
 from asrcl.exceptions import InputError
-from asrcl.files import read_json
 from asrcl.speech.features import FeatureConfig
-from asrcl.speech.hub import GENERATION, configuration, folder_of, load_model, settings_hash
+from asrcl.speech.hub import GENERATION, configuration, folder_of, load_model, read_table, settings_hash
 from asrcl.speech.pretrained.sequence import SequenceRecogniser
 from asrcl.speech.pretrained.tokens import HubTokenizer
 
@@ -127,7 +126,7 @@ class Whisper(SequenceRecogniser):
         longest = int(config.get("max_source_positions", 1500)) * 2 // FRAMES_PER_SECOND
         if context is not None and not 1 <= context <= longest:
             raise InputError(f"model.context={context}: whole seconds, from 1 to the model's own window of {longest}")
-        return FeatureConfig("whisper", bins=int(config["num_mel_bins"]), normalise="none", window=context or longest)
+        return FeatureConfig("whisper", bins=int(config.get("num_mel_bins", 80)), normalise="none", window=context or longest)
 
     @classmethod
     def tokenizer(cls, pretrained: str, new_tokens: Sequence[str] = (), **settings: Any) -> HubTokenizer:
@@ -160,8 +159,8 @@ def _extend(whisper: WhisperForConditionalGeneration, before: HubTokenizer, afte
 
 def _multilingual(folder: Path) -> bool:
     """Whether the prompt has language and task; the vocabularies of English models name languages, too."""
-    said = read_json(folder / GENERATION).get("is_multilingual") if (folder / GENERATION).is_file() else None
-    return bool(said) if said is not None else int(configuration(folder)["vocab_size"]) > ENGLISH_VOCABULARY
+    said = read_table(folder, GENERATION).get("is_multilingual")
+    return bool(said) if said is not None else int(configuration(folder).get("vocab_size", 0)) > ENGLISH_VOCABULARY
 
 
 def filled(features: Tensor, lengths: Tensor, size: int) -> Tensor:

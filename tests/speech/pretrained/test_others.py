@@ -173,6 +173,18 @@ def test_wav2vec2_goes_through_a_whole_experiment(tones, tmp_path):
     assert all(count is not None for row in result.errors for count in row)
 
 
+def test_settings_and_files_that_cannot_be_are_refused(tmp_path):
+    folder = write_model("wav2vec2", tmp_path / "model")
+    found = model_class({"kind": "pretrained", "pretrained": str(folder)})
+    with pytest.raises(InputError, match=r"model\.context=10: .*set model\.context=null"):
+        found.front_end(pretrained=str(folder), context=10)
+    (folder / "preprocessor_config.json").write_text("[1]")
+    with pytest.raises(InputError, match=r"preprocessor_config\.json: holds no settings by name"):
+        found.front_end(pretrained=str(folder))
+    with pytest.raises(InputError, match=r"its tokenizer has 99 tokens, its model 31"):
+        found(1, 99, pretrained=str(folder))
+
+
 def test_characters_that_the_vocabulary_lacks_are_left_out(tmp_path):
     write_characters(tmp_path / "model")
     tokenizer = CharacterTokenizer(tmp_path / "model")
