@@ -12,7 +12,7 @@ import sys
 import typer
 
 from asrcl.boundary import in_one_line
-from asrcl.commands import convert, curvature, experiment, merging, scoring
+from asrcl.commands import convert, curvature, experiment, merging, scoring, studies
 
 app = typer.Typer(
     name="asrcl",
@@ -21,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for area in (experiment, scoring, merging, curvature, convert):
+for area in (experiment, scoring, merging, curvature, convert, studies):
     app.add_typer(area.app)
 
 
