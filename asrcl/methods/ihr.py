@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import torch
@@ -22,6 +22,12 @@ from asrcl.merge.steps.ihr import IHR_DAMPING, LAPLACE_DAMPING
 from asrcl.state import StateDict
 
 
+Carried = Literal["last", "sum", "running", "first"]
+"""Which curvature a stage is merged with: of the previous domain, the sum of all earlier domains' (Kronecker products apart), one
+pair of factors per layer over the items of all of them, or the first domain's."""
+_KNOWN: Final = get_args(Carried)
+
+
 class _CurvatureMerge(Method):
     """Merge every update with the curvature of earlier domains; `merging` and `options` say how. Its state is that curvature.
 
@@ -33,9 +39,9 @@ class _CurvatureMerge(Method):
     options: dict[str, Any]
     shares_fine_tuning = True
 
-    def __init__(self, curvature: Literal["last", "sum"], path: PathKind, rest: Any) -> None:
-        if curvature not in ("last", "sum"):
-            raise InputError(f"method.curvature={curvature}: choose last or sum")
+    def __init__(self, curvature: Carried, path: PathKind, rest: Any) -> None:
+        if curvature not in _KNOWN:
+            raise InputError(f"method.curvature={curvature}: choose {', '.join(_KNOWN[:-1])} or {_KNOWN[-1]}")
         check_path(path, self.merging, rest, "method.path")
         self.curvature, self.path = curvature, path
         self._terms: list[Curvature] = []
@@ -57,9 +63,13 @@ class _CurvatureMerge(Method):
         return MergeSpec(self.merging, curvature=self._terms, task=learner.stage).changed(self.options)
 
     def end_domain(self, learner: Learner, domain: Domain, old: Weights | None, new: Weights) -> Weights:
-        if not learner.last:
-            term = learner.estimate_curvature(new, domain, "kron")
-            self._terms = [*self._terms, term] if self.curvature == "sum" else [term]
+        if learner.last or (self._terms and self.curvature == "first"):
+            return new
+        term = learner.estimate_curvature(new, domain, "kron")
+        if self.curvature == "sum":
+            self._terms = [*self._terms, term]
+        else:
+            self._terms = [self._terms[0] + term] if self._terms and self.curvature == "running" else [term]
         return new
 
     def state_dict(self) -> StateDict:
@@ -89,7 +99,8 @@ class InverseHessianRegularization(_CurvatureMerge):
     """After fine-tuning: old + tau * rescaled (G + damping)^-1 (new - old) (A + damping)^-1 in every linear map.
 
     Args:
-        curvature: "last" keeps the previous domain's curvature (the paper's method), "sum" that of all earlier domains.
+        curvature: "last" keeps the previous domain's curvature (the paper's method), "sum" one of every earlier domain, "running"
+            one pair of factors per layer over the items of all earlier domains, "first" the first domain's alone.
         tau, damping, damping_kind, rescale, power: see `asrcl.merge.steps.ihr`.
         rest, layers: see `asrcl.merge.merge`.
         path: "straight" or "damping": how less of the merge is taken where named domains are to be kept.
@@ -99,7 +110,7 @@ class InverseHessianRegularization(_CurvatureMerge):
 
     def __init__(
         self,
-        curvature: Literal["last", "sum"] = "last",
+        curvature: Carried = "last",
         tau: float = 1.0,
         damping: float = IHR_DAMPING,
         damping_kind: Literal["relative", "absolute", "pi", "product", "product_absolute"] = "relative",
@@ -136,7 +147,7 @@ class LaplaceMerge(_CurvatureMerge):
 
     def __init__(
         self,
-        curvature: Literal["last", "sum"] = "last",
+        curvature: Carried = "last",
         strength: float = 1.0,
         damping: float = LAPLACE_DAMPING,
         damping_kind: Literal["relative", "absolute"] = "relative",
