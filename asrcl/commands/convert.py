@@ -42,3 +42,19 @@ def peft(
 
     count = fold_adapter(adapter, base, out, differences=differences, overwrite=overwrite)
     typer.echo(f"folded {count} tensors of {adapter} into {base}: {out}")
+
+
+@formats.command()
+def rank(
+    adapter: Annotated[Path, typer.Argument(help="with adapter_config.json and adapter_model.safetensors")],
+    out: Annotated[Path, typer.Argument(help="the folder to make")],
+    rank: Annotated[int, typer.Option("--rank", "-r", help="largest rank of every product")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a folder that exists")] = False,
+) -> None:
+    """A LoRA adapter of PEFT at another rank: each product B A cut after its largest singular values."""
+    from asrcl.convert import cut_adapter
+
+    lost = cut_adapter(adapter, out, rank, overwrite=overwrite)
+    most = max(lost, key=lost.__getitem__)
+    typer.echo(f"{len(lost)} products of rank {rank} at most: {out}")
+    typer.echo(f"the most is lost of {most}: {100 * lost[most]:.2g} % of its norm")

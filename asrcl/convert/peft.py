@@ -1,4 +1,6 @@
-"""Fold a low-rank adapter of PEFT into its base model: `W + s B A`, with `s = lora_alpha / r` (`/ √r` if rank-stabilised).
+"""Low-rank adapters of PEFT: folded into their base model, or cut to another rank.
+
+Folding computes `W + s B A`, with `s = lora_alpha / r` (`/ √r` if rank-stabilised).
 
 Source: Hu et al. 2022, arXiv 2106.09685, section 4.1; `s` for rank-stabilised adapters: Kalajdzievski 2023, arXiv 2312.03732.
 PEFT need not be installed. The folded model is one like any other: it can be fine-tuned, and merged by curvature.
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from asrcl.exceptions import InputError
 from asrcl.merge.containers import Checkpoint, open_checkpoint
-from asrcl.merge.containers.adapters import Adapter
+from asrcl.merge.containers.adapters import Adapter, factorised
 from asrcl.merge.containers.folders import open_weights
 from asrcl.merge.numbers import as_before
 
@@ -49,12 +51,7 @@ def fold_adapter(
             shape there; a result beyond its type; what cannot be read or written.
     """
     home = Path(adapter)
-    found = next((home / name for name in FILES if (home / name).is_file()), None)
-    if found is None:
-        raise InputError(f"{home}: holds no adapter (none of {', '.join(FILES)}); give the folder that PEFT saved")
-    factors = Adapter(home, open_weights(found))
-    if not factors.pairs:
-        raise InputError(f"{home}: holds no pairs of lora_A and lora_B; only LoRA can be folded in")
+    factors = _factors(home, "folded in")
     if factors.config.get("fan_in_fan_out"):
         what = "is of layers that keep their weights transposed (fan_in_fan_out)"
         raise InputError(f"{home}: {what}; fold it in with PEFT (merge_and_unload)")
@@ -69,6 +66,60 @@ def fold_adapter(
                 weight = start.read(name)
                 writer.write(name, _folded(factors, stored[name], weight) if name in stored else weight)
     return len(stored)
+
+
+def cut_adapter(
+    adapter: str | os.PathLike[str], out: str | os.PathLike[str], rank: int, *, overwrite: bool = False
+) -> dict[str, float]:
+    """Write an adapter whose products have at most a given rank, each the nearest to what it was (Eckart and Young, 1936).
+
+    The products `s B A` are cut after their largest singular values, in double precision, and written with `r` and `lora_alpha`
+    set to the rank that the widest of them needs; what the adapter holds besides stays. So an adapter of one rank fits where
+    another is expected, and a merged one takes no more room than those it was made of.
+
+    Args:
+        adapter: folder with `adapter_config.json` and `adapter_model.safetensors`, of the kind LORA.
+        out: the folder to make.
+        rank: of the products, above 0.
+        overwrite: replace a folder that exists.
+
+    Returns:
+        For every product the part of its Frobenius norm that is lost, from 0 (nothing) to 1.
+
+    Raises:
+        InputError: no adapter, one that is no sum of products, a rank below 1; what cannot be read or written.
+    """
+    if rank < 1:
+        raise InputError(f"--rank {rank}: must be at least 1")
+    pairs = _factors(Path(adapter), "cut to a rank").pairs
+    lost: dict[str, float] = {}
+    with open_checkpoint(adapter) as start, start.writer(out, overwrite=overwrite) as writer:
+        if wrapped := pairs.keys() - start.outlines.keys():
+            raise InputError(f"{adapter}: {min(wrapped)} has a wrapper's prefix; save the adapter with save_pretrained")
+        for name in start.outlines:
+            tensor = start.read(name)
+            if name in pairs:
+                A_RI, B_OR = factorised(tensor.double().flatten(1))
+                spectrum_R = A_RI.square().sum(1)  # every factor holds the root of each singular value
+                lost[name] = float(spectrum_R[rank:].norm() / spectrum_R.norm().clamp_min(torch.finfo(torch.float64).tiny))
+                tensor = (B_OR[:, :rank] @ A_RI[:rank]).reshape(tensor.shape)
+            writer.write(name, tensor)
+    return lost
+
+
+def _factors(home: Path, purpose: str) -> Adapter:
+    """The adapter in a folder of PEFT.
+
+    Raises:
+        InputError: there is none, or one without pairs of factors.
+    """
+    found = next((home / name for name in FILES if (home / name).is_file()), None)
+    if found is None:
+        raise InputError(f"{home}: holds no adapter (none of {', '.join(FILES)}); give the folder that PEFT saved")
+    factors = Adapter(home, open_weights(found))
+    if not factors.pairs:
+        raise InputError(f"{home}: holds no pairs of lora_A and lora_B; only LoRA can be {purpose}")
+    return factors
 
 
 def _targets(home: Path, factors: Adapter, start: Checkpoint) -> dict[str, str]:

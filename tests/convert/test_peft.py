@@ -7,7 +7,7 @@ import torch
 from ct2_writer import NAMES, tiny_whisper
 from safetensors.torch import load_file, save_file
 
-from asrcl.convert import fold_adapter
+from asrcl.convert import cut_adapter, fold_adapter
 from asrcl.exceptions import InputError
 from asrcl.merge import MergeSpec, merge_files
 
@@ -116,6 +116,40 @@ def test_merging_adapters_and_folding_is_folding_and_merging(base, tmp_path):
     found, wanted = (load_file(tmp_path / name / "model.safetensors") for name in ("both_folded", "wanted"))
     for name in wanted:
         torch.testing.assert_close(found[name], wanted[name], rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapter_cut_to_a_rank_is_the_nearest_of_that_rank(base, tmp_path):
+    kept = {"base_model.model.model.decoder.layer_norm.bias": torch.full((16,), 7.0)}
+    pairs = write_adapter(tmp_path / "adapter", base, extra=kept)
+    lost = cut_adapter(tmp_path / "adapter", tmp_path / "cut", 2)
+    config = json.loads((tmp_path / "cut" / "adapter_config.json").read_text())
+    state = load_file(tmp_path / "cut" / "adapter_model.safetensors")
+    assert (config["r"], config["lora_alpha"], config["target_modules"]) == (2, 2, ["q_proj"])
+    assert state["base_model.model.model.decoder.layer_norm.bias"].eq(7).all()
+    for module, (A, B) in pairs.items():
+        kind, end = ("lora_embedding_", "") if module == TABLE else ("lora_", ".weight")
+        stem = f"base_model.model.{module}.{kind}"
+        found = state[f"{stem}B{end}"].flatten(1) @ state[f"{stem}A{end}"].flatten(1)
+        U, s, V = torch.linalg.svd(4.0 * B.flatten(1).double() @ A.flatten(1).double(), full_matrices=False)
+        torch.testing.assert_close(found.double(), U[:, :2] * s[:2] @ V[:2], rtol=1e-5, atol=1e-5)
+        assert lost[f"base_model.model.{module}.weight"] == pytest.approx(float(s[2:].norm() / s.norm()), rel=1e-6)
+    fold_adapter(tmp_path / "cut", base, tmp_path / "folded")
+
+
+def test_cutting_to_a_rank_that_is_there_loses_nothing_and_narrows_what_was_padded(base, tmp_path):
+    write_adapter(tmp_path / "adapter", base, modules=LINEAR)
+    state = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    state = {name: torch.zeros_like(t) if LINEAR[0] in name and "lora_B" in name else t for name, t in state.items()}
+    save_file(state, tmp_path / "adapter" / "adapter_model.safetensors", {"format": "pt"})
+    lost = cut_adapter(tmp_path / "adapter", tmp_path / "same", 3)
+    assert max(lost.values()) < 1e-6 and lost[f"base_model.model.{LINEAR[0]}.weight"] == 0
+    cut_adapter(tmp_path / "adapter", tmp_path / "one", 1)
+    assert {t.shape for n, t in load_file(tmp_path / "one" / "adapter_model.safetensors").items() if "lora_A" in n} == {(1, 16)}
+    with pytest.raises(InputError, match="--rank 0"):
+        cut_adapter(tmp_path / "adapter", tmp_path / "none", 0)
+    with pytest.raises(InputError, match="holds no adapter"):
+        cut_adapter(base, tmp_path / "none", 2)
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(

@@ -253,22 +253,26 @@ def deb(path, files):
     path.write_bytes(b"".join(parts))
 
 
-def test_prompts_from_debian_packages(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("language", "voice", "speaker"), [("en", "US_f_Allison", "allison_smith"), ("it", "IT_m_Carlo", "carlo_flora")]
+)
+def test_prompts_from_debian_packages(tmp_path, monkeypatch, language, voice, speaker):
     """Everything but G.722 itself: a stand-in for ffmpeg gives as many samples as the file has bytes, twice."""
-    sounds, documents = "usr/share/asterisk/sounds/en_US_f_Allison", "usr/share/doc/asterisk-core-sounds-en"
+    sounds, documents = f"usr/share/asterisk/sounds/{language}_{voice}", f"usr/share/doc/asterisk-core-sounds-{language}"
     listing = "; Sounds\n\nvm-goodbye: Goodbye.\ndigits/1: one\nbeep: [a tone]\nmenu: Dial: 1 or 2.\nlost: Not there.\n"
-    deb(tmp_path / "asterisk-core-sounds-en_1_all.deb", {
-        f"{documents}/core-sounds-en.txt.gz": gzip.compress(listing.encode()), f"{documents}/copyright": b"CC",
+    deb(tmp_path / f"asterisk-core-sounds-{language}_1_all.deb", {
+        f"{documents}/core-sounds-{language}.txt.gz": gzip.compress(listing.encode("utf-8-sig")), f"{documents}/copyright": b"CC",
     })  # fmt: skip
     named = {"vm-goodbye": 400, "digits/1": 80, "beep": 40, "menu": 120}
-    deb(tmp_path / "asterisk-core-sounds-en-g722_1_all.deb", {f"{sounds}/{n}.g722": bytes(s) for n, s in named.items()})
+    deb(tmp_path / f"asterisk-core-sounds-{language}-g722_1_all.deb", {f"{sounds}/{n}.g722": bytes(s) for n, s in named.items()})
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "ffmpeg"
     program.write_text('#!/bin/sh\nwhile [ "$1" != -i ]; do shift; done\ncat "$2" "$2" "$2" "$2"\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    packages.build_prompts(tmp_path, tmp_path / "out")
+    packages.build_prompts(tmp_path, tmp_path / "out", language)
     dataset = load_packed(tmp_path / "out", count={"test": None})
+    assert set(dataset["speaker"]) == {speaker}
     assert dict(zip(dataset["id"], dataset["text"], strict=True)) == {
         "digits_1": "one", "menu": "Dial: 1 or 2.", "vm-goodbye": "Goodbye.",
     }  # fmt: skip
@@ -277,10 +281,10 @@ def test_prompts_from_debian_packages(tmp_path, monkeypatch):
     assert validate(dataset, max_broken_share=0, minimum_seconds=0.005)[1] == []
     program.write_text("#!/bin/sh\necho no such codec >&2; exit 1\n")
     with pytest.raises(InputError, match=r"g722: ffmpeg cannot decode it \(no such codec\)"):
-        packages.build_prompts(tmp_path, tmp_path / "again")
-    (tmp_path / "asterisk-core-sounds-en_1_all.deb").write_bytes(b"!<arch>\n")
+        packages.build_prompts(tmp_path, tmp_path / "again", language)
+    (tmp_path / f"asterisk-core-sounds-{language}_1_all.deb").write_bytes(b"!<arch>\n")
     with pytest.raises(InputError, match=r"_all\.deb: no Debian package with files"):
-        packages.build_prompts(tmp_path, tmp_path / "again")
+        packages.build_prompts(tmp_path, tmp_path / "again", language)
 
 
 def test_the_part_of_ljspeech(tmp_path):

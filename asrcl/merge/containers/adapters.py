@@ -145,7 +145,10 @@ class _Factorised:
     def finish(self) -> None:
         tensors: dict[str, Tensor] = {}
         widest = max((len(A) for A, _ in self._made.values()), default=0)
-        widest = max([widest, *(len(self._adapter.factors(name)[0]) for name in self._adapter.pairs)], default=0)
+        for name in self._adapter.pairs.keys() - self._made.keys() if self._made else ():
+            if len(self._adapter.factors(name)[0]) > widest:  # kept as it is, it would widen all others
+                self._made[name] = factorised(self._adapter.read(name).flatten(1))
+        widest = max((len(A) for A, _ in self._made.values()), default=0)
         for name in self._names:
             if name not in self._adapter.pairs:
                 tensors[name] = self._plain[name]
@@ -165,7 +168,7 @@ class _Factorised:
 
 
 def factorised(matrix_OI: Tensor) -> tuple[Tensor, Tensor]:
-    """`A [R, I]` and `B [O, R]` whose product is a matrix but for `ACCURACY`; R is its rank.
+    """`A [R, I]` and `B [O, R]` whose product is a matrix but for `ACCURACY`; R is its rank. Largest singular values first.
 
     The range is found by products with random vectors, twice as many as long as they do not reach it (Halko, Martinsson & Tropp
     2011, arXiv 0909.4061, algorithm 4.2), so that a wide layer with a narrow adapter needs no decomposition of its size.

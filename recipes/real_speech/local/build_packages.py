@@ -5,7 +5,8 @@
     python build_packages.py coffee UPSTREAM TARGET     16 kHz, one FLAC per acoustic cluster (see
     build_coffee.py)
     python build_packages.py ljspeech UPSTREAM TARGET   16 kHz, one FLAC per clip of a part of LJSpeech
-    python build_packages.py prompts UPSTREAM TARGET    16 kHz, one FLAC per telephone prompt (needs ffmpeg)
+    python build_packages.py prompts UPSTREAM TARGET    16 kHz, one FLAC per telephone prompt (needs
+    ffmpeg); prompts-es, prompts-fr, prompts-it, prompts-ru: of other languages
 
 `download.sh`, here and in `recipes/pretrained/local`, fetches the sources and calls this. The manifest is written last: with it,
 a package is complete.
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -48,13 +50,21 @@ ATTRIBUTION = {
     "ljspeech": "LJSpeech 1.1, K. Ito and L. Johnson; public domain.\n"
     "Source: keithito.com/LJ-Speech-Dataset.\n"
     f"Changes: every second of the first {LJSPEECH_CLIPS} clips, resampled to 16 kHz; texts with numbers in words.\n",
-    "prompts": "Asterisk core sounds, English, Digium, recorded by Allison Smith; CC-BY-SA-3.0, as is this copy.\n"
-    "Source: Debian packages asterisk-core-sounds-en and asterisk-core-sounds-en-g722, 1.6.1-1.\n"
+    "prompts": "Asterisk core sounds, {credit}, as is this copy.\n"
+    "Source: Debian packages asterisk-core-sounds-{language} and asterisk-core-sounds-{language}-g722, 1.6.1-1.\n"
     "Changes: decoded from G.722 to FLAC; entries that describe a sound, or a sign, in square brackets are left out.\n",
     "digits": "Free Spoken Digit Dataset, Zohar Jackson and contributors, CC BY-SA 4.0.\n"
     "Source: github.com/Jakobovski/free-spoken-digit-dataset.\n"
     "Changes: recordings joined into one FLAC per speaker (lossless); shared under the same licence.\n",
 }  # fmt: skip
+VOICES = {
+    "en": ("allison_smith", "English, Digium, recorded by Allison Smith; CC-BY-SA-3.0"),
+    "es": ("allison_smith", "Spanish, Digium, recorded by Allison Smith; CC-BY-SA-3.0"),
+    "fr": ("june_wallack", "French, recorded by June Wallack, translated by C. Patry, K. Lalletti and J. Wallack; CC-BY-SA-3.0"),
+    "it": ("carlo_flora", "Italian, recorded by Carlo Flora, translated by Silvia Petrin; CC-BY-SA-3.0"),
+    "ru": ("ivrvoice", "Russian, provided by Maxim Topal (ivrvoice.ru); CC-BY-3.0"),
+}
+"""Who speaks the prompts of a language, and what the package's copyright file says of them."""
 
 
 def read_mfc(path: Path) -> np.ndarray:
@@ -155,21 +165,24 @@ def build_ljspeech(upstream: Path, target: Path) -> None:
     _finish(target, rows, ATTRIBUTION["ljspeech"], _some(upstream, "README*"))
 
 
-def build_prompts(upstream: Path, target: Path) -> None:
-    """The two Debian packages of the prompts, sounds and texts -> `audio/NAME.flac` and the manifest."""
-    for package in _some(upstream, "asterisk-core-sounds-en*.deb"):
+def build_prompts(upstream: Path, target: Path, language: str = "en") -> None:
+    """The two Debian packages of a language's prompts, sounds and texts -> `audio/NAME.flac` and the manifest."""
+    for package in _some(upstream, f"asterisk-core-sounds-{language}*.deb"):
         unpack_deb(package, upstream / "unpacked")
-    sounds = upstream / "unpacked" / "usr/share/asterisk/sounds/en_US_f_Allison"
-    documents = upstream / "unpacked" / "usr/share/doc/asterisk-core-sounds-en"
+    [sounds] = _some(upstream / "unpacked" / "usr/share/asterisk/sounds", f"{language}_*")
+    documents = upstream / "unpacked" / f"usr/share/doc/asterisk-core-sounds-{language}"
+    speaker, credit = VOICES[language]
     rows = []
-    for name, text in prompt_texts(gzip.decompress((documents / "core-sounds-en.txt.gz").read_bytes()).decode("utf-8")):
+    listing = gzip.decompress((documents / f"core-sounds-{language}.txt.gz").read_bytes()).decode("utf-8-sig")
+    for name, text in prompt_texts(listing):
         sound = sounds / f"{name}.g722"
         if "[" not in text and sound.is_file():
             samples, path = read_g722(sound), f"audio/{name.replace('/', '_')}.flac"
             write_flac(target / path, [samples], RATE)
-            rows.append({"path": path, "dur": round(len(samples) / RATE, 3), "text": text, "speaker": "allison_smith"})
+            rows.append({"path": path, "dur": round(len(samples) / RATE, 3), "text": text, "speaker": speaker})
     rows.sort(key=lambda row: str(row["path"]))
-    _finish(target, rows, ATTRIBUTION["prompts"], [documents / "copyright"])
+    attribution = ATTRIBUTION["prompts"].format(credit=credit, language=language)
+    _finish(target, rows, attribution, [documents / "copyright"])
 
 
 def prompt_texts(listing: str) -> list[tuple[str, str]]:
@@ -232,6 +245,7 @@ def _finish(target: Path, rows: Iterable[Row], attribution: str, notices: Iterab
 
 
 PLAIN = {"an4": build_an4, "digits": build_digits, "ljspeech": build_ljspeech, "prompts": build_prompts}
+PLAIN |= {f"prompts-{language}": partial(build_prompts, language=language) for language in VOICES if language != "en"}
 
 
 def main() -> int:
