@@ -13,7 +13,7 @@ methods="initial ft fta ihr lwf lora"
 jobs=2
 parse_options "$@"
 settings=()
-if $quick; then scenario=pretrained_quick; settings=(scenario.initial.train.epochs=1 train.adapt.epochs=1); fi
+if $quick; then scenario=pretrained_quick; settings=(scenario.initial.train.epochs=1 train.adapt.epochs=1 evaluation.domains=seen); fi
 [ -n "$data_dir" ] || fail "--data_dir DIR is needed: the folder of the recorded corpora; local/download.sh DIR builds it"
 cd "$repository"
 get_model=(recipes/pretrained/local/get_model.sh "$exp/models/whisper-${model##*/}" "$model")

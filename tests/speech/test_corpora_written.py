@@ -192,16 +192,22 @@ def test_real_common_voice_is_decoded_from_mp3():
 
 
 def test_the_quick_scenario_is_made_of_the_real_recordings(tmp_path):
-    for name in ("ljspeech_sample", "s2i_coffee_16k", "asterisk_prompts_16k", "fsdd_8k"):
+    for name in ("ljspeech_sample", "s2i_coffee_16k", "asterisk_prompts_16k"):
         package(name)
     package("commonvoice_en_sample", "validated.tsv")
     chosen = ["scenario=pretrained_quick", "model=conformer_tiny"]
     typed = [*chosen, f"data_dir={DATA.resolve()}", f"exp={tmp_path}", "launcher.threads=1"]
     config = load_config([*typed, "scenario.commonvoice.dev=4", "scenario.commonvoice.test=6"])
     prepare_data(config)
-    names = ("general", "digits", "commonvoice", "voices")
+    names = ("general", "prompts", "commonvoice", "voices")
     stores = {name: FeatureStore(data_folder(config, name) / "features") for name in names}
     found = {name: tuple(len(store.rows(split)) for split in ("train", "dev", "test")) for name, store in stores.items()}
-    assert found == {"general": (16, 4, 6), "digits": (24, 4, 10), "commonvoice": (0, 4, 6), "voices": (0, 0, 7)}
+    assert found == {"general": (12, 4, 6), "prompts": (16, 4, 8), "commonvoice": (0, 4, 6), "voices": (0, 0, 7)}
     assert len({row["speaker"] for row in stores["general"].rows("test")}) == 6  # one reader: intervals resample utterances
     assert not list(config.home.glob("data/*/broken.tsv"))
+
+
+def test_every_domain_of_languages_is_told_its_language(tmp_path):
+    tree = load_config(["scenario=languages", f"data_dir={tmp_path}"]).tree
+    names = [entry["name"] for entry in (*tree["scenario"]["domains"], *tree["scenario"]["probes"])]
+    assert list(tree["model"]["language"]) == names == ["english", "spanish", "french", "italian", "russian"]
