@@ -7,7 +7,7 @@ only where their licence allows it), and refreshes what stands between `<!-- res
 README.md and recipes/accents/README.md; `accents_short` is the same with fewer columns, `accents_steps` and `accents_tuning` are
 what stages did to the weights and the searches for hyper-parameters; `accents_orders` is the table over orders of the domains,
 `accents_sizes` says what each domain adds to the first one's model, and `accents_tradeoff` is exp/accents/tradeoff.md, where
-tools/plot_tradeoff.py wrote one.
+tools/plot_tradeoff.py wrote one. The folder of a study (`asrcl study`) has its tables under their own names.
 """
 
 from __future__ import annotations
@@ -122,8 +122,24 @@ def machine(folder: Path) -> str:
     return f"Seeds {numbers}; {where['processor']}, accelerator {where['accelerator']}, torch {where['torch']}."
 
 
+def publish_study(folder: Path, recipe: Path) -> None:
+    """Copy the report and pictures of a study, and refresh its tables in the documents."""
+    target = recipe / "results" / folder.name
+    target.mkdir(parents=True, exist_ok=True)
+    for source in [folder / "RESULTS.md", *folder.glob("*.png")]:
+        shutil.copyfile(source, target / source.name)
+    found = read_json(folder / "results.json")
+    where = f"{found['environment']['processor']}, torch {found['environment']['torch']}; {found['seconds']:.0f} s."
+    for name, text in found["sections"].items():
+        for document in (REPOSITORY / "README.md", recipe / "README.md", *(REPOSITORY / "docs").glob("*.md")):
+            refresh(document, name, f"{text.strip()}\n\n{where}")
+
+
 def publish(folder: Path, recipe: Path, page: bool) -> None:
     """Copy report and pictures, with `page` also report.html, and refresh the documents."""
+    if "study" in (read_json(folder / "results.json") if (folder / "results.json").is_file() else {}):
+        publish_study(folder, recipe)
+        return
     if not (folder / "RESULTS.md").is_file():
         raise InputError(f"{folder}: no RESULTS.md; run asrcl report {folder} first")
     target = recipe / "results" / folder.name
