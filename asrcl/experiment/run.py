@@ -151,7 +151,7 @@ def configured_method(config: Config, name: str, **changes: Any) -> tuple[Config
     if typed := config.typed_over(own):
         logger.info("%s: %s as typed, not as in methods.%s.run", name, ", ".join(typed), name)
     built = build_method(options.pop("name"), **options)
-    built.label = label or (built.label if built.name == name else name)
+    built.label = label or (built.label if built.name == name or options.get("merge") else name)
     return config.changed(own, f"methods.{name}.run", keep_typed=True), built
 
 

@@ -1,6 +1,10 @@
 """Continual-learning methods: what each does beyond fine-tuning domain by domain; `asrcl.contract.method` is what they may do."""
 
-from asrcl.contract.method import Method, build_method, method_class, method_names, register
+from collections.abc import Mapping
+from typing import Any
+
+from asrcl.contract import method as _contract
+from asrcl.contract.method import Method, method_class, method_names, register
 from asrcl.contract.protocols import Learner
 from asrcl.contract.weights import Weights
 from asrcl.methods.average import FineTuningWithAveraging
@@ -13,6 +17,7 @@ from asrcl.methods.l2 import L2Regularisation
 from asrcl.methods.lora import LowRankAdaptation, LowRankAdaptationPerDomain
 from asrcl.methods.lwf import LearningWithoutForgetting
 from asrcl.methods.mas import MemoryAwareSynapses
+from asrcl.methods.merged import Merged
 from asrcl.methods.packnet import PackNet
 from asrcl.methods.references import FineTuning, Initial, Joint, Separate, Single
 from asrcl.methods.replay import ExperienceReplay
@@ -23,6 +28,7 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     "Learner",
     "Method",
     "Weights",
+    "Merged",
     "build_method",
     "method_class",
     "method_names",
@@ -52,3 +58,13 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     # methods with a memory
     "ExperienceReplay",
 ]
+
+
+def build_method(name: str, *, merge: str | Mapping[str, Any] | None = None, **options: Any) -> Method:
+    """Make a method from its name and options; with `merge`, every stage is merged with the weights before it (`Merged`).
+
+    Raises:
+        InputError: an unknown name or option; the message lists the known ones.
+    """
+    method = _contract.build_method(name, **options)
+    return method if merge is None else Merged(method, merge)

@@ -1,0 +1,145 @@
+"""Any training-time method with any merge behind it: `merge:` is an option of every method.
+
+    methods.ewc_ihr: {like: ewc, merge: {method: ihr, damping: 3.0}}
+    methods.ties: {like: ft, merge: {method: ties}}
+
+After every domain the weights before it and those that the method learned are merged, as `asrcl merge OLD NEW --method ...` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from asrcl.contract.method import Method, joined_state, parted_state
+from asrcl.contract.protocols import Domain, Learner
+from asrcl.contract.weights import Weights
+from asrcl.exceptions import InputError
+from asrcl.merge import MergeSpec, merge
+from asrcl.merge.path import STRAIGHT, check_path, damped
+from asrcl.merge.registry import find_method
+from asrcl.methods.carried import Carried
+from asrcl.state import StateDict
+
+COMMON: Final = ("task", "rest", "statistics", "layers", "budget")
+"""Options of every merge (`asrcl.merge.MergeSpec`); what they are not is an option of the merge method."""
+
+
+class Merged(Method):
+    """A method whose every stage is merged with the weights before it.
+
+    Args:
+        inner: the method that learns a domain; it must go on from its own last weights.
+        merge: the name of a merge method, or its options: `method`; `curvature`, of which earlier domains
+            (`asrcl.methods.carried`) where the method uses one; `base`, from which updates are counted: the "previous" stage's
+            weights, or the "initial" model's, so that what was merged so far is an update of its own (the default of opcm
+            alone); `path`, how less is taken where named domains are to be kept;
+            `task`, `rest`, `statistics`, `layers`, `budget` of `asrcl.merge.MergeSpec`; and the options of the method itself.
+            Methods that weigh the new domain too have its curvature estimated at the learned weights.
+
+    Raises:
+        InputError: an unknown merge method or option, or an inner method that starts every stage elsewhere or decodes domains
+            with models of their own, so that there is nothing to merge.
+    """
+
+    def __init__(self, inner: Method, merge: str | Mapping[str, Any]) -> None:
+        options: dict[str, Any] = {"method": merge} if isinstance(merge, str) else dict(merge)
+        if not inner.has_strength:
+            raise InputError(f"method {inner.name}: has models per domain, or none that goes on, so merge= has nothing to merge")
+        if "method" not in options:
+            raise InputError(f"method {inner.name}: merge={options} names no method; asrcl methods lists them")
+        kind = find_method(options.pop("method"))
+        self._inner = inner
+        self._carried = Carried(options.pop("curvature", "last"), "merge.curvature") if "blocks" in kind.context else None
+        self._weighs_new = "new_blocks" in kind.context
+        self.path = options.pop("path", STRAIGHT)
+        self.base = options.pop("base", "initial" if kind.name == "opcm" else "previous")  # which opcm cannot do without
+        if self.base not in ("previous", "initial"):
+            raise InputError(f"merge.base={self.base}: choose previous or initial")
+        common = {name: value for name, value in options.items() if name in COMMON}
+        knobs = {name: value for name, value in options.items() if name not in COMMON}
+        kind.check(knobs)
+        check_path(self.path, kind.name, common.get("rest"), "merge.path")
+        self._spec = MergeSpec(kind.name, knobs=knobs).changed(common)
+        self._spec.options(1)
+        self.name, self.role, self.kind = inner.name, inner.role, ""  # type: ignore[misc]
+        self.label = f"{inner.label} + {kind.name}"
+
+    @property
+    def trains_plainly(self) -> bool:
+        """As the inner method."""
+        return self._inner.trains_plainly
+
+    @property
+    def has_strength(self) -> bool:
+        """Always: the inner method was asked before."""
+        return True
+
+    def key(self) -> dict[str, Any]:
+        """Fine-tunes are the inner method's."""
+        return self._inner.key()
+
+    def state_dict(self) -> StateDict:
+        carried = {} if self._carried is None else self._carried.state_dict()
+        return joined_state({"method": self._inner.state_dict(), "terms": carried})
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        inner, terms = parted_state(self, state, "method", "terms")
+        self._inner.load_state_dict(inner)
+        if self._carried is not None:
+            self._carried.load_state_dict(terms)
+
+    def start_run(self, learner: Learner) -> None:
+        self._inner.start_run(learner)
+        if self._carried is not None:
+            self._carried.terms = []
+
+    def start_domain(self, learner: Learner, domain: Domain) -> None:
+        self._inner.start_domain(learner, domain)
+
+    def learn(self, learner: Learner, domain: Domain, old: Weights) -> Weights | None:
+        return self._inner.learn(learner, domain, old)
+
+    def merge_domain(self, learner: Learner, domain: Domain, old: Weights, new: Weights) -> Weights:
+        learned = Weights.of(self._inner.merge_domain(learner, domain, old, new))
+        if not self._ready:
+            return learned
+        return Weights(merge(old.state, learned.state, self._spec_for(learner, domain, learned)))
+
+    def at_strength(
+        self, learner: Learner, domain: Domain, old: Weights, new: Weights, merged: Weights, strength: float
+    ) -> Weights:
+        if self.path == STRAIGHT or not self._ready:
+            return super().at_strength(learner, domain, old, new, merged, strength)
+        learned = Weights.of(self._inner.merge_domain(learner, domain, old, new))
+        return Weights(merge(old.state, learned.state, damped(self._spec_for(learner, domain, learned), strength)))
+
+    @property
+    def _ready(self) -> bool:
+        """Whether there is all that the merge needs; before the first curvature there is nothing old to keep."""
+        return self._carried is None or bool(self._carried.terms)
+
+    def _spec_for(self, learner: Learner, domain: Domain, learned: Weights) -> MergeSpec:
+        given: dict[str, Any] = {"task": self._spec.task or learner.stage}
+        if self.base == "initial":
+            given["base"] = learner.initial.state
+        if self._carried is not None:
+            given["curvature"] = self._carried.terms
+        if self._weighs_new:
+            given["new_curvature"] = learner.estimate_curvature(learned, domain, "kron")
+        return self._spec.changed(given)
+
+    def end_domain(self, learner: Learner, domain: Domain, old: Weights | None, new: Weights) -> Weights:
+        end = Weights.of(self._inner.end_domain(learner, domain, old, new))
+        if self._carried is not None:
+            self._carried.add(learner, domain, end)
+        return end
+
+    def parameters(self, learner: Learner) -> int:
+        return self._inner.parameters(learner)
+
+    def write(self, folder: Path) -> None:
+        self._inner.write(folder)

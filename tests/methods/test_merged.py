@@ -1,0 +1,93 @@
+"""Any method with any merge behind it."""
+
+import pytest
+import torch
+
+from asrcl.adapt import fingerprint, run_stages
+from asrcl.exceptions import InputError
+from asrcl.merge import merge, methods
+from asrcl.methods import Merged, build_method
+from asrcl.testing import tiny_learner, tiny_scenario
+
+
+@pytest.fixture(scope="module")
+def learner(tmp_path_factory):
+    """One cache for all tests: fine-tunes and curvatures are shared."""
+    return tiny_learner(tmp_path_factory.mktemp("merged"), tiny_scenario())
+
+
+def states(learner, method):
+    return [stage.models[0] for stage in run_stages(learner, method, None)]
+
+
+@pytest.mark.parametrize(
+    ("alone", "options"),
+    [
+        ({"name": "ihr", "damping": 0.1, "rest": 0.5}, {"method": "ihr", "damping": 0.1, "rest": 0.5}),
+        ({"name": "ihr", "curvature": "sum"}, {"method": "ihr", "damping": 3.0, "curvature": "sum"}),
+        ({"name": "laplace"}, "laplace"),
+        ({"name": "fta"}, "average"),
+        ({"name": "fta", "strength": 0.3}, {"method": "interpolate", "strength": 0.3}),
+    ],
+)
+def test_plain_fine_tuning_with_a_merge_is_the_method_of_that_merge(learner, alone, options):
+    wanted = states(learner, build_method(**alone))
+    found = states(learner, build_method("ft", merge=options))
+    assert [fingerprint(model) for model in found] == [fingerprint(model) for model in wanted]
+
+
+def test_another_method_is_trained_as_it_is_and_merged_after_every_domain(learner):
+    found = states(learner, build_method("ewc", strength=100.0, merge={"method": "interpolate", "strength": 0.25}))
+    first = states(learner, build_method("ewc", strength=100.0))
+    start = learner.scenario.initial
+    wanted = merge(start.state, first[1].state, "interpolate", strength=0.25)
+    assert fingerprint(found[1]) == fingerprint(wanted)
+    assert fingerprint(found[2]) != fingerprint(first[2])
+
+
+@pytest.mark.parametrize("name", sorted(methods().keys() - {"keep"}))
+def test_every_merge_method_goes_through_a_run(learner, name):
+    models = states(learner, build_method("ft", merge=name))
+    assert all(torch.isfinite(value).all() for value in models[-1].values())
+    assert fingerprint(models[-1]) != fingerprint(models[0])
+
+
+def test_updates_may_be_counted_from_the_initial_model(learner):
+    found = states(learner, build_method("ft", merge={"method": "task_arithmetic", "base": "initial", "strength": 0.5}))
+    start, domains = learner.scenario.initial, learner.scenario.domains
+    new = learner.fine_tune(found[1], domains[2], build_method("ft"))
+    wanted = merge(found[1].state, new.state, "task_arithmetic", base=start.state, task=3, strength=0.5)
+    assert fingerprint(found[2]) == fingerprint(wanted)
+
+
+def test_the_state_is_that_of_the_method_and_the_curvature(learner):
+    method = build_method("ewc", merge="ihr")
+    states(learner, method)
+    again = build_method("ewc", merge="ihr")
+    again.load_state_dict(method.state_dict())
+    assert fingerprint(again.state_dict()) == fingerprint(method.state_dict())
+    assert {name.partition(".")[0] for name in method.state_dict()} == {"method", "terms"}
+    assert method.label == "EWC + ihr" and method.key() == build_method("ewc").key()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "named"),
+    [
+        ("ft", "ihrr", "there is no merge method 'ihrr'"),
+        ("ft", {"damping": 1.0}, "names no method"),
+        ("ft", {"method": "ihr", "dampning": 1.0}, r"no option dampning \(did you mean damping"),
+        ("ft", {"method": "ihr", "curvature": "latest"}, "merge.curvature=latest: choose last, sum, running or first"),
+        ("ft", {"method": "average", "path": "damping"}, "merge.path=damping"),
+        ("ft", {"method": "ties", "base": "first"}, "merge.base=first: choose previous or initial"),
+        ("ft", {"method": "average", "rest": 0.5}, "rest=0.5 would have no effect"),
+        ("separate", "average", "nothing to merge"),
+        ("lora_per_domain", "average", "nothing to merge"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused_before_any_training(name, options, named):
+    with pytest.raises(InputError, match=named):
+        build_method(name, merge=options)
+
+
+def test_the_class_is_public():
+    assert isinstance(build_method("ft", merge="average"), Merged)
