@@ -173,6 +173,11 @@ class Learner(Protocol):
         """The domains from the first to the current one. Those before the current one are for memories and upper bounds alone."""
         ...
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the current stage did, for `results.json`; a method may add JSON values under names of its own."""
+        ...
+
     def to_come(self, domain: Domain) -> bool:
         """Whether a domain is one of the run's that no stage so far has learned; False for a probe."""
         ...

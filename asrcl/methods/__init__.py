@@ -9,8 +9,10 @@ from asrcl.contract.protocols import Learner
 from asrcl.contract.weights import Weights
 from asrcl.methods.average import FineTuningWithAveraging
 from asrcl.methods.ewc import ElasticWeightConsolidation
+from asrcl.methods.frozen import FrozenTraining
 from asrcl.methods.gpm import GradientProjectionMemory
 from asrcl.methods.halrp import HessianAwareLowRankPerturbation
+from asrcl.methods.hybrid import HybridUpdate
 from asrcl.methods.ihr import InverseHessianRegularization, LaplaceMerge
 from asrcl.methods.kfac_ewc import KroneckerEWC
 from asrcl.methods.l2 import L2Regularisation
@@ -42,7 +44,9 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     # methods that keep no data
     "ElasticWeightConsolidation",
     "FineTuningWithAveraging",
+    "FrozenTraining",
     "GradientProjectionMemory",
+    "HybridUpdate",
     "InverseHessianRegularization",
     "KroneckerEWC",
     "L2Regularisation",

@@ -28,6 +28,7 @@ from asrcl.contract.protocols import Domain, Learner
 from asrcl.contract.weights import Weights
 from asrcl.curvature import KroneckerBlock
 from asrcl.exceptions import InputError
+from asrcl.methods.frozen import hold_statistics
 from asrcl.methods.spaces import Place, Spaces, extended, outside, spaces_of_state, spaces_state
 from asrcl.state import StateDict
 
@@ -82,7 +83,7 @@ class GradientProjectionMemory(Method):
         if self._spaces and self.rest == "freeze":
             for module in model.modules():
                 if getattr(module, "running_mean", None) is not None:  # training puts all modules into training mode
-                    module.register_forward_pre_hook(_in_evaluation)
+                    hold_statistics(module)
         return model
 
     def end_domain(self, learner: Learner, domain: Domain, old: Weights | None, new: Weights) -> Weights:
@@ -124,7 +125,3 @@ class GradientProjectionMemory(Method):
         named = [(name, parameter, by_name.get(name, {})) for name, parameter in model.named_parameters()]
         freeze = bool(self._spaces) and self.rest == "freeze"
         return [entry for entry in named if entry[0] not in self._own and (entry[2] or freeze)]
-
-
-def _in_evaluation(module: nn.Module, inputs: tuple[object, ...]) -> None:
-    module.eval()

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STUDIES: Final[dict[str, str]] = {
+    "update_magnitude": "asrcl.studies.update_magnitude:UpdateMagnitude",
 }
 """Name of a study -> "module:class"."""
 

@@ -47,6 +47,8 @@ METHODS = {
     "l2": lambda: build_method("l2", strength=1.0),
     "gpm": lambda: build_method("gpm", energy=0.8),
     "packnet": lambda: build_method("packnet"),
+    "frozen": lambda: build_method("frozen"),
+    "hybrid": lambda: build_method("hybrid", reference="end"),
     "kfac_ewc": lambda: build_method("kfac_ewc", strength=10.0),
     "kfac_ewc online": lambda: build_method("kfac_ewc", strength=10.0, mode="online"),
     "lwf": lambda: build_method("lwf"),
@@ -56,7 +58,7 @@ METHODS = {
     "lora_per_domain": lambda: build_method("lora_per_domain", rank=2),
     "halrp": lambda: build_method("halrp", private=[], growth_bound=0.5, importance="trace"),
 }
-STATELESS = ("lora", "lwf")
+STATELESS = ("lora", "lwf", "frozen")
 
 
 def scenario(task=None):

@@ -1,6 +1,7 @@
 """Expected forgetting and excess risk of frozen and initialised training in the linear two-part model.
 
-The model of Ju, Lin, Squillante, Liang and Shroff (arXiv 2306.04901), which He, Bai and Yang (arXiv 2602.20796) take over: task k has
+The model of Ju, Lin, Squillante, Liang and Shroff (arXiv 2306.04901), which He, Bai and Yang (arXiv 2602.20796) take over: task k
+has
 
     y = X u_k + Z q_k + noise,    X `[n, p]` shared and Z `[n, p2]` task-specific features, all independent and standard normal.
 
@@ -13,7 +14,8 @@ start that lies outside of n random directions:
     n < m - 1    |w - w'|² = (1 - n/m) |start - w'|² + (n/m) |w* - w'|² + n (noise² + b) / (m - n - 1),   for any w'
 
 where w* is the truth and b the squared error of what is held fixed, which acts as noise of its own. Between the two the
-expectation does not exist. The expectations here are over both tasks, a truth w1* of random direction and shifts of random direction.
+expectation does not exist. The expectations here are over both tasks, a truth w1* of random direction and shifts of random
+direction.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import Final
 from asrcl.exceptions import InputError
 
 QUANTITIES: Final = ("frozen_forgetting", "initialised_forgetting", "frozen_excess", "initialised_excess")
-"""Forgetting: the increase of task 1's risk by learning task 2; excess: risk of task 2 above the noise. Of both kinds of training."""
+"""Of both kinds of training: forgetting, how much task 2 adds to task 1's risk; excess, the risk of task 2 above the noise."""
 MARGIN: Final = 5
 """Sizes nearer to interpolation than this are refused: the variance over draws grows without bound."""
 
@@ -79,7 +81,7 @@ def first_errors(tasks: TwoTasks) -> tuple[float, float]:
 
 
 def expected(tasks: TwoTasks) -> dict[str, float]:
-    """`QUANTITIES` in expectation (update magnitude note 1.2; frozen: Theorem 1 of arXiv 2306.04901 with its option A)."""
+    """`QUANTITIES` in expectation (the setting of theorem IV.4 of arXiv 2602.20796)."""
     shared, specific = first_errors(tasks)
     apart_u, apart_q, noise = tasks.distance_shared, tasks.distance_specific, tasks.noise**2
     held = apart_u + shared  # b: task 2 sees the error of the frozen part as noise
@@ -138,7 +140,7 @@ class Frontier:
 
 
 def frontier(tasks: TwoTasks, quantity: str) -> Frontier:
-    """The critical distance for "forgetting" or "excess" with both distances equal; exact, for all quantities are affine in d²."""
+    """The frontier for "forgetting" or "excess" with both distances equal; exact, since all quantities are affine in d²."""
 
     def difference(squared: float) -> float:
         found = expected(replace(tasks, distance_shared=squared, distance_specific=squared))

@@ -40,7 +40,7 @@ class Cell:
 
     @property
     def distance(self) -> float:
-        """d of both parts, or of the task-specific one where that alone moves."""
+        """The distance d of both parts, or of the task-specific one where that alone moves."""
         return float(self.tasks.distance_specific**0.5)
 
     def expected_advantage(self, criterion: str) -> float:

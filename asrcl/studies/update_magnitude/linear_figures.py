@@ -23,7 +23,7 @@ LEVELS: Final = (-1.0, 1.0)
 
 
 def map_figure(maps: Sequence[Sequence[Cell]]) -> Figure:
-    """One column for each n1, one row for each criterion: who wins in every simulated cell, and the frontier of the closed form."""
+    """One column for each n1, one row for each criterion: which is better in every simulated cell, and the closed frontier."""
     figure = new_figure(1.2 + 4.6 * len(maps), 6.6)
     axes = figure.subplots(len(CRITERIA), len(maps), squeeze=False, sharex=True, sharey=True)
     for column, cells in enumerate(maps):

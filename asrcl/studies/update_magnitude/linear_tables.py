@@ -93,7 +93,8 @@ def frontier_table(records: Sequence[dict[str, Any]], cells: Sequence[Cell]) -> 
         criterion, inside = record["criterion"], [cell for cell in cells if _belongs(cell, record)]
         same = sum(cell.advantage[criterion] * cell.expected_advantage(criterion) > 0 for cell in inside)
         agreed = f"{same} of {len(inside)}" if inside else NONE
-        rows.append([str(record["first"]), WORDS[criterion], f"{record['from']} – {record['to']}", words[record["kind"]], span, agreed])
+        where = [f"{record['from']} – {record['to']}", words[record["kind"]], span]
+        rows.append([str(record["first"]), WORDS[criterion], *where, agreed])
     return plain(["n1", "criterion", "n2", "frozen is better", "critical distance", "simulated cells that agree"], rows)
 
 

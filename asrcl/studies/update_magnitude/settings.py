@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+from asrcl.adapt import TrainConfig
 from asrcl.exceptions import InputError
 from asrcl.studies.study import Outcome
-from asrcl.studies.update_magnitude import linear_figures, linear_tables
+from asrcl.studies.update_magnitude import linear_figures, linear_tables, network_report
 from asrcl.studies.update_magnitude.closed_form import MARGIN, TwoTasks
 from asrcl.studies.update_magnitude.linear import distance_map, specific_sweep
+from asrcl.studies.update_magnitude.networks import MIXED, PIXELS, REFERENCES, Sizes, run_sequence
 
-logger = logging.getLogger(__name__)
+NEVER: Final = {"threshold": 1.0}  # a hybrid update that always trains everything: its similarities along plain fine-tuning
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,14 @@ class UpdateMagnitude:
         sweep_distances: d of the task-specific truths; the shared ones are equal.
         sweep_draws: draws of every point.
         seed: of the linear part.
+        network_seeds: sequences of every kind, each with permutations, images and initial weights of its own; 0 leaves the
+            networks out.
+        tasks: of a sequence.
+        train_images: of a task.
+        pixels: how many of 64 pixels a task permutes, a kind of sequence each, fewest first.
+        widths: of the hidden layers, a block each.
+        epochs, learning_rate, momentum: of plain stochastic gradient descent, for every task.
+        threshold: of the hybrid update.
     """
 
     shared: int = 100
@@ -47,10 +56,21 @@ class UpdateMagnitude:
     sweep_distances: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0)
     sweep_draws: int = 200
     seed: int = 1
+    network_seeds: int = 5
+    tasks: int = 6
+    train_images: int = 300
+    pixels: tuple[int, ...] = (4, 16, 32, 64)
+    widths: tuple[int, ...] = (64, 64, 64)
+    epochs: int = 20
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    threshold: float = 0.3
 
     def __post_init__(self) -> None:
         if min(self.draws, self.sweep_draws) < 2:
             raise InputError("study: draws and sweep_draws must be at least 2, for a standard error")
+        if self.network_seeds < 0 or self.tasks < 2 or not self.pixels or not all(1 < count <= PIXELS for count in self.pixels):
+            raise InputError(f"study: network_seeds must not be negative, tasks at least 2, pixels from 2 to {PIXELS}")
         for name, part, whole in (
             ("table_second", self.table_second, self.second), ("table_distances", self.table_distances, self.distances)
         ):  # fmt: skip
@@ -59,7 +79,14 @@ class UpdateMagnitude:
 
     def run(self) -> Outcome:
         """The linear model, then the networks."""
-        return self._linear()
+        linear = self._linear()
+        if not self.network_seeds:
+            return linear
+        networks = self._networks()
+        return Outcome(
+            {**linear.tables, **networks.tables}, {**linear.captions, **networks.captions},
+            {**linear.figures, **networks.figures}, {**linear.numbers, **networks.numbers},
+        )  # fmt: skip
 
     def _linear(self) -> Outcome:
         base = TwoTasks(shared=self.shared, specific=self.specific, noise=self.noise, first=max(self.first), second=10**6)
@@ -93,12 +120,47 @@ class UpdateMagnitude:
     def _captions(self) -> dict[str, str]:
         sizes = f"p = {self.shared} shared numbers, noise {self.noise:g}"
         return {
-            "update_magnitude": f"Linear model, {sizes}, p2 = {self.specific}, n1 = {self.first[0]}: closed form, and in brackets "
-            f"the mean of {self.draws} draws ± its standard error; d is the distance of both parts, risk 2 the excess risk on task 2.",
-            "update_magnitude_agreement": "All simulated cells (maps and sweeps) against the closed form, by the number of task 2's "
-            "samples; s.e.: standard error of the simulated mean.",
+            "update_magnitude": f"Linear model, {sizes}, p2 = {self.specific}, n1 = {self.first[0]}: closed form, in brackets "
+            f"the mean of {self.draws} draws ± its standard error; d: distance of both parts, risk 2: excess risk on task 2.",
+            "update_magnitude_agreement": "All simulated cells (maps and sweeps) against the closed form, by whether task 2 has "
+            "more or fewer samples than parameters; s.e.: standard error of the simulated mean.",
             "update_magnitude_map": f"Where frozen training is better than initialised, by closed form for every n2 from "
             f"{max(self.specific + MARGIN, min(self.second))} to {max(self.second)} that is {MARGIN} away from interpolation.",
             "update_magnitude_peak": f"Forgetting of task 1 against the number p2 of task-specific parameters ({sizes}, "
             f"n1 = {max(self.first)}, equal shared truths), means of {self.sweep_draws} draws.",
         }
+
+    def _networks(self) -> Outcome:
+        train = TrainConfig(epochs=self.epochs, optimizer="sgd", learning_rate=self.learning_rate, momentum=self.momentum,
+                            gradient_clip=0.0, average_best=1)  # fmt: skip
+        sizes = Sizes(self.tasks, self.train_images, self.widths, train)
+        training: dict[str, tuple[str, dict[str, Any]]] = {
+            "head alone": ("frozen", {"blocks": 0}),
+            "frozen": ("frozen", {"blocks": 1}),
+            **{f"last {blocks} blocks": ("frozen", {"blocks": blocks}) for blocks in range(2, len(self.widths))},
+            "initialised": ("ft", {}),
+            "hybrid": ("hybrid", {"threshold": self.threshold}),
+        }
+        references = {name: ("hybrid", {**options, **NEVER}) for name, options in REFERENCES.items()}
+        kinds = [str(count) for count in self.pixels]
+        similar, dissimilar = kinds[0], kinds[-1]
+        runs: list[dict[str, Any]] = []
+        compared: list[dict[str, Any]] = []
+        for kind in (*kinds, MIXED):
+            methods = training | (references if kind in (similar, dissimilar) else {})
+            for seed in range(1, self.network_seeds + 1):
+                for record in run_sequence(kind, sizes, seed, methods):
+                    (compared if record["method"] in references else runs).append(record)
+        tables = {
+            "update_magnitude_networks": network_report.networks_table(runs),
+            "update_magnitude_cosines": network_report.cosine_table(compared, similar, dissimilar),
+        }
+        captions = {
+            "update_magnitude_networks": f"Networks with {len(self.widths)} blocks on sequences of {self.tasks} digit tasks, "
+            f"{self.train_images} images each; in %, mean ± s.d. of {self.network_seeds} seeds. frozen: the last block and the "
+            "head are trained; forgetting: against the accuracy when a task was learned, (max): against its best until then.",
+            "update_magnitude_cosines": "Similarity of consecutive tasks by what is compared, along plain fine-tuning, mean ± "
+            f"s.d. over tasks and {self.network_seeds} seeds; told apart: how often a similar pair has the larger value.",
+        }
+        figures = {"networks": network_report.networks_figure(runs, self.threshold)}
+        return Outcome(tables, captions, figures, {"networks": runs, "cosines": compared})
