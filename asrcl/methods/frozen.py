@@ -6,7 +6,9 @@ better. The paper's "update magnitude" is how many parameters may move, not how 
 
 Blocks are what a model repeats: the first number in a parameter's name ends the name of its block (`encoder.layers.3`,
 `trunk.layer1.0`, `trunk.4`); what has no number is a block by its module (`trunk.conv1`). Blocks without a matrix (a norm) join
-the one before them. Other blocks can be given as globs. A head is no block: it is always trained.
+the one before them. They are counted in the order in which a forward pass comes to them, which is not always that of the names:
+SpeechBrain's Conformer lists its layers before its embeddings. Other blocks can be given as globs. A head is no block: it is
+always trained.
 
 Frozen parameters are not given to the optimiser, so that neither momentum nor weight decay moves them, and batch normalisation
 outside of what is trained is in evaluation mode, so that its statistics stay: what is frozen is the same to the bit.
@@ -14,15 +16,16 @@ outside of what is trained is in evaluation mode, so that its statistics stay: w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import filter as matching
 from typing import Final
 
+import torch
 from torch import Tensor, nn
 
 from asrcl.contract.method import Method, register
-from asrcl.contract.protocols import Domain, Learner
+from asrcl.contract.protocols import Batch, Domain, Learner
 from asrcl.contract.weights import Weights
 from asrcl.exceptions import InputError
 from asrcl.methods.references import FineTuning
@@ -70,6 +73,8 @@ class FrozenTraining(Method):
     def wrap(self, learner: Learner, model: nn.Module) -> nn.Module:
         heads = heads_of(model, self.heads, learner.private(learner.domains[-1]))
         blocks = blocks_of(model, heads, self.groups)
+        if self.groups is None:
+            blocks = in_forward_order(blocks, model, lambda: learner.task.outputs(model, _first_batch(learner)))
         chosen = blocks if self.blocks is None else blocks[max(0, len(blocks) - self.blocks) :]
         hold_all_but(model, heads.union(*(block.entries for block in chosen)))
         if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -101,7 +106,7 @@ def heads_of(model: nn.Module, globs: Sequence[str], private: Set[str] = frozens
 
 
 def blocks_of(model: nn.Module, heads: Set[str] = frozenset(), groups: Sequence[str] | None = None) -> list[Block]:
-    """The blocks of a model without its heads, in the order in which it lists its modules.
+    """The blocks of a model without its heads, in the order in which it lists its modules, or in that of the globs.
 
     Args:
         model: a plain one.
@@ -118,16 +123,59 @@ def blocks_of(model: nn.Module, heads: Set[str] = frozenset(), groups: Sequence[
             block = _block(path, name) if groups is None else next((glob for glob in groups if matching([name], glob)), None)
             if block is not None:
                 found.setdefault(block, set()).add(name)
-                solid |= {block} if value.ndim > 1 else set()
+                solid |= {block} if isinstance(value, nn.Parameter) and value.ndim > 1 else set()
     if empty := [glob for glob, entries in found.items() if not entries]:
         raise InputError(f"method.groups={empty[0]}: chooses no parameter; {_some([name for _, name, _ in _entries(model)])}")
     joined: list[Block] = []
+    leading: set[str] = set()
     for block, entries in found.items():
-        if block in solid or not joined:
-            joined.append(Block(block, frozenset(entries)))
-        else:
+        if block in solid:
+            joined.append(Block(block, frozenset(entries | leading)))
+            leading = set()
+        elif joined:
             joined[-1] = Block(joined[-1].name, joined[-1].entries | entries)
+        else:
+            leading |= entries
     return joined
+
+
+def in_forward_order(blocks: Sequence[Block], model: nn.Module, forward: Callable[[], object]) -> list[Block]:
+    """Blocks in the order in which a forward pass, in evaluation mode, first calls one of their modules.
+
+    One whose modules are never called, because the weights are read by others, stays behind its neighbour.
+    """
+    place = {name: number for number, block in enumerate(blocks) for name in block.entries}
+    called: dict[int, int] = {}
+    hooks = []
+    for path, module in model.named_modules():
+        own = {place[name] for name in _own_names(path, module) if name in place}
+        if own:
+
+            def note(module: nn.Module, inputs: object, own: int = min(own)) -> None:
+                called.setdefault(own, len(called))
+
+            hooks.append(module.register_forward_pre_hook(note))
+    model.eval()
+    try:
+        with torch.no_grad():
+            forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    keys: list[int] = []
+    for number in range(len(blocks)):
+        keys.append(called.get(number, keys[-1] if keys else -1))
+    return [blocks[number] for number in sorted(range(len(blocks)), key=keys.__getitem__)]
+
+
+def _first_batch(learner: Learner) -> Batch:
+    return next(iter(learner.domains[-1].batches("train", shuffle=False, seed=0))).to(learner.device)
+
+
+def _own_names(path: str, module: nn.Module) -> list[str]:
+    """Full names of the parameters and buffers that a module itself has."""
+    own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    return [f"{path}.{name}".lstrip(".") for name, _ in own]
 
 
 def hold_all_but(model: nn.Module, trained: Set[str]) -> None:

@@ -9,7 +9,7 @@ from asrcl.adapt import Scenario, TrainConfig, run_stages
 from asrcl.exceptions import InputError
 from asrcl.images.models import build_classifier
 from asrcl.methods import build_method
-from asrcl.methods.frozen import blocks_of, heads_of
+from asrcl.methods.frozen import Block, blocks_of, heads_of, in_forward_order
 from asrcl.testing import ClassificationTask, blob_domain, tiny_learner, tiny_scenario
 
 DECAYING = TrainConfig(epochs=4, optimizer="adamw", learning_rate=0.03, weight_decay=0.1, average_best=3)
@@ -106,6 +106,10 @@ def test_modules_without_a_number_are_blocks_and_what_is_tied_has_one():
     model.output.weight = model.embedding.weight
     blocks = {block.name: block.entries for block in blocks_of(model)}
     assert list(blocks) == ["embedding", "attention", "attention.out_proj", "convolution"]
+    backwards = [Block(name, blocks[name]) for name in reversed(blocks)]
+    in_order = in_forward_order(backwards, model, lambda: model(torch.tensor([[1, 2, 3, 4]])))
+    assert [block.name for block in in_order if block.name != "attention.out_proj"] == ["embedding", "attention", "convolution"]
+    assert not model.training and not model.norm._forward_pre_hooks
     assert blocks["embedding"] == {"embedding.weight"} and "norm.running_var" in blocks["convolution"]
 
 
@@ -128,3 +132,20 @@ def test_groups_choose_other_blocks(tmp_path):
 def test_what_does_not_fit_is_named(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         list(run_stages(tiny_learner(tmp_path, tiny_scenario(2)), build_method("frozen", **options), None))
+
+
+def test_blocks_of_a_conformer_are_counted_as_it_computes():
+    """Its modules list the encoder before what feeds it, and the decoder before its embedding."""
+    from asrcl.speech.model import ConformerASR
+
+    sizes = {"width": 16, "heads": 2, "encoder_layers": 2, "decoder_layers": 1, "feed_forward": 16, "kernel": 3}
+    model = ConformerASR(8, 20, **sizes)
+    heads = heads_of(model, ("heads.*", "*_head.*"))
+    assert {name.partition(".")[0] for name in heads} == {"ctc_head", "attention_head"}
+
+    def forward():
+        return model.logits(torch.zeros(1, 8, 8), torch.tensor([8]), torch.tensor([[1, 2]]))
+
+    names = [block.name.removeprefix("transformer.") for block in in_forward_order(blocks_of(model, heads), model, forward)]
+    encoder = ["custom_src_module.layers.0", "encoder.layers.0", "encoder.layers.1"]
+    assert names == [*encoder, "custom_tgt_module.layers.0", "decoder.layers.0"]

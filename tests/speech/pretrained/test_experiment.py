@@ -27,11 +27,11 @@ def test_whisper_goes_through_a_whole_experiment(tones, tmp_path, whisper_folder
     config = configure(tones, tmp_path / "exp", whisper_folder)
     prepare(config)
     run.train_all(config, [1])
-    run.adapt_all(config, ["ft", "ihr", "lora"], [1], decode=True)
+    run.adapt_all(config, ["ft", "ihr", "lora", "frozen", "hybrid"], [1], decode=True)
     stored = load_file(whisper_folder / "model.safetensors")
     initial = run.build_scenario(config, 1).initial
     assert all(torch.equal(initial[name], stored[name]) for name in stored)  # taken as it is
-    for method in ("ft", "ihr", "lora"):
+    for method in ("ft", "ihr", "lora", "frozen", "hybrid"):
         result = RunResult.load(config.home / method / "1" / "results.json")
         assert result.config["model"] == {"kind": "pretrained", "pretrained": str(whisper_folder), "context": None}
         assert all(count is not None for row in result.errors for count in row)
