@@ -17,10 +17,13 @@ import pytest
 
 from asrcl.experiment.config import load_config
 from asrcl.files import read_json
+from asrcl.studies.study import study_of
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("ASRCL_DATA", ROOT / ".." / "shared" / "data"))
-RECIPES = sorted(path.parent.name for path in (ROOT / "recipes").glob("*/run.sh"))
+SCRIPTS = sorted((ROOT / "recipes").glob("*/run.sh"))
+STUDIES = [path.parent.name for path in SCRIPTS if "common/study.sh" in path.read_text()]
+RECIPES = [path.parent.name for path in SCRIPTS if path.parent.name not in STUDIES]
 NEED_DATA = [name for name in RECIPES if not name.startswith("accents") and name != "images"]
 METHODS = ["initial", "ft", "fta", "ewc", "ihr"]
 ONE_THREAD = "launcher.threads=1"  # several would wait for each other where tests run side by side
@@ -65,6 +68,17 @@ def test_every_recipe_has_help(recipe, option):
     assert done.returncode == 0 and done.stderr == ""
     assert f"recipes/{recipe}/run.sh" in done.stdout
     assert all(word in done.stdout for word in ("--stage", "--methods", "--seeds", "--ngpu", "--quick", "--dry_run"))
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_studies_have_help_and_refuse_what_they_do_not_know(study):
+    done = run(study, "--help")
+    assert done.returncode == 0 and done.stderr == ""
+    assert all(word in done.stdout for word in (f"recipes/{study}/run.sh", "--full", "--quick", "--out", f"docs/{study}.md"))
+    assert "--fast: no such option" in refusal(study, "--fast")
+    assert "seeds: neither" in refusal(study, "seeds")
+    for size in ("", "_full"):
+        assert study_of(f"{study}{size}", ["seeds=2"]).seeds == 2
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -181,13 +181,13 @@ def test_how_often_similar_tasks_have_the_larger_value():
 )
 def test_bad_settings_are_named(override, named):
     with pytest.raises(InputError, match=named):
-        study_of("update_magnitude", ["draws=2", "network_seeds=0", override]).run()
+        study_of("update_magnitude", ["draws=2", "seeds=0", override]).run()
 
 
 def test_the_study_from_end_to_end(tmp_path):
     linear = ["draws=6", "sweep_draws=3", "second=[30,60]", "table_second=[30]", "distances=[0.0,1.0]", "table_distances=[0.0]"]
     sweep = ["sweep_specific=[5,60]", "sweep_second=[50]", "sweep_distances=[0.0]", "first=[500]"]
-    networks = ["network_seeds=1", "tasks=2", "pixels=[4,64]", "epochs=1", "widths=[8,8]", "train_images=64"]
+    networks = ["seeds=1", "tasks=2", "pixels=[4,64]", "epochs=1", "widths=[8,8]", "train_images=64"]
     shown = run_study("update_magnitude", tmp_path, [*linear, *sweep, *networks])
     assert "pairs of similar tasks" in shown and "fixed: fresh weights, one head (default)" in shown
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -199,7 +199,7 @@ def test_the_study_from_end_to_end(tmp_path):
 @pytest.mark.timeout(1800)
 def test_what_the_study_finds():
     """Closed forms, peak, what freezing costs and saves, allocation, cosines; not that the hybrid is best, which it is not."""
-    outcome = study_of("update_magnitude", ["network_seeds=3", "pixels=[4,64]", "draws=1000"]).run()
+    outcome = study_of("update_magnitude", ["seeds=3", "pixels=[4,64]", "draws=1000"]).run()
     for record in outcome.numbers["agreement"]:
         assert record["within"] > 0.85 and record["root_mean_square"] < 1.4 and record["largest"] < 5
     for samples in (50, 150):

@@ -1,16 +1,19 @@
 """Hybrid update: the similarity of two domains, and that it decides what is trained and nothing else."""
 
+from functools import partial
+
 import pytest
 import torch
 from image_cases import configured
+from torch import nn
 
-from asrcl.adapt import run_stages
+from asrcl.adapt import Scenario, run_stages
 from asrcl.exceptions import InputError
 from asrcl.experiment.registry import benchmark_of
 from asrcl.experiment.run import learner_of
 from asrcl.methods import build_method
 from asrcl.methods.hybrid import agreement
-from asrcl.testing import blob_domain, tiny_learner, tiny_scenario
+from asrcl.testing import ClassificationTask, blob_domain, tiny_learner, tiny_scenario
 
 REFERENCES = ["fixed", "start", "end", "update"]
 
@@ -95,6 +98,19 @@ def with_heads(folder, domains):
     learner = learner_of(config, scenario, 1)
     scenario.initial = learner.fresh
     return learner
+
+
+def test_batch_statistics_are_not_used_so_that_the_direction_does_not_depend_on_batches(tmp_path):
+    torch.manual_seed(0)
+    build = partial(nn.Sequential, nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4))
+    found = []
+    for size in (8, 64):
+        domains = [blob_domain("a", batch_size=size), blob_domain("b", 1, 1.0, batch_size=size)]
+        learner = tiny_learner(tmp_path, Scenario("normed", domains, ClassificationTask(), build, build().state_dict()))
+        found.append(direction(learner, domains[1], point="initial"))
+    assert found[0].keys() == {"0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias"}
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name])
 
 
 def test_one_head_for_all_domains_takes_the_noise_of_random_heads_away(tmp_path):

@@ -32,7 +32,7 @@ class UpdateMagnitude:
         sweep_distances: d of the task-specific truths; the shared ones are equal.
         sweep_draws: draws of every point.
         seed: of the linear part.
-        network_seeds: sequences of every kind, each with permutations, images and initial weights of its own; 0 leaves the
+        seeds: sequences of every kind, each with permutations, images and initial weights of its own; 0 leaves the
             networks out.
         tasks: of a sequence.
         train_images: of a task.
@@ -56,7 +56,7 @@ class UpdateMagnitude:
     sweep_distances: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0)
     sweep_draws: int = 200
     seed: int = 1
-    network_seeds: int = 5
+    seeds: int = 5
     tasks: int = 6
     train_images: int = 300
     pixels: tuple[int, ...] = (4, 16, 32, 64)
@@ -69,8 +69,8 @@ class UpdateMagnitude:
     def __post_init__(self) -> None:
         if min(self.draws, self.sweep_draws) < 2:
             raise InputError("study: draws and sweep_draws must be at least 2, for a standard error")
-        if self.network_seeds < 0 or self.tasks < 2 or not self.pixels or not all(1 < count <= PIXELS for count in self.pixels):
-            raise InputError(f"study: network_seeds must not be negative, tasks at least 2, pixels from 2 to {PIXELS}")
+        if self.seeds < 0 or self.tasks < 2 or not self.pixels or not all(1 < count <= PIXELS for count in self.pixels):
+            raise InputError(f"study: seeds must not be negative, tasks at least 2, pixels from 2 to {PIXELS}")
         for name, part, whole in (
             ("table_second", self.table_second, self.second), ("table_distances", self.table_distances, self.distances)
         ):  # fmt: skip
@@ -80,7 +80,7 @@ class UpdateMagnitude:
     def run(self) -> Outcome:
         """The linear model, then the networks."""
         linear = self._linear()
-        if not self.network_seeds:
+        if not self.seeds:
             return linear
         networks = self._networks()
         return Outcome(
@@ -148,7 +148,7 @@ class UpdateMagnitude:
         compared: list[dict[str, Any]] = []
         for kind in (*kinds, MIXED):
             methods = training | (references if kind in (similar, dissimilar) else {})
-            for seed in range(1, self.network_seeds + 1):
+            for seed in range(1, self.seeds + 1):
                 for record in run_sequence(kind, sizes, seed, methods):
                     (compared if record["method"] in references else runs).append(record)
         tables = {
@@ -157,10 +157,10 @@ class UpdateMagnitude:
         }
         captions = {
             "update_magnitude_networks": f"Networks with {len(self.widths)} blocks on sequences of {self.tasks} digit tasks, "
-            f"{self.train_images} images each; in %, mean ± s.d. of {self.network_seeds} seeds. frozen: the last block and the "
+            f"{self.train_images} images each; in %, mean ± s.d. of {self.seeds} seeds. frozen: the last block and the "
             "head are trained; forgetting: against the accuracy when a task was learned, (max): against its best until then.",
             "update_magnitude_cosines": "Similarity of consecutive tasks by what is compared, along plain fine-tuning, mean ± "
-            f"s.d. over tasks and {self.network_seeds} seeds; told apart: how often a similar pair has the larger value.",
+            f"s.d. over tasks and {self.seeds} seeds; told apart: how often a similar pair has the larger value.",
         }
         figures = {"networks": network_report.networks_figure(runs, self.threshold)}
         return Outcome(tables, captions, figures, {"networks": runs, "cosines": compared})
