@@ -1,7 +1,5 @@
 """Hybrid update: the similarity of two domains, and that it decides what is trained and nothing else."""
 
-from functools import partial
-
 import pytest
 import torch
 from image_cases import configured
@@ -101,12 +99,13 @@ def with_heads(folder, domains):
 
 
 def test_batch_statistics_are_not_used_so_that_the_direction_does_not_depend_on_batches(tmp_path):
-    torch.manual_seed(0)
-    build = partial(nn.Sequential, nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4))
-    found = []
+    def build():
+        return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4))
+
+    weights, found = build().state_dict(), []
     for size in (8, 64):
         domains = [blob_domain("a", batch_size=size), blob_domain("b", 1, 1.0, batch_size=size)]
-        learner = tiny_learner(tmp_path, Scenario("normed", domains, ClassificationTask(), build, build().state_dict()))
+        learner = tiny_learner(tmp_path, Scenario("normed", domains, ClassificationTask(), build, weights))
         found.append(direction(learner, domains[1], point="initial"))
     assert found[0].keys() == {"0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias"}
     for name, value in found[0].items():
