@@ -67,19 +67,22 @@ def agreement_table(records: Sequence[dict[str, Any]]) -> Table:
 
 
 def frontier_records(tasks: TwoTasks, low: int, high: int) -> list[dict[str, Any]]:
-    """Runs of neighbouring n2 in which frozen training is better below or above a distance, always, or never."""
+    """Runs of neighbouring n2 in which frozen training is better below or above a distance, always, or never.
+
+    Returns:
+        For each `first` (n1), `criterion`, `kind` (see `Frontier`), `from` and `to` (n2), and its critical `distances`.
+    """
     records: list[dict[str, Any]] = []
     for criterion in CRITERIA:
         for number in range(low, high + 1):
             if min(abs(number - tasks.specific), abs(number - tasks.total)) < MARGIN:
                 continue
             found = frontier(replace(tasks, second=number), criterion)
-            last = records[-1] if records else None
-            if last and (last["criterion"], last["kind"]) == (criterion, found.kind):
-                last["to"], last["distances"] = number, [*last["distances"], found.distance]
-            else:
-                records.append({"first": tasks.first, "criterion": criterion, "kind": found.kind, "from": number,
-                                "to": number, "distances": [found.distance]})  # fmt: skip
+            if not records or (records[-1]["criterion"], records[-1]["kind"]) != (criterion, found.kind):
+                begun = {"first": tasks.first, "criterion": criterion, "kind": found.kind}
+                records.append({**begun, "from": number, "to": number, "distances": []})
+            records[-1]["to"] = number
+            records[-1]["distances"] += [] if math.isnan(found.distance) else [found.distance]
     return records
 
 
@@ -88,7 +91,7 @@ def frontier_table(records: Sequence[dict[str, Any]], cells: Sequence[Cell]) -> 
     words = {"below": "below the critical distance", "above": "above it alone", "always": "at every distance", "never": "never"}
     rows = []
     for record in records:
-        distances = [value for value in record["distances"] if not math.isnan(value)]
+        distances = record["distances"]
         span = f"{min(distances):.2f} – {max(distances):.2f}" if distances else NONE
         criterion, inside = record["criterion"], [cell for cell in cells if _belongs(cell, record)]
         same = sum(cell.advantage[criterion] * cell.expected_advantage(criterion) > 0 for cell in inside)

@@ -13,6 +13,7 @@ from asrcl.studies.update_magnitude.closed_form import MARGIN, TwoTasks
 from asrcl.studies.update_magnitude.linear import distance_map, specific_sweep
 from asrcl.studies.update_magnitude.networks import MIXED, PIXELS, REFERENCES, Sizes, run_sequence
 
+SWEPT: Final = 10**6  # stands for n2 where a sweep sets it
 NEVER: Final = {"threshold": 1.0}  # a hybrid update that always trains everything: its similarities along plain fine-tuning
 
 
@@ -69,8 +70,8 @@ class UpdateMagnitude:
     def __post_init__(self) -> None:
         if min(self.draws, self.sweep_draws) < 2:
             raise InputError("study: draws and sweep_draws must be at least 2, for a standard error")
-        if self.seeds < 0 or self.tasks < 2 or not self.pixels or not all(1 < count <= PIXELS for count in self.pixels):
-            raise InputError(f"study: seeds must not be negative, tasks at least 2, pixels from 2 to {PIXELS}")
+        if self.seeds < 0 or self.tasks < 2 or len(self.pixels) < 2 or not all(1 < count <= PIXELS for count in self.pixels):
+            raise InputError(f"study: seeds must not be negative, tasks at least 2, pixels two numbers or more from 2 to {PIXELS}")
         for name, part, whole in (
             ("table_second", self.table_second, self.second), ("table_distances", self.table_distances, self.distances)
         ):  # fmt: skip
@@ -89,10 +90,10 @@ class UpdateMagnitude:
         )  # fmt: skip
 
     def _linear(self) -> Outcome:
-        base = TwoTasks(shared=self.shared, specific=self.specific, noise=self.noise, first=max(self.first), second=10**6)
+        base = TwoTasks(shared=self.shared, specific=self.specific, noise=self.noise, first=max(self.first), second=SWEPT)
         maps = []
         for number, first in enumerate(self.first):
-            tasks = TwoTasks(self.shared, self.specific, first, 10**6, self.noise)
+            tasks = TwoTasks(self.shared, self.specific, first, SWEPT, self.noise)
             maps.append(distance_map(tasks, self.second, self.distances, self.draws, self.seed + number))
         sweeps = [
             specific_sweep(base, self.sweep_specific, second, self.sweep_distances, self.sweep_draws, self.seed + 100 + number)
