@@ -175,7 +175,7 @@ def test_how_often_similar_tasks_have_the_larger_value():
         ("draws=1", "at least 2"),
         ("table_second=[31]", r"table_second=31: not among second"),
         ("tasks=1", "tasks at least 2"),
-        ("pixels=[4,65]", "pixels two numbers or more from 2 to 64"),
+        ("pixels=[4,65]", "pixels two numbers from 2 to 64"),
         ("pixels=[4]", "pixels two numbers"),
         ("first=[110]", "first=110 samples for 110 numbers"),
     ],

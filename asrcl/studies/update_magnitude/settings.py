@@ -71,7 +71,7 @@ class UpdateMagnitude:
         if min(self.draws, self.sweep_draws) < 2:
             raise InputError("study: draws and sweep_draws must be at least 2, for a standard error")
         if self.seeds < 0 or self.tasks < 2 or len(self.pixels) < 2 or not all(1 < count <= PIXELS for count in self.pixels):
-            raise InputError(f"study: seeds must not be negative, tasks at least 2, pixels two numbers or more from 2 to {PIXELS}")
+            raise InputError(f"study: seeds must not be negative, tasks at least 2, pixels two numbers from 2 to {PIXELS}")
         for name, part, whole in (
             ("table_second", self.table_second, self.second), ("table_distances", self.table_distances, self.distances)
         ):  # fmt: skip
