@@ -10,7 +10,7 @@ import torch
 from asrcl.exceptions import InputError
 from asrcl.studies.study import run_study, study_of
 from asrcl.studies.update_magnitude.closed_form import MARGIN, QUANTITIES, TwoTasks, expected, first_errors, frontier
-from asrcl.studies.update_magnitude.linear import distance_map, specific_sweep
+from asrcl.studies.update_magnitude.linear import distance_map, specific_sweeps
 from asrcl.studies.update_magnitude.linear_tables import agreement, frontier_records
 from asrcl.studies.update_magnitude.monte_carlo import learn_first, simulate, smallest_change
 from asrcl.studies.update_magnitude.network_report import separation
@@ -80,7 +80,7 @@ def test_sizes_at_interpolation_are_refused(sizes, named):
 def test_a_sweep_leaves_out_what_interpolates():
     """Near p2 = n2, p + p2 = n2 and p + p2 = n1 a simulation blows up, whatever its number of draws."""
     tasks = TwoTasks(shared=30, first=60, second=10**6)
-    cells = specific_sweep(tasks, [8, 17, 20, 25, 28, 33, 40], 20, [0.0], 4, 1)
+    [cells] = specific_sweeps(tasks, [8, 17, 20, 25, 28, 33, 40], [20], [0.0], 4, 1)
     assert [cell.tasks.specific for cell in cells] == [8, 25, 40]
     left = distance_map(TwoTasks(shared=30, specific=8, first=60, second=10**6), [11, 16, 36, 50], [0.0], 4, 1)
     assert [cell.tasks.second for cell in left] == [16, 50]
@@ -88,7 +88,7 @@ def test_a_sweep_leaves_out_what_interpolates():
 
 def test_shared_truths_stay_in_the_sweep_and_the_task_specific_ones_move():
     tasks = TwoTasks(shared=30, first=200, second=10**6, noise=0.1)
-    equal, apart = specific_sweep(tasks, [8], 60, [0.0, 1.5], 400, 3)
+    [[equal, apart]] = specific_sweeps(tasks, [8], [60], [0.0, 1.5], 400, 3)
     assert (apart.tasks.distance_shared, apart.tasks.distance_specific) == (0, 2.25)
     assert apart.mean["frozen_excess"] == pytest.approx(equal.mean["frozen_excess"], rel=1e-6)  # fully learned, whatever it was
     assert apart.mean["frozen_forgetting"] == pytest.approx(2.25 + equal.mean["frozen_forgetting"], rel=0.05)

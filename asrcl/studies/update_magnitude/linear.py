@@ -80,25 +80,31 @@ def distance_map(tasks: TwoTasks, second: Sequence[int], distances: Sequence[flo
     return cells
 
 
-def specific_sweep(
-    tasks: TwoTasks, specific: Sequence[int], second: int, distances: Sequence[float], draws: int, seed: int
-) -> list[Cell]:
+def specific_sweeps(
+    tasks: TwoTasks, specific: Sequence[int], second: Sequence[int], distances: Sequence[float], draws: int, seed: int
+) -> list[list[Cell]]:
     """Frozen and initialised training against the number of task-specific parameters, the shared truths being equal.
 
-    Sizes too near to interpolation (p2 or p + p2 near n2, p + p2 near n1) are left out.
+    Task 1 of every size is drawn and learned once. Sizes too near to interpolation (p2 or p + p2 near n2, p + p2 near n1) are
+    left out.
+
+    Returns:
+        For every n2 of `second` its cells, by p2, then by distance.
     """
     generator = torch.Generator().manual_seed(seed)
-    cells: list[Cell] = []
+    sweeps: list[list[Cell]] = [[] for _ in second]
     for numbers in specific:
         total = tasks.shared + numbers
-        if min(abs(second - numbers), abs(second - total), abs(tasks.first - total)) < MARGIN:
+        if abs(tasks.first - total) < MARGIN:
             continue
-        sized = replace(tasks, specific=numbers, second=second)
-        first = learn_first(sized, draws, generator)
-        settings = [replace(sized, distance_specific=d**2) for d in distances]
-        cells += _cells(settings, simulate(sized, first, distances, generator, shared=False))
-    logger.info("n2=%d: %d sizes of the task-specific part", second, len(cells) // len(distances))
-    return cells
+        first = learn_first(replace(tasks, specific=numbers), draws, generator)
+        for cells, samples in zip(sweeps, second, strict=True):
+            if min(abs(samples - numbers), abs(samples - total)) >= MARGIN:
+                sized = replace(tasks, specific=numbers, second=samples)
+                settings = [replace(sized, distance_specific=d**2) for d in distances]
+                cells += _cells(settings, simulate(sized, first, distances, generator, shared=False))
+    logger.info("%d sizes of the task-specific part, %d draws", len(specific), draws)
+    return sweeps
 
 
 def _cells(settings: Sequence[TwoTasks], values: dict[str, Tensor]) -> Iterator[Cell]:

@@ -10,7 +10,7 @@ from asrcl.exceptions import InputError
 from asrcl.studies.study import Outcome
 from asrcl.studies.update_magnitude import linear_figures, linear_tables, network_report
 from asrcl.studies.update_magnitude.closed_form import MARGIN, TwoTasks
-from asrcl.studies.update_magnitude.linear import distance_map, specific_sweep
+from asrcl.studies.update_magnitude.linear import distance_map, specific_sweeps
 from asrcl.studies.update_magnitude.networks import MIXED, PIXELS, REFERENCES, Sizes, run_sequence
 
 SWEPT: Final = 10**6  # stands for n2 where a sweep sets it
@@ -95,10 +95,8 @@ class UpdateMagnitude:
         for number, first in enumerate(self.first):
             tasks = TwoTasks(self.shared, self.specific, first, SWEPT, self.noise)
             maps.append(distance_map(tasks, self.second, self.distances, self.draws, self.seed + number))
-        sweeps = [
-            specific_sweep(base, self.sweep_specific, second, self.sweep_distances, self.sweep_draws, self.seed + 100 + number)
-            for number, second in enumerate(self.sweep_second)
-        ]
+        sweep = (self.sweep_specific, self.sweep_second, self.sweep_distances)
+        sweeps = specific_sweeps(base, *sweep, self.sweep_draws, self.seed + len(maps))
         cells = [cell for part in (*maps, *sweeps) for cell in part]
         agreement = linear_tables.agreement(cells)
         ends = (max(self.specific + MARGIN, min(self.second)), max(self.second))
