@@ -23,6 +23,7 @@ from asrcl.adapt import (
     Cache,
     CurvatureConfig,
     DomainLearner,
+    EvaluationPolicy,
     Scenario,
     Tracking,
     TrackingConfig,
@@ -133,7 +134,7 @@ def scenario_of(kind: str, sizes: Sizes, seed: int) -> Scenario:
     example = build_classifier(settings, shape, heads)
     return Scenario(
         f"digits_{kind}", domains, task, lambda: build_classifier(settings, shape, heads),
-        model_config={"model": settings}, private=example.private,
+        model_config={"model": settings}, private=example.private, evaluation=EvaluationPolicy("seen"),
     )  # fmt: skip
 
 
@@ -149,8 +150,8 @@ def run_sequence(
         methods: name -> (the method's id, its options).
 
     Returns:
-        A record for every method: `accuracy` `[stage][task]` in per cent on test images, and what hybrid updates said of every
-        stage after the first, `similarity` and `trained_blocks` (None: all).
+        A record for every method: `accuracy` `[stage][task]` in per cent on test images, of the tasks until then, and what hybrid
+        updates said of every stage after the first, `similarity` and `trained_blocks` (None: all).
     """
     scenario, records = scenario_of(kind, sizes, seed), []
     with TemporaryDirectory() as folder, _without_progress():
@@ -192,9 +193,8 @@ def measures(accuracy: Sequence[Sequence[float]]) -> dict[str, float]:
     defines it; `forgetting_max` the same with max_{k <= j < M} a[j][k] for a[k][k] (Chaudhry et al., 2018). The paper's tables do
     not fit the plain one, with which task - average would be (M-1)/M times forgetting.
     """
-    table = np.array(accuracy)
-    last, own = table[-1], table.diagonal()
-    best = np.array([table[task:-1, task].max() for task in range(len(table) - 1)])
+    last, own = np.array(accuracy[-1]), np.array([row[task] for task, row in enumerate(accuracy)])
+    best = np.array([max(row[task] for row in accuracy[task:-1]) for task in range(len(accuracy) - 1)])
     return {
         "average": float(last.mean()),
         "task": float(own.mean()),
