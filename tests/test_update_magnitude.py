@@ -214,7 +214,8 @@ def test_what_the_study_finds():
                   for name in ("head alone", "frozen", "initialised")}  # fmt: skip
         means = {name: {key: sum(one[key] for one in found) / 3 for key in found[0]} for name, found in tables.items()}
         assert means["head alone"]["task"] <= means["frozen"]["task"] <= means["initialised"]["task"]
-        assert means["head alone"]["forgetting"] == 0 and means["frozen"]["forgetting"] < means["initialised"]["forgetting"]
+        assert means["head alone"]["forgetting"] == 0
+    assert means["frozen"]["forgetting"] < means["initialised"]["forgetting"] - 5  # where all pixels are permuted
     for record in runs:
         if record["method"] == "hybrid":
             assert record["trained_blocks"] == [1 if value >= 0.3 else None for value in record["similarity"]]
