@@ -385,7 +385,7 @@ def test_what_is_measured_and_when(tasks, networks):
     parts = (run.measures["past"] * (count - 1) + run.measures["current"]) / count
     torch.testing.assert_close(run.measures["all"], parts)
     torch.testing.assert_close(run.final("distance"), (run.anchors[4] - run.anchors[3]).norm(dim=1))
-    assert run.monitor.stored.count == 3 * 4
+    assert run.stored.count == 3 * 4
     # The first task after the first: both approximations have one anchor and the same samples.
     torch.testing.assert_close(run.measures["accumulate.kappa"][:3], run.measures["refresh.kappa"][:3])
     assert not torch.allclose(run.measures["accumulate.kappa"][3:], run.measures["refresh.kappa"][3:])

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 STUDIES: Final[dict[str, str]] = {
     "update_magnitude": "asrcl.studies.update_magnitude:UpdateMagnitude",
+    "quadratic": "asrcl.studies.quadratic.study:Quadratic",
 }
 """Name of a study -> "module:class"."""
 

@@ -32,8 +32,8 @@ from asrcl.studies.quadratic.networks import Derivatives, Perceptrons, Samples
 
 Kind = Literal["fisher", "empirical", "hessian", "hessian_abs", "hessian_clip", "kfac", "ekfac"]
 Structure = Literal["full", "block", "diagonal"]
-KINDS: Final = get_args(Kind)
-STRUCTURES: Final = get_args(Structure)
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+STRUCTURES: Final[tuple[Structure, ...]] = get_args(Structure)
 
 
 @dataclass(frozen=True)

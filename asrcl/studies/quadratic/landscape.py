@@ -67,9 +67,8 @@ def ends_of_tasks(networks: Perceptrons, training: list[Samples], run: Trajector
 
 def model_of_met(networks: Perceptrons, run: Trajectory, task: int, weights: Tensor, kind: Kind | None = None) -> SecondOrder:
     """A full model, around given weights, of the stored samples of the first `task` tasks of a run."""
-    assert run.monitor is not None and run.monitor.stored is not None
-    count = task * (run.monitor.stored.count // (len(run.anchors) - 2))
-    met = Samples(run.monitor.stored.inputs[:, :count], run.monitor.stored.labels[:, :count])
+    count = task * (run.stored.count // (len(run.anchors) - 2))
+    met = Samples(run.stored.inputs[:, :count], run.stored.labels[:, :count])
     return second_order(networks, weights, met, kind or run.plan.kind)
 
 

@@ -36,7 +36,8 @@ class Penalty:
 
     def gradient(self, weights: Tensor) -> Tensor:
         """Its gradient, `[S, P]`."""
-        return (self.matrix @ weights[..., None])[..., 0] - self.offset
+        # From the left: the matrix is symmetric, and PyTorch multiplies a batch of rows 2 to 4 times as fast as one of columns.
+        return (weights[:, None] @ self.matrix)[:, 0] - self.offset
 
 
 def penalty_of(models: Sequence[SecondOrder], *, mean: bool, first_order: bool, energy: float | None = None) -> Penalty:

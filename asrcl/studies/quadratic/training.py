@@ -6,7 +6,7 @@ Shapes: S copies, T tasks, P parameters, E evaluations along a trajectory.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -117,7 +117,7 @@ class Plan:
         return [leading_directions(model.matrix, rank=rank, energy=energy)[1] for model in monitor.models[self.keeping]]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Trajectory:
     """What was measured along a run.
 
@@ -127,14 +127,16 @@ class Trajectory:
         measures: name -> `[E, S]`: `all`, `past`, `current` (accuracy on test sets of tasks met), `stored` (on stored
             samples), `distance` (from the last anchor), and `accumulate.kappa`, `refresh.gamma` and so on.
         anchors: the weights at the start and after each task, `T + 1` times `[S, P]`.
-        monitor: with what was stored after the last task but one.
+        stored: the stored samples of all tasks but the last, in the order of the tasks.
+        monitor: as it was in the last task; None where its matrices, most of a run's memory, were let go.
     """
 
     plan: Plan
-    steps: list[int] = field(default_factory=list)
-    measures: dict[str, Tensor] = field(default_factory=dict)
-    anchors: list[Tensor] = field(default_factory=list)
-    monitor: ShadowMonitor | None = None
+    stored: Samples
+    steps: list[int]
+    measures: dict[str, Tensor]
+    anchors: list[Tensor]
+    monitor: ShadowMonitor | None
 
     def final(self, name: str) -> Tensor:
         """A measure at the last step, `[S]`."""
@@ -177,7 +179,7 @@ def train(
         raise InputError(f"stored_share={stored_share}: stores {count} of {size} samples of a task")
     weights = networks.start.clone().requires_grad_()
     monitor = ShadowMonitor(networks, plan.kind, plan.structure)
-    trajectory = Trajectory(plan, anchors=[networks.start.clone()], monitor=monitor)
+    anchors, steps = [networks.start.clone()], []
     found: list[dict[str, Tensor]] = []
     optimizer, schedule = how.make(weights)
     for task in range(tasks.count):
@@ -194,13 +196,14 @@ def train(
             _step(networks, weights, trained, rows, how, penalty, basis, optimizer)
             schedule.step()
             if task and step * checks // how.steps > (step - 1) * checks // how.steps:
-                trajectory.steps.append(task * how.steps + step)
+                steps.append(task * how.steps + step)
                 found.append(_measured(tasks, networks, weights.detach(), task, monitor, plan))
-        trajectory.anchors.append(weights.detach().clone())
+        anchors.append(weights.detach().clone())
         if task + 1 < tasks.count:
             monitor.end_task(weights.detach(), stored)
-    trajectory.measures = {name: torch.stack([one[name] for one in found]) for name in found[0]}
-    return trajectory
+    measures = {name: torch.stack([one[name] for one in found]) for name in found[0]}
+    assert monitor.stored is not None
+    return Trajectory(plan, monitor.stored, steps, measures, anchors, monitor)
 
 
 def _step(
