@@ -155,6 +155,15 @@ def test_a_hessian_may_be_indefinite_and_is_mended(networks, samples):
         assert torch.linalg.eigvalsh(ours).min() > -1e-12
 
 
+@pytest.mark.parametrize("structure", ["block", "diagonal"])
+def test_within_a_tensor_the_hessian_is_the_fisher_information(networks, samples, structure):
+    """What a Hessian has beyond it lies between the two layers of this network: so only the full one can be indefinite."""
+    one, two = (second_order(networks, networks.start, samples, kind, structure).matrix for kind in ("hessian", "fisher"))
+    torch.testing.assert_close(one, two, **EXACT)
+    full = [second_order(networks, networks.start, samples, kind).matrix for kind in ("hessian", "fisher")]
+    assert not torch.allclose(*full, rtol=0.1)
+
+
 @pytest.mark.parametrize(("kind", "structure"), [("kfac", "kron"), ("ekfac", "ekfac"), ("fisher", "dense")])
 def test_blocks_are_those_of_the_estimator(networks, samples, kind, structure):
     ours = second_order(networks, networks.start, samples, kind, "block").matrix / samples.count

@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 from asrcl.scoring.display.numbers import NONE, decimal
-from asrcl.scoring.display.table import Cell, Table
+from asrcl.scoring.display.table import Table, plain
 from asrcl.studies.quadratic.landscape import MODELS, TrustRegion
 from asrcl.studies.quadratic.monitor import KEEPINGS
 from asrcl.studies.quadratic.training import Trajectory
@@ -43,10 +43,10 @@ def published_table(runs: Mapping[str, Trajectory]) -> Captioned:
         gaps = [(abs(float(own.mean()) - mean), bar, float(own.std())) for own, (mean, bar) in zip(ours, published, strict=True)]
         inside = sum(gap <= bar for gap, bar, _ in gaps)
         touching = sum(gap <= bar + own for gap, bar, own in gaps)
-        texts = [f"{mean:.3f} ± {bar:.3f}" for mean, bar in published]
-        rows.append([Cell(f"{part}, {keeping}: published"), Cell(str(PUBLISHED_SEEDS)), *map(Cell, texts), Cell(NONE), Cell(NONE)])
-        texts = [str(len(ours[0])), *map(spread, ours), f"{inside} of 4", f"{touching} of 4"]
-        rows.append([Cell(f"{part}, {keeping}: here"), *map(Cell, texts)])
+        theirs = [f"{mean:.3f} ± {bar:.3f}" for mean, bar in published]
+        rows.append([f"{part}, {keeping}: published", str(PUBLISHED_SEEDS), *theirs, NONE, NONE])
+        here = [str(len(ours[0])), *map(spread, ours), f"{inside} of 4", f"{touching} of 4"]
+        rows.append([f"{part}, {keeping}: here", *here])
     gain = {name: paired(runs["refresh"].final(name), runs["accumulate"].final(name)) for name in ("all", "stored")}
     caption = (
         "The published setting (Adam 0.01, weight decay, 100 steps a task, one cosine, strength 1, full Fisher information). "
@@ -56,14 +56,14 @@ def published_table(runs: Mapping[str, Trajectory]) -> Captioned:
         "which deviation); inside: means within the published bars; overlap: bars that overlap. "
         f"Refreshing minus accumulating at the end, same seeds: All Acc {gain['all']}, Reg Acc {gain['stored']}."
     )
-    return caption, Table(["", "seeds", "All Acc", "Reg Acc", "kappa", "gamma", "inside", "overlap"], rows)
+    return caption, plain(["", "seeds", "All Acc", "Reg Acc", "kappa", "gamma", "inside", "overlap"], rows)
 
 
 def mode_table(runs: Mapping[str, Mapping[str, Trajectory]]) -> Captioned:
     """Both settings in four modes."""
     names = ("all", "past", "stored", "accumulate.kappa", "accumulate.gamma", "refresh.kappa", "refresh.gamma", "distance")
     rows = [
-        [Cell(f"{setting}: {mode}"), *(Cell(spread(run.final(name))) for name in names)]
+        [f"{setting}: {mode}", *(spread(run.final(name)) for name in names)]
         for setting, modes in runs.items()
         for mode, run in modes.items()
     ]
@@ -78,7 +78,7 @@ def mode_table(runs: Mapping[str, Mapping[str, Trajectory]]) -> Captioned:
         f"{'; '.join(gains)}. {over(runs)}"
     )
     header = ["", "All", "Past", "Reg", "kappa, accum.", "gamma, accum.", "kappa, refr.", "gamma, refr.", "distance"]
-    return caption, Table(header, rows)
+    return caption, plain(header, rows)
 
 
 def fidelity_table(runs: Mapping[str, Mapping[str, Trajectory]]) -> Captioned:
@@ -90,14 +90,14 @@ def fidelity_table(runs: Mapping[str, Mapping[str, Trajectory]]) -> Captioned:
                 final = {name: run.final(f"{keeping}.{name}") for name in ("kappa", "gamma", "alpha", "rho")}
                 along = run.measures[f"{keeping}.kappa"]
                 rows.append([
-                    Cell(f"{setting}: {mode}"),
-                    Cell(keeping),
-                    Cell(spread(final["kappa"])),
-                    Cell(spread(along.abs().mean(0))),
-                    Cell(spread(final["gamma"])),
-                    Cell(spread(run.average(f"{keeping}.gamma"))),
-                    Cell(spread(final["alpha"])),
-                    Cell(decimal(float(final["rho"].median()))),
+                    f"{setting}: {mode}",
+                    keeping,
+                    spread(final["kappa"]),
+                    spread(along.abs().mean(0)),
+                    spread(final["gamma"]),
+                    spread(run.average(f"{keeping}.gamma")),
+                    spread(final["alpha"]),
+                    decimal(float(final["rho"].median())),
                 ])  # fmt: skip
     caption = (
         "How faithful an approximation is, by trajectory: accumulated ones, which go stale, and refreshed ones. |kappa|: mean "
@@ -105,7 +105,7 @@ def fidelity_table(runs: Mapping[str, Mapping[str, Trajectory]]) -> Captioned:
         f"gradient; rho: actual over predicted increase, median over seeds. {over(runs)}"
     )
     header = ["", "approximation", "kappa", "|kappa| along", "gamma", "gamma along", "alpha", "rho"]
-    return caption, Table(header, rows)
+    return caption, plain(header, rows)
 
 
 def grid_table(grid: Mapping[tuple[str, ...], Found]) -> Captioned:
@@ -114,8 +114,8 @@ def grid_table(grid: Mapping[tuple[str, ...], Found]) -> Captioned:
     for (kind, structure, keeping), found in grid.items():
         measures = ("kappa", "gamma_mean", "gamma", "alpha") if kind in ("fisher", "empirical") else ("kappa", "gamma_mean")
         names = ["past", "stored", *(f"{keeping}.{measure}" for measure in measures)]
-        cells = [Cell(spread(found[name])) for name in names] + [Cell(NONE)] * (4 - len(measures))
-        rows.append([Cell(f"{kind}, {structure}"), Cell(keeping), *cells])
+        texts = [spread(found[name]) for name in names] + [NONE] * (4 - len(measures))
+        rows.append([f"{kind}, {structure}", keeping, *texts])
     caption = (
         "Kinds and structures of curvature in the published setting, after the last task; each row is a run that is regularised "
         "with it and measured by it. fisher is the generalised Gauss-Newton matrix, too; blocks and diagonals of this network's "
@@ -123,18 +123,18 @@ def grid_table(grid: Mapping[tuple[str, ...], Found]) -> Captioned:
         "exist where a single sample has a curvature. hessian may be indefinite: then the penalty has no lower bound. "
         f"{over(grid)}"
     )
-    return caption, Table(["curvature", "approximation", "Past", "Reg", "kappa", "gamma mean", "gamma", "alpha"], rows)
+    return caption, plain(["curvature", "approximation", "Past", "Reg", "kappa", "gamma mean", "gamma", "alpha"], rows)
 
 
 def strength_table(found: Mapping[tuple[str, str, float], Found]) -> Captioned:
     """Accuracy against strength, for both optimisers."""
     columns = list(dict.fromkeys((setting, keeping) for setting, keeping, _ in found))
     rows = [
-        [Cell(f"{strength:g}"), *(Cell(spread(found[*column, strength]["all"])) for column in columns)]
+        [f"{strength:g}", *(spread(found[*column, strength]["all"]) for column in columns)]
         for strength in dict.fromkeys(strength for _, _, strength in found)
     ]
     caption = f"All Acc after the last task against the strength of the penalty, in both settings. {over(found)}"
-    return caption, Table(["strength", *(f"{setting}: {keeping}" for setting, keeping in columns)], rows)
+    return caption, plain(["strength", *(f"{setting}: {keeping}" for setting, keeping in columns)], rows)
 
 
 def trust_table(regions: Mapping[str, TrustRegion]) -> Captioned:
@@ -145,22 +145,22 @@ def trust_table(regions: Mapping[str, TrustRegion]) -> Captioned:
             radius = region.radius(name)
             far = region.distances[-1]
             text = f"{'> ' if radius.median() >= far else ''}{decimal(float(radius.median()))}"
-            rows.append([Cell(setting), Cell(name), Cell(text), Cell(spread(region.steps, 2))])
+            rows.append([setting, name, text, spread(region.steps, 2)])
     caption = (
         "Distance up to which the predicted increase of the old tasks' loss is within a factor of two of the actual one, on "
         "the straight line to the end of the next task of the sequential run (means over tasks, median over seeds; 0: nowhere), "
         f"and how long that task's step is. {over(regions)}"
     )
-    return caption, Table(["setting", "prediction", "within a factor 2 up to", "length of a task's step"], rows)
+    return caption, plain(["setting", "prediction", "within a factor 2 up to", "length of a task's step"], rows)
 
 
 def landscape_table(ends: Mapping[str, Found]) -> Captioned:
     """Sharpness at the end, and drift of the curvature from task to task."""
     rows = [
         [
-            Cell(mode),
-            *(Cell(spread(found[name][-1], digits)) for name, digits in (("sharpness", 2), ("trace", 2), ("rank", 0))),
-            *(Cell(spread(found[name].mean(0), 2)) for name in ("trace_ratio", "overlap")),
+            mode,
+            *(spread(found[name][-1], digits) for name, digits in (("sharpness", 2), ("trace", 2), ("rank", 0))),
+            *(spread(found[name].mean(0), 2) for name in ("trace_ratio", "overlap")),
         ]
         for mode, found in ends.items()
     ]
@@ -170,17 +170,17 @@ def landscape_table(ends: Mapping[str, Found]) -> Captioned:
         "from one anchor to the next, mean over tasks: trace, new over old, and overlap of up to 50 leading directions. "
         f"{over(ends)}"
     )
-    return caption, Table(["trajectory", "sharpness", "trace", "rank", "trace ratio", "overlap"], rows)
+    return caption, plain(["trajectory", "sharpness", "trace", "rank", "trace ratio", "overlap"], rows)
 
 
 def projection_table(held: Mapping[str, Found], leaks: Found) -> Captioned:
     """Penalties, the spectral override and hard projections."""
     rows = [
         [
-            Cell(name),
-            Cell(decimal(float(found["directions"].mean()), 0) if "directions" in found else NONE),
-            *(Cell(spread(found[key])) for key in ("all", "past", "current", "stored")),
-            Cell(spread(found["moved"], 2) if found["moved"].mean() > 0.01 else f"{float(found['moved'].max()):.0e}"),
+            name,
+            decimal(float(found["directions"].mean()), 0) if "directions" in found else NONE,
+            *(spread(found[key]) for key in ("all", "past", "current", "stored")),
+            spread(found["moved"], 2) if found["moved"].mean() > 0.01 else f"{float(found['moved'].max()):.0e}",
         ]
         for name, found in held.items()
     ]
@@ -191,7 +191,7 @@ def projection_table(held: Mapping[str, Found], leaks: Found) -> Captioned:
         f"of the free run keeps {float(leaks['in_turn'].mean()):.1%} of its length in those of the first anchor; off the common "
         f"basis, {float(leaks['common'].mean()):.0e}. {over(held)}"
     )
-    return caption, Table(["held by", "directions", "All", "Past", "Curr.", "Reg", "moved"], rows)
+    return caption, plain(["held by", "directions", "All", "Past", "Curr.", "Reg", "moved"], rows)
 
 
 def spread(values: Tensor, digits: int = 3) -> str:
