@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from doc_cases import example
 
 from asrcl.curvature.projection import common_basis, confined, leading_directions, project_out
 from asrcl.exceptions import InputError
@@ -67,6 +68,19 @@ def test_a_confined_step_has_no_part_in_the_basis_whatever_the_optimiser_adds(ki
     moved = torch.nn.utils.parameters_to_vector(model.parameters()).detach() - start
     assert moved.norm() > 0.1
     assert (basis.mT @ moved).abs().max() < 1e-14
+
+
+def test_the_example_of_the_document():
+    found: dict = {"weights_of": weights_of}
+    watched = example("confined steps", "quadratic.md").replace("    optimizer", "    before = weights_of(model)\n    optimizer")
+    exec(watched, found)
+    moved = weights_of(found["model"]) - found["before"]
+    assert found["basis"].shape == (10, 6) and moved.norm() > 1e-4
+    assert (found["basis"].mT @ moved.double()).abs().max() < 1e-6
+
+
+def weights_of(model: torch.nn.Module) -> torch.Tensor:
+    return torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
 
 
 def test_a_complete_basis_holds_everything_where_single_precision_would_not():
