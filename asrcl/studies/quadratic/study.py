@@ -55,6 +55,9 @@ GRID: dict[Kind, tuple[Structure, ...]] = {
 PROJECTIONS: dict[str, Plan] = {
     "nothing": Plan(),
     "penalty, accumulated": Plan("regularised", "accumulate"),
+    "penalty and gradient, accumulated": Plan("regularised", "accumulate", first_order=True),
+    "penalty, refreshed": Plan("regularised", "refresh"),
+    "penalty and gradient, refreshed": Plan("regularised", "refresh", first_order=True),
     "spectral override, accumulated": Plan("regularised", "accumulate", flattened=True),
     "projection, energy .99999, accumulated": Plan("sequential", "accumulate", projected=True),
     "projection, energy .99999, refreshed": Plan("sequential", "refresh", projected=True),
@@ -200,7 +203,7 @@ class _Runs:
     def train(self, title: str, how: Optimisation, plan: Plan, checks: int, *, keep: bool = False) -> Trajectory:
         """A trajectory; without its monitor unless that is to be kept."""
         log.info("%s, %d seeds", title, len(self.seeds))
-        plan = replace(plan, mean=self.study.mean, first_order=self.study.first_order)
+        plan = replace(plan, mean=self.study.mean, first_order=plan.first_order or self.study.first_order)
         share = self.study.stored_share
         run = train(self.tasks, self.networks, self.seeds, how, plan, stored_share=share, checks=checks)
         return run if keep else replace(run, monitor=None)

@@ -185,7 +185,8 @@ def projection_table(held: Mapping[str, Found], leaks: Found) -> Captioned:
         for name, found in held.items()
     ]
     caption = (
-        "What holds the weights, in the published setting, after the last task; moved: distance from the end of the first task. "
+        "What holds the weights, in the published setting, after the last task. and gradient: the quadratic keeps the linear "
+        "term at its anchor. moved: distance from the end of the first task. "
         "Projections take from every step, after the optimiser, its part in one basis of all anchors' directions (their "
         "number in the last task: directions). Projected off one anchor's directions after the other's instead, the last step "
         f"of the free run keeps {float(leaks['in_turn'].mean()):.1%} of its length in those of the first anchor; off the common "
