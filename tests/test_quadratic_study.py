@@ -7,7 +7,7 @@ import torch
 
 from asrcl.exceptions import InputError
 from asrcl.studies.quadratic.networks import Perceptrons
-from asrcl.studies.quadratic.study import MODES, PROJECTIONS
+from asrcl.studies.quadratic.study import HOLDERS, MODES
 from asrcl.studies.quadratic.tables import paired, published_table
 from asrcl.studies.quadratic.tasks import sine_bands
 from asrcl.studies.quadratic.training import PUBLISHED, TUNED, train
@@ -34,9 +34,10 @@ def test_all_tables_figures_and_numbers_are_there(record):
     assert run["steps"] == [9, 12, 15, 18]
     assert len(run["final"]["all"]) == 3 and len(run["along"]["all"]) == 4
     assert len(found["grid"]) == 2 * (3 + 3 + 1 + 1 + 1 + 2 + 2)
-    assert list(found["projection"]) == list(PROJECTIONS)
-    assert max(found["projection"]["projection, all ranks"]["moved"]) < 1e-7
-    assert max(found["leakage"]["common"]) < 1e-7 < min(found["leakage"]["in_turn"])
+    assert list(found["held"]) == [f"{setting}: {by}" for setting in ("published", "tuned") for by in HOLDERS]
+    for setting in ("published", "tuned"):
+        assert max(found["held"][f"{setting}: projection, all ranks"]["moved"]) < 1e-7
+        assert max(found["leakage"][setting]["common"]) < 1e-7 < min(found["leakage"][setting]["in_turn"])
 
 
 def test_tables_show_the_numbers_of_the_record(record):

@@ -47,7 +47,8 @@ def kappa_figure(runs: Mapping[str, Trajectory], steps: int) -> Figure:
         axis.set_xlabel("step")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("kappa: actual − predicted loss increase")
-    axes[0].legend(title="approximation", frameon=False, fontsize=9, loc="lower left")
+    axes[0].yaxis.set_major_formatter("{x:g}")
+    axes[-1].legend(title="approximation", frameon=False, fontsize=9, loc="lower right")
     return figure
 
 
@@ -60,10 +61,9 @@ def trust_figure(regions: Mapping[str, TrustRegion]) -> Figure:
         for number, (name, values) in enumerate(curves.items()):
             colour, line = (BLACK, "-") if name == "actual" else (COLOURS[number - 1], ("--", "-.", ":")[number - 1])
             axis.plot(region.distances, values.mean(1), color=colour, linestyle=line, linewidth=1.8, label=name)
-        low, high = region.steps.min(), region.steps.max()
-        axis.axvspan(float(low), float(high), color=GREY, alpha=0.25, linewidth=0, label="where the task's training went")
+        axis.axvline(float(region.steps.mean()), color=GREY, linewidth=1.2, label="where the next task's training went")
         axis.set_xscale("log")
-        axis.set_yscale("symlog", linthresh=0.01)
+        axis.set_yscale("symlog", linthresh=0.001)
         axis.set_title(f"{setting} setting", fontsize=10)
         axis.set_xlabel("distance from the end of the last task")
         axis.spines[["top", "right"]].set_visible(False)

@@ -52,7 +52,7 @@ GRID: dict[Kind, tuple[Structure, ...]] = {
 }
 """Which structures are compared. What a Hessian has beyond the Fisher information lies between the two weight matrices
 (`Perceptrons.second_derivatives`), so that its blocks and its diagonal are those of the Fisher information."""
-PROJECTIONS: dict[str, Plan] = {
+HOLDERS: dict[str, Plan] = {
     "nothing": Plan(),
     "penalty, accumulated": Plan("regularised", "accumulate"),
     "penalty and gradient, accumulated": Plan("regularised", "accumulate", first_order=True),
@@ -64,7 +64,7 @@ PROJECTIONS: dict[str, Plan] = {
     "projection, rank 5, accumulated": Plan("sequential", "accumulate", projected=True, rank=5),
     "projection, all ranks": Plan("sequential", "refresh", projected=True, rank=10**9),
 }
-"""Each held by it -> plan. The last must not move at all."""
+"""What holds the old tasks -> plan. The last must not move at all."""
 DISTANCES = torch.logspace(-2, 1, 31, dtype=torch.float64)
 """Of the trust region."""
 
@@ -118,7 +118,8 @@ class Quadratic:
         ends = {mode: ends_of_tasks(main.networks, main.training, run) for mode, run in runs["published"].items()}
         trust = {name: trust_region(main.networks, modes["sequential"], DISTANCES) for name, modes in runs.items()}
         few = _Runs(self, self.grid_seeds)
-        grid, strengths, held, leaks = self._grid(few, settings), self._strengths(few, settings), *self._held(few, settings)
+        grid, strengths = self._grid(few, settings), self._strengths(few, settings)
+        held = {name: self._held(few, name, how) for name, how in settings.items()}
         tables = {
             "quadratic": published_table(runs["published"]),
             "quadratic_modes": mode_table(runs),
@@ -127,7 +128,7 @@ class Quadratic:
             "quadratic_strengths": strength_table(strengths),
             "quadratic_trust": trust_table(trust),
             "quadratic_landscape": landscape_table(ends),
-            "quadratic_projection": projection_table(held, leaks),
+            "quadratic_projection": projection_table(held),
         }
         return Outcome(
             {name: table for name, (_, table) in tables.items()},
@@ -137,8 +138,8 @@ class Quadratic:
                 "runs": {f"{name}: {mode}": _record(run) for name, modes in runs.items() for mode, run in modes.items()},
                 "grid": {" ".join(key): _lists(found) for key, found in grid.items()},
                 "strengths": {" ".join(map(str, key)): _lists(found) for key, found in strengths.items()},
-                "projection": {name: _lists(found) for name, found in held.items()},
-                "leakage": _lists(leaks),
+                "held": {f"{name}: {by}": _lists(one) for name, (found, _) in held.items() for by, one in found.items()},
+                "leakage": {name: _lists(leaks) for name, (_, leaks) in held.items()},
                 "trust": {name: _trust_record(region) for name, region in trust.items()},
                 "landscape": {mode: _lists(found) for mode, found in ends.items()},
             },
@@ -172,21 +173,21 @@ class Quadratic:
             for strength in self.strengths
         }
 
-    def _held(self, runs: _Runs, settings: Mapping[str, Optimisation]) -> tuple[dict[str, Found], Found]:
+    def _held(self, runs: _Runs, name: str, how: Optimisation) -> tuple[dict[str, Found], Found]:
         """What holds the weights -> what was measured at the end, and how much projections in turn would let through."""
         found: dict[str, Found] = {}
         leaks: Found = {}
         free = torch.zeros(0)
-        for name, plan in PROJECTIONS.items():
-            run = runs.train(f"projections: {name}", settings["published"], plan, 1, keep=True)
+        for holder, plan in HOLDERS.items():
+            run = runs.train(f"{name}, held by {holder}", how, plan, 1, keep=True)
             moved = (run.anchors[-1] - run.anchors[1]).norm(dim=1)
-            found[name] = {key: values[-1] for key, values in run.measures.items()} | {"moved": moved}
-            if name == "nothing":
+            found[holder] = {key: values[-1] for key, values in run.measures.items()} | {"moved": moved}
+            if holder == "nothing":
                 free = run.anchors[-1] - run.anchors[-2]
             if plan.projected:
                 assert run.monitor is not None
                 directions = plan.directions(run.monitor)
-                found[name]["directions"] = common_basis(torch.cat(directions, -1)).norm(dim=1).sum(1)
+                found[holder]["directions"] = common_basis(torch.cat(directions, -1)).norm(dim=1).sum(1)
                 leaks = leaks or leakage(directions, free)
         return found, leaks
 

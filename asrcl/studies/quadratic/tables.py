@@ -173,24 +173,29 @@ def landscape_table(ends: Mapping[str, Found]) -> Captioned:
     return caption, plain(["trajectory", "sharpness", "trace", "rank", "trace ratio", "overlap"], rows)
 
 
-def projection_table(held: Mapping[str, Found], leaks: Found) -> Captioned:
-    """Penalties, the spectral override and hard projections."""
+def projection_table(held: Mapping[str, tuple[Mapping[str, Found], Found]]) -> Captioned:
+    """Penalties with and without their linear terms, the spectral override and hard projections, in each setting."""
     rows = [
         [
-            name,
+            f"{setting}: {name}",
             decimal(float(found["directions"].mean()), 0) if "directions" in found else NONE,
             *(spread(found[key]) for key in ("all", "past", "current", "stored")),
             spread(found["moved"], 2) if found["moved"].mean() > 0.01 else f"{float(found['moved'].max()):.0e}",
         ]
-        for name, found in held.items()
+        for setting, (holders, _) in held.items()
+        for name, found in holders.items()
+    ]
+    lost = [
+        f"{float(leaks['in_turn'].mean()):.1%} of its length in those of the first anchor ({setting}; off the common basis, "
+        f"{float(leaks['common'].mean()):.0e})"
+        for setting, (_, leaks) in held.items()
     ]
     caption = (
-        "What holds the weights, in the published setting, after the last task. and gradient: the quadratic keeps the linear "
+        "What holds the weights, after the last task. and gradient: the quadratic keeps the linear "
         "term at its anchor. moved: distance from the end of the first task. "
         "Projections take from every step, after the optimiser, its part in one basis of all anchors' directions (their "
         "number in the last task: directions). Projected off one anchor's directions after the other's instead, the last step "
-        f"of the free run keeps {float(leaks['in_turn'].mean()):.1%} of its length in those of the first anchor; off the common "
-        f"basis, {float(leaks['common'].mean()):.0e}. {over(held)}"
+        f"of the free run keeps {' and '.join(lost)}. {over(dict(held[next(iter(held))][0]))}"
     )
     return caption, plain(["held by", "directions", "All", "Past", "Curr.", "Reg", "moved"], rows)
 
