@@ -142,14 +142,13 @@ def trust_table(regions: Mapping[str, TrustRegion]) -> Captioned:
     rows = []
     for setting, region in regions.items():
         for name in MODELS:
-            radius = region.radius(name)
-            far = region.distances[-1]
+            radius, near, far = region.radius(name), region.distances[0], region.distances[-1]
             text = f"{'> ' if radius.median() >= far else ''}{decimal(float(radius.median()))}"
             rows.append([setting, name, text, spread(region.steps, 2)])
     caption = (
         "Distance up to which the predicted increase of the old tasks' loss is within a factor of two of the actual one, on "
-        "the straight line to the end of the next task of the sequential run (means over tasks, median over seeds; 0: nowhere), "
-        f"and how long that task's step is. {over(regions)}"
+        "the straight line to the end of the next task of the sequential run (means over tasks, median over seeds; 0: not even "
+        f"at the shortest, {decimal(float(near))}), and how long that task's step is. {over(regions)}"
     )
     return caption, plain(["setting", "prediction", "within a factor 2 up to", "length of a task's step"], rows)
 
