@@ -118,3 +118,14 @@ def test_replay_is_the_smoothest_trajectory(runs):
     for modes in runs.values():
         gammas = {mode: run.final("refresh.gamma").mean() for mode, run in modes.items()}
         assert min(gammas, key=gammas.get) == "replay"
+
+
+@pytest.mark.slow
+def test_the_linear_term_is_worth_more_than_refreshing_where_steps_are_small():
+    few = range(5)
+    tasks, networks = sine_bands(few), Perceptrons(few)
+    held = {
+        name: train(tasks, networks, few, TUNED, HOLDERS[name], checks=1).final("all").mean()
+        for name in ("penalty, refreshed", "penalty and gradient, refreshed")
+    }
+    assert held["penalty and gradient, refreshed"] > held["penalty, refreshed"] + 0.05
