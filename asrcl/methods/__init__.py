@@ -8,6 +8,7 @@ from asrcl.contract.method import Method, method_class, method_names, register
 from asrcl.contract.protocols import Learner
 from asrcl.contract.weights import Weights
 from asrcl.methods.average import FineTuningWithAveraging
+from asrcl.methods.der import DarkExperienceReplay
 from asrcl.methods.ewc import ElasticWeightConsolidation
 from asrcl.methods.frozen import FrozenTraining
 from asrcl.methods.gpm import GradientProjectionMemory
@@ -60,6 +61,7 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     "HessianAwareLowRankPerturbation",
     "LowRankAdaptationPerDomain",
     # methods with a memory
+    "DarkExperienceReplay",
     "ExperienceReplay",
 ]
 

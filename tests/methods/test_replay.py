@@ -77,7 +77,7 @@ def test_as_many_as_the_batch_by_default_and_all_of_a_small_memory(tmp_path):
     for budget, expected in ((40, 16), (5, 5)):
         method = build_method("er", budget=budget)
         method.end_domain(learner, learner.scenario.domains[0], None, learner.initial)
-        [memory] = method._drawn(learner, 16)
+        [memory] = method.drawn(learner, 16)
         assert len(memory) == expected
 
 
@@ -137,7 +137,60 @@ def test_processes_draw_items_of_their_own(tmp_path, monkeypatch):
     method.end_domain(learner, learner.scenario.domains[0], None, learner.initial)
     drawn = []
     for rank in (0, 1):
-        monkeypatch.setattr("asrcl.methods.replay.processes", lambda rank=rank: Processes(rank, 2))
+        monkeypatch.setattr("asrcl.methods.memory.processes", lambda rank=rank: Processes(rank, 2))
         method._draws = 3
-        drawn.append(set(method._drawn(learner, 5)[0].ids))
+        drawn.append(set(method.drawn(learner, 5)[0].ids))
     assert drawn[0] != drawn[1]
+
+
+def test_the_old_options_draw_and_keep_what_they_did(tmp_path):
+    """A memory of 5 of 64 items, by hand: the first 5 of a permutation that seed and stage alone decide."""
+    learner, method = tiny_learner(tmp_path, tiny_scenario(3)), build_method("er", budget=5)
+    method.end_domain(learner, learner.scenario.domains[0], None, learner.initial)
+    generator = torch.Generator().manual_seed(((learner.seed + 1) * 1_000_003 + 1 + 1) * 1_000_003 + 0 + 1)
+    assert torch.equal(held(method)["blobs0"], torch.randperm(64, generator=generator)[:5])
+
+
+def test_a_reservoir_holds_every_item_with_the_same_probability(tmp_path):
+    """Of domains with 64, 16 and 48 items a memory of 20 holds 10, 2.5 and 7.5 in the mean."""
+    scenario = tiny_scenario(4)
+    sizes = {"blobs0": 64, "blobs1": 16, "blobs2": 48}
+    for domain in scenario.domains[:3]:
+        domain._splits["train"] = tuple(tensor[: sizes[domain.name]] for tensor in domain._splits["train"])
+    total = dict.fromkeys(sizes, 0)
+    for seed in range(200):
+        learner, method = tiny_learner(tmp_path, scenario, seed=seed), build_method("er", budget=20, filling="reservoir")
+        for learner.stage, domain in enumerate(scenario.domains[:3], 1):
+            method.end_domain(learner, domain, None, learner.initial)
+            assert sum(map(len, held(method).values())) == 20
+        for name, positions in held(method).items():
+            assert len(set(positions.tolist())) == len(positions) and (positions < sizes[name]).all()
+            total[name] += len(positions)
+    for name, size in sizes.items():
+        assert total[name] / 200 == pytest.approx(20 * size / 128, abs=0.6)  # three standard deviations of a mean of 200
+
+
+def test_distillation_on_memory_from_itself_has_no_gradient_and_no_weight_is_plain_replay(tmp_path):
+    learner = tiny_learner(tmp_path, tiny_scenario(3))
+    batch = next(iter(learner.scenario.domains[1].batches("train", shuffle=False, seed=0)))
+    gradients = {}
+    for weights in (learner.initial, learner.fresh):
+        for strength in (0.0, 3.0):
+            method = build_method("er", budget=10, distillation=strength, temperature=2.0)
+            learner.enter(1)
+            method.end_domain(learner, learner.scenario.domains[0], None, learner.initial)
+            learner.enter(2)
+            model = learner.model_with(weights)
+            method.loss(learner, model, batch).backward()
+            gradients[weights.hash, strength] = torch.cat([p.grad.flatten().clone() for p in model.parameters()])
+    same, other = learner.initial.hash, learner.fresh.hash
+    torch.testing.assert_close(gradients[same, 3.0], gradients[same, 0.0], rtol=0, atol=1e-6)
+    assert (gradients[other, 3.0] - gradients[other, 0.0]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    "option", [{"budget": 0}, {"items": 0}, {"weight": -1.0}, {"filling": "full"}, {"distillation": -1.0}, {"temperature": 0.0}]
+)
+def test_bad_options_are_refused(option):
+    with pytest.raises(InputError, match=rf"method\.{next(iter(option))}"):
+        build_method("er", **option)
