@@ -7,6 +7,7 @@ from asrcl.contract import method as _contract
 from asrcl.contract.method import Method, method_class, method_names, register
 from asrcl.contract.protocols import Learner
 from asrcl.contract.weights import Weights
+from asrcl.methods.agem import AveragedGradientEpisodicMemory
 from asrcl.methods.average import FineTuningWithAveraging
 from asrcl.methods.der import DarkExperienceReplay
 from asrcl.methods.ewc import ElasticWeightConsolidation
@@ -61,6 +62,7 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     "HessianAwareLowRankPerturbation",
     "LowRankAdaptationPerDomain",
     # methods with a memory
+    "AveragedGradientEpisodicMemory",
     "DarkExperienceReplay",
     "ExperienceReplay",
 ]

@@ -45,6 +45,7 @@ METHODS = {
     "er": lambda: build_method("er", budget=12),
     "er reservoir": lambda: build_method("er", budget=12, filling="reservoir", distillation=0.5),
     "der": lambda: build_method("der", budget=12),
+    "agem": lambda: build_method("agem", budget=12),
     "ewc": lambda: build_method("ewc", strength=10.0),
     "l2": lambda: build_method("l2", strength=1.0),
     "gpm": lambda: build_method("gpm", energy=0.8),
