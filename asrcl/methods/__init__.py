@@ -20,6 +20,7 @@ from asrcl.methods.kfac_ewc import KroneckerEWC
 from asrcl.methods.l2 import L2Regularisation
 from asrcl.methods.lora import LowRankAdaptation, LowRankAdaptationPerDomain
 from asrcl.methods.lwf import LearningWithoutForgetting
+from asrcl.methods.lwf_entropy import EntropyWeightedDistillation
 from asrcl.methods.mas import MemoryAwareSynapses
 from asrcl.methods.merged import Merged
 from asrcl.methods.packnet import PackNet
@@ -45,6 +46,7 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     "Single",
     # methods that keep no data
     "ElasticWeightConsolidation",
+    "EntropyWeightedDistillation",
     "FineTuningWithAveraging",
     "FrozenTraining",
     "GradientProjectionMemory",

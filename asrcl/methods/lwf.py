@@ -48,18 +48,27 @@ class LearningWithoutForgetting(Method):
     def loss(self, learner: Learner, model: nn.Module, batch: Batch) -> Tensor:
         if not self.strength:
             return learner.task.loss(model, batch)
+        loss, distilled = self._terms(learner, model, batch)
+        for term in distilled:
+            loss = loss + term
+        return loss
+
+    def _terms(self, learner: Learner, model: nn.Module, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """The loss of the items, and the distillation times its strength, of every old head where domains have heads."""
         if self._teacher is None:
             self._teacher = learner.frozen(learner.weights)
         loss, outputs, seen = learner.task.loss_and_outputs(model, batch)
         if batch.mixable:  # one pass serves the loss and the distillation
-            return loss + self.strength * self._distilled(learner, outputs, seen)
-        for domain in learner.domains[:-1]:
-            view = seen.as_of(domain.name)
-            loss = loss + self.strength * self._distilled(learner, learner.task.outputs(model, view), view)
-        return loss
+            return loss, [self.strength * self._distilled(learner, outputs, seen)]
+        views = [seen.as_of(domain.name) for domain in learner.domains[:-1]]
+        return loss, [self.strength * self._distilled(learner, learner.task.outputs(model, view), view) for view in views]
 
     def _distilled(self, learner: Learner, new: Outputs, batch: Batch) -> Tensor:
         assert self._teacher is not None
         with torch.no_grad():
             old = learner.task.outputs(self._teacher, batch)
-        return learner.task.distillation(new, old, self.temperature)
+        return learner.task.distillation(new, self._weighted(old), self.temperature)
+
+    def _weighted(self, old: Outputs) -> Outputs:
+        """The teacher's outputs, with the importance of their positions where they differ in it."""
+        return old

@@ -55,13 +55,14 @@ METHODS = {
     "kfac_ewc": lambda: build_method("kfac_ewc", strength=10.0),
     "kfac_ewc online": lambda: build_method("kfac_ewc", strength=10.0, mode="online"),
     "lwf": lambda: build_method("lwf"),
+    "lwf_entropy": lambda: build_method("lwf_entropy"),
     "mas": lambda: build_method("mas", strength=1.0),
     "ihr": lambda: build_method("ihr", curvature="sum"),
     "lora": lambda: build_method("lora", rank=2),
     "lora_per_domain": lambda: build_method("lora_per_domain", rank=2),
     "halrp": lambda: build_method("halrp", private=[], growth_bound=0.5, importance="trace"),
 }
-STATELESS = ("lora", "lwf", "frozen")
+STATELESS = ("lora", "lwf", "frozen", "lwf_entropy")
 
 
 def scenario(task=None):
