@@ -9,6 +9,7 @@ from asrcl.contract.protocols import Learner
 from asrcl.contract.weights import Weights
 from asrcl.methods.agem import AveragedGradientEpisodicMemory
 from asrcl.methods.average import FineTuningWithAveraging
+from asrcl.methods.cgalore import CurvatureGuidedProjection
 from asrcl.methods.der import DarkExperienceReplay
 from asrcl.methods.ewc import ElasticWeightConsolidation
 from asrcl.methods.frozen import FrozenTraining
@@ -45,6 +46,7 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     "Separate",
     "Single",
     # methods that keep no data
+    "CurvatureGuidedProjection",
     "ElasticWeightConsolidation",
     "EntropyWeightedDistillation",
     "FineTuningWithAveraging",

@@ -17,24 +17,24 @@ trained without protection (`rest`). A domain's own head is always free.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from asrcl.contract.method import Method, register
+from asrcl.contract.method import register
 from asrcl.contract.protocols import Domain, Learner
 from asrcl.contract.weights import Weights
 from asrcl.curvature import KroneckerBlock
 from asrcl.exceptions import InputError
-from asrcl.methods.frozen import hold_statistics
+from asrcl.methods.projection import Rest, StepProjection
 from asrcl.methods.spaces import Place, Spaces, extended, outside, spaces_of_state, spaces_state
 from asrcl.state import StateDict
 
 
 @register("gpm")
-class GradientProjectionMemory(Method):
+class GradientProjectionMemory(StepProjection):
     """Fine-tuning in the null space of what earlier domains put into each layer.
 
     Args:
@@ -49,18 +49,15 @@ class GradientProjectionMemory(Method):
         self,
         energy: float = 0.97,
         project: Literal["step", "gradient"] = "step",
-        rest: Literal["freeze", "train"] = "freeze",
+        rest: Rest = "freeze",
     ) -> None:
+        super().__init__(rest)
         if not 0 < energy <= 1:
             raise InputError(f"method.energy={energy}: a share, above 0 and at most 1")
         if project not in ("step", "gradient"):
             raise InputError(f"method.project={project}: choose step or gradient")
-        if rest not in ("freeze", "train"):
-            raise InputError(f"method.rest={rest}: choose freeze or train")
-        self.energy, self.project, self.rest = energy, project, rest
+        self.energy, self.project = energy, project
         self._spaces: Spaces = {}
-        self._own: frozenset[str] = frozenset()
-        self._before: StateDict = {}
 
     def state_dict(self) -> StateDict:
         return spaces_state(self._spaces)
@@ -69,22 +66,16 @@ class GradientProjectionMemory(Method):
         self._spaces = spaces_of_state(state)
 
     def start_run(self, learner: Learner) -> None:
-        self._spaces, self._own = {}, frozenset()
+        super().start_run(learner)
+        self._spaces = {}
 
     def start_domain(self, learner: Learner, domain: Domain) -> None:
-        self._own = frozenset(learner.private(domain))
+        super().start_domain(learner, domain)
         self._spaces = {place: basis.to(learner.device) for place, basis in self._spaces.items()}
         for place, basis in self._spaces.items():
             name = place.key.name
             if name not in learner.weights or place.inputs(learner.weights[name]) != len(basis):
                 raise InputError(f"method gpm: its space of {place.key} has {len(basis)} dimensions; it is another model's")
-
-    def wrap(self, learner: Learner, model: nn.Module) -> nn.Module:
-        if self._spaces and self.rest == "freeze":
-            for module in model.modules():
-                if getattr(module, "running_mean", None) is not None:  # training puts all modules into training mode
-                    hold_statistics(module)
-        return model
 
     def end_domain(self, learner: Learner, domain: Domain, old: Weights | None, new: Weights) -> Weights:
         if not learner.last:
@@ -96,32 +87,18 @@ class GradientProjectionMemory(Method):
                     self._spaces[place] = extended(known, block.A.smallest(), self.energy)
         return new
 
+    def covered(self) -> Set[str]:
+        return {place.key.name for place in self._spaces}
+
+    def left_of(self, name: str, change: Tensor) -> Tensor:
+        spaces = {place: basis for place, basis in self._spaces.items() if place.key.name == name}
+        return outside(change, spaces, self._uncovered)
+
     @torch.no_grad()
     def after_backward(self, learner: Learner, model: nn.Module) -> None:
-        self._before = {}
-        for name, parameter, spaces in self._held(model):
-            if not spaces:
-                parameter.grad = None  # no optimiser moves it, not by momentum nor by weight decay
-            elif self.project == "step":
-                self._before[name] = parameter.detach().clone()
-            elif parameter.grad is not None:
-                parameter.grad.copy_(self._outside(parameter.grad, spaces))
-
-    @torch.no_grad()
-    def after_step(self, learner: Learner, model: nn.Module) -> None:
-        for name, parameter, spaces in self._held(model):
-            if name in self._before:
-                before = self._before[name]
-                parameter.copy_(before + self._outside(parameter - before, spaces))
-
-    def _outside(self, change: Tensor, spaces: Spaces) -> Tensor:
-        return outside(change, spaces, uncovered=1.0 if self.rest == "train" else 0.0)
-
-    def _held(self, model: nn.Module) -> list[tuple[str, nn.Parameter, Spaces]]:
-        """The parameters that are not free, each with its spaces; none as long as no domain has been learned."""
-        by_name: dict[str, Spaces] = {}
-        for place, basis in self._spaces.items():
-            by_name.setdefault(place.key.name, {})[place] = basis
-        named = [(name, parameter, by_name.get(name, {})) for name, parameter in model.named_parameters()]
-        freeze = bool(self._spaces) and self.rest == "freeze"
-        return [entry for entry in named if entry[0] not in self._own and (entry[2] or freeze)]
+        super().after_backward(learner, model)
+        if self.project == "gradient":
+            self._before = {}
+            for name, parameter, is_covered in self._held(model):
+                if is_covered and parameter.grad is not None:
+                    parameter.grad.copy_(self.left_of(name, parameter.grad))

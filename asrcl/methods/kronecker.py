@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from asrcl.curvature import Block, BlockKey, DenseBlock, KroneckerBlock
+from asrcl.curvature import Block, BlockKey, DenseBlock, KroneckerBlock, kron
 from asrcl.state import StateDict
 
 Kept = dict[BlockKey, Block]
@@ -35,6 +35,52 @@ def joined(before: Block | None, block: Block, decay: float = 1.0) -> Block:
     assert isinstance(before, KroneckerBlock)
     inputs, outputs = decay * before.input.smallest() + inputs, decay * before.output.smallest() + outputs
     return KroneckerBlock.of(inputs, outputs, decay * before.positions + 1.0, 1.0, transposed)
+
+
+def blended(before: Block | None, block: Block, rate: float, unit: float) -> Block:
+    """A running block `(1 - rate) before + rate block`, factor by factor, of blocks in units of their own (mean eigenvalue 1).
+
+    Args:
+        before: what is kept so far; None where the domain is the first, whose block is taken whole.
+        block: of the domain, as it was estimated.
+        rate: of the domain's factors.
+        unit: curvature that counts as 1; A is divided by its own mean eigenvalue, and G by what remains.
+    """
+    unit = unit or 1.0  # nothing is curved: all directions are free
+    share = 1.0 if before is None else rate
+    if isinstance(block, DenseBlock):
+        assert before is None or isinstance(before, DenseBlock)
+        matrix = share / unit * block.matrix
+        return DenseBlock(matrix if before is None else (1 - share) * before.matrix + matrix, 1.0, block.rows)
+    assert isinstance(block, KroneckerBlock)
+    mean = block.A.mean() or 1.0
+    inputs, outputs = share / mean * block.A.smallest(), share * mean / unit * block.G.smallest()
+    if before is not None:
+        assert isinstance(before, KroneckerBlock)
+        inputs, outputs = (1 - share) * before.A.smallest() + inputs, (1 - share) * before.G.smallest() + outputs
+    return KroneckerBlock.of(inputs, outputs, 1.0, 1.0, block.transposed)
+
+
+def spectral(block: Block, input_alone: bool) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """Eigenvectors of the rows and of the columns, None for an identity, and the eigenvalues in their basis, in float64.
+
+    Args:
+        block: over rows of a parameter that is seen as a matrix `[R, C]`.
+        input_alone: take the output factor of a Kronecker block for the identity.
+
+    Returns:
+        Vectors `[R, R]` and `[C, C]` with eigenvalues `[R, C]`, which have one row or column where a side does not count; of a block
+        of depthwise kernels None and `[B, K, K]` with `[B, 1, K]`.
+    """
+    if isinstance(block, DenseBlock):
+        values, vectors = kron.eigenbasis(block.matrix)
+        return None, vectors, values[:, None]
+    assert isinstance(block, KroneckerBlock)
+    one = torch.ones(1, dtype=torch.float64), None
+    output = one if input_alone else block.G.eigen()
+    sides = (block.A.eigen(), output) if block.transposed else (output, block.A.eigen())
+    (rows, row_vectors), (columns, column_vectors) = sides
+    return row_vectors, column_vectors, torch.outer(rows, columns)
 
 
 def half_quadratic(block: Block, delta: Tensor) -> Tensor:

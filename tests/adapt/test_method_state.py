@@ -49,6 +49,7 @@ METHODS = {
     "ewc": lambda: build_method("ewc", strength=10.0),
     "l2": lambda: build_method("l2", strength=1.0),
     "gpm": lambda: build_method("gpm", energy=0.8),
+    "cgalore": lambda: build_method("cgalore"),
     "packnet": lambda: build_method("packnet"),
     "frozen": lambda: build_method("frozen"),
     "hybrid": lambda: build_method("hybrid", reference="end"),
