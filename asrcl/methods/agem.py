@@ -52,7 +52,7 @@ class AveragedGradientEpisodicMemory(WithMemory):
                 parameter.grad = -away if gradient is None else gradient - away
 
     def _of_memory(self, learner: Learner, model: nn.Module, trained: list[nn.Parameter]) -> list[Tensor | None]:
-        """The gradient of the loss of a draw from the memory, the mean over all processes; it is what the parameters then hold."""
+        """The gradient of the loss of a draw from the memory, the mean over processes; the parameters then hold it."""
         model.zero_grad(set_to_none=True)
         drawn = [memory.to(learner.device) for memory in self.drawn(learner, self.count)]
         with torch.enable_grad():

@@ -1,18 +1,19 @@
-"""CGaLore: steps of training held to the directions in which the old domains' loss is flat, by Kronecker-factored curvature.
+"""CGaLore: steps of training held to the directions in which old domains' loss is flat, by Kronecker-factored curvature.
 
-Vander Eeckt and Van hamme (arXiv 2609.21336) train in directions that the curvature of the old model says to be harmless; neither
-data nor old weights are kept. Here, where a map W `[O, I]` has the curvature A ⊗ G of `asrcl.curvature`, A = V_A diag(a) V_Aᵀ and
-G = V_G diag(g) V_Gᵀ, the change D that an optimiser step made becomes
+Vander Eeckt and Van hamme (arXiv 2609.21336) train in directions that the curvature of the old model says to be harmless;
+neither data nor old weights are kept. Here, where a map W `[O, I]` has the curvature A ⊗ G of `asrcl.curvature`, A = V_A
+diag(a) V_Aᵀ and G = V_G diag(g) V_Gᵀ, the change D that an optimiser step made becomes
 
     V_G [ (V_Gᵀ D V_A) * k ] V_Aᵀ      k_ij = keep / (keep + g_i a_j)                       soft
                                        k_ij = 1 for the share `keep` of directions with the least g_i a_j, else 0      hard
 
-with g_i = 1 where the input side alone is used. What is projected is the step (`asrcl.methods.projection`), so that this holds for
-Adam and weight decay as well; the authors project the gradient, run Adam in a space of fixed rank, and find that space anew as training
-goes on. `soft` is our form: a Laplace merge (`asrcl.merge.steps.ihr`) of every step in place of one at the end.
+with g_i = 1 where the input side alone is used. What is projected is the step (`asrcl.methods.projection`), so that this holds
+for Adam and weight decay as well; the authors project the gradient, run Adam in a space of fixed rank, and find that space anew
+as training goes on. `soft` is our form: a Laplace merge (`asrcl.merge.steps.ihr`) of every step in place of one at the end.
 
-Factors are carried from domain to domain as one running set, Q <- (1 - rate) Q + rate Q~ (the authors' rate is 1/4). A domain's own are
-divided by their mean eigenvalue before, so that g_i a_j is in units of the mean curvature of the layer or of all layers (`unit`).
+Factors are carried from domain to domain as one running set, Q <- (1 - rate) Q + rate Q~ (the authors' rate is 1/4). A domain's
+own are divided by their mean eigenvalue before, so that g_i a_j is in units of the mean curvature of the layer or of all layers
+(`unit`).
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from asrcl.contract.method import register
+from asrcl.contract.method import joined_state, parted_state, register
 from asrcl.contract.protocols import Domain, Learner
 from asrcl.contract.weights import Weights
-from asrcl.curvature import Block, BlockKey, DenseBlock, DiagonalBlock, kron
+from asrcl.curvature import Block, BlockKey, DiagonalBlock, kron
 from asrcl.exceptions import InputError
-from asrcl.methods.kronecker import Kept, block_state, blended, blocks_of_state, spectral
+from asrcl.methods.kronecker import Kept, blended, block_state, blocks_of_state, spectral
 from asrcl.methods.projection import Rest, StepProjection
 from asrcl.state import StateDict
 
@@ -95,10 +96,11 @@ class CurvatureGuidedProjection(StepProjection):
         self._filters: dict[str, dict[BlockKey, Filter]] = {}
 
     def state_dict(self) -> StateDict:
-        return block_state(self._factors)
+        return joined_state({"factors": block_state(self._factors)})
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self._factors = blocks_of_state(state)
+        [factors] = parted_state(self, state, "factors")
+        self._factors = blocks_of_state(factors)
 
     def start_run(self, learner: Learner) -> None:
         super().start_run(learner)

@@ -69,8 +69,8 @@ def spectral(block: Block, input_alone: bool) -> tuple[Tensor | None, Tensor | N
         input_alone: take the output factor of a Kronecker block for the identity.
 
     Returns:
-        Vectors `[R, R]` and `[C, C]` with eigenvalues `[R, C]`, which have one row or column where a side does not count; of a block
-        of depthwise kernels None and `[B, K, K]` with `[B, 1, K]`.
+        Vectors `[R, R]` and `[C, C]` with eigenvalues `[R, C]`, which have one row or column where a side does not count; of a
+        block of depthwise kernels None and `[B, K, K]` with `[B, 1, K]`.
     """
     if isinstance(block, DenseBlock):
         values, vectors = kron.eigenbasis(block.matrix)

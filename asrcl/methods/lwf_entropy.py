@@ -1,19 +1,19 @@
 """LwF weighted by the teacher's entropy, with projection of conflicting gradients; neither data nor importance is kept.
 
-After the retention-preserving projection with entropy-guided distillation of Ma et al. (Interspeech 2026): distillation from the
-model before the domain on the new items (`asrcl.methods.lwf`) in which every position has a weight of its own,
+After the retention-preserving projection with entropy-guided distillation of Ma et al. (Interspeech 2026): distillation from
+the model before the domain on the new items (`asrcl.methods.lwf`) in which every position has a weight of its own,
 
     loss + T^2 sum over positions p of lambda_p KL(old softmax / T || new softmax / T),
     lambda_p = least + (strength - least) (1 - H_p / log C),
 
-H_p the entropy of the old model's softmax over its C classes at p. (The paper gives the range [0.1, 0.3] and that lambda follows the
-entropy; the linear form, and that the teacher counts most where it is sure, are this module's reading.) And where the gradient g of
-the loss and d of the distillation disagree, g loses a share of what works against d:
+H_p the entropy of the old model's softmax over its C classes at p. (The paper gives the range [0.1, 0.3] and that lambda
+follows the entropy; the linear form, and that the teacher counts most where it is sure, are this module's reading.) And where
+the gradient g of the loss and d of the distillation disagree, g loses a share of what works against d:
 
     g - conflict (g . d / d . d) d       where g . d < 0
 
-This is done batch by batch, over all parameters as one vector, and costs a second backward pass. The authors freeze the encoder besides:
-`train.adapt.freeze`.
+This is done batch by batch, over all parameters as one vector, and costs a second backward pass. The authors freeze the encoder
+besides: `train.adapt.freeze`.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class EntropyWeightedDistillation(LearningWithoutForgetting):
         strength: of the distillation where the old model has no doubt.
         least: the same where it knows nothing; at `strength` all positions count alike.
         temperature: T.
-        conflict: share of a conflicting part of the gradient that is taken out, from 0 to 1; with 0 and `least` at `strength` this is
-            LwF, to the bit.
+        conflict: share of a conflicting part of the gradient that is taken out, from 0 to 1; with 0, and `least` at `strength`,
+            this is LwF to the bit.
     """
 
     label = "LwF (entropy)"

@@ -1,8 +1,8 @@
 """Methods that take something out of every optimiser step: what GPM and CGaLore share.
 
-The weights before a step are kept, and of the change that the optimiser made (momentum, Adam's scaling and weight decay included)
-what a subclass leaves of it is added to them. Since that is linear in the change, so is the sum over all steps: the whole way of a
-domain lies in the space that is left.
+The weights before a step are kept, and of the change that the optimiser made (momentum, Adam's scaling and weight decay
+included) what a subclass leaves of it is added to them. Since that is linear in the change, so is the sum over all steps: the
+whole way of a domain lies in the space that is left.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class StepProjection(Method):
     """Fine-tuning whose every step is projected; a subclass says which parameters are `covered`, and what is `left_of` a change.
 
     Args:
-        rest: "freeze" or "train" parameters that are not covered, once a domain has been learned; frozen ones are those of norms with
+        rest: "freeze" or "train" parameters that are not covered, once a domain has been learned; to freeze norms is to freeze
             their statistics, too. A domain's own head is always free.
 
     Raises:

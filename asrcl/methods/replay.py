@@ -3,10 +3,10 @@
 The form for speech recognition is that of Chang et al. (Interspeech 2021) and Vander Eeckt and Van hamme (arXiv 2210.15282):
 every batch of the new domain comes with a batch from the memory (`asrcl.methods.memory`), whose loss has a weight of its own,
 
-    loss(new items) + weight * loss(memory items) + distillation * T^2 KL(teacher || model) of the memory items,
+    loss(new items) + weight * loss(memory items) + distillation * KL(teacher || model) of the memory items,
 
 the last, without which this is plain ER, with the model before the domain for a teacher ("KD" of Vander Eeckt and Van hamme,
-whose released code has T = 1 and strength 0.1). Student and teacher see the same augmented items.
+whose released code has strength 0.1). Student and teacher see the same augmented items.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ class ExperienceReplay(WithMemory):
         items: memory items per batch; None for as many as the batch has.
         filling: of the memory, "balanced" or "reservoir".
         distillation: strength of the distillation on memory items; 0 for none.
-        temperature: T, what its logits are divided by.
     """
 
     label = "ER"
@@ -42,16 +41,13 @@ class ExperienceReplay(WithMemory):
         items: int | None = None,
         filling: Filling = "balanced",
         distillation: float = 0.0,
-        temperature: float = 1.0,
     ) -> None:
         super().__init__(budget, items, filling)
         if not 0 <= weight < float("inf"):
             raise InputError(f"method.weight={weight}: must be finite and not negative")
         if not 0 <= distillation < float("inf"):
             raise InputError(f"method.distillation={distillation}: must be finite and not negative")
-        if not 0 < temperature < float("inf"):
-            raise InputError(f"method.temperature={temperature}: must be finite and positive")
-        self.weight, self.distillation, self.temperature = weight, distillation, temperature
+        self.weight, self.distillation = weight, distillation
         self._teacher: nn.Module | None = None
 
     def start_domain(self, learner: Learner, domain: Domain) -> None:
@@ -74,4 +70,4 @@ class ExperienceReplay(WithMemory):
         loss, outputs, seen = learner.task.loss_and_outputs(model, memory)
         with torch.no_grad():
             old = learner.task.outputs(self._teacher, seen)
-        return self.weight * loss + self.distillation * learner.task.distillation(outputs, old, self.temperature)
+        return self.weight * loss + self.distillation * learner.task.distillation(outputs, old, temperature=1.0)

@@ -176,7 +176,7 @@ def test_distillation_on_memory_from_itself_has_no_gradient_and_no_weight_is_pla
     gradients = {}
     for weights in (learner.initial, learner.fresh):
         for strength in (0.0, 3.0):
-            method = build_method("er", budget=10, distillation=strength, temperature=2.0)
+            method = build_method("er", budget=10, distillation=strength)
             learner.enter(1)
             method.end_domain(learner, learner.scenario.domains[0], None, learner.initial)
             learner.enter(2)
@@ -189,7 +189,7 @@ def test_distillation_on_memory_from_itself_has_no_gradient_and_no_weight_is_pla
 
 
 @pytest.mark.parametrize(
-    "option", [{"budget": 0}, {"items": 0}, {"weight": -1.0}, {"filling": "full"}, {"distillation": -1.0}, {"temperature": 0.0}]
+    "option", [{"budget": 0}, {"items": 0}, {"weight": -1.0}, {"filling": "full"}, {"distillation": -1.0}]
 )
 def test_bad_options_are_refused(option):
     with pytest.raises(InputError, match=rf"method\.{next(iter(option))}"):
