@@ -24,6 +24,7 @@ from asrcl.methods.lwf import LearningWithoutForgetting
 from asrcl.methods.lwf_entropy import EntropyWeightedDistillation
 from asrcl.methods.mas import MemoryAwareSynapses
 from asrcl.methods.merged import Merged
+from asrcl.methods.ogd import OrthogonalGradientDescent
 from asrcl.methods.packnet import PackNet
 from asrcl.methods.references import FineTuning, Initial, Joint, Separate, Single
 from asrcl.methods.replay import ExperienceReplay
@@ -60,6 +61,7 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     "LearningWithoutForgetting",
     "LowRankAdaptation",
     "MemoryAwareSynapses",
+    "OrthogonalGradientDescent",
     "PackNet",
     "SynapticIntelligence",
     # methods that keep something of every domain beside the first domain's model

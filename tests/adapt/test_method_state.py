@@ -50,6 +50,7 @@ METHODS = {
     "l2": lambda: build_method("l2", strength=1.0),
     "gpm": lambda: build_method("gpm", energy=0.8),
     "cgalore": lambda: build_method("cgalore"),
+    "ogd": lambda: build_method("ogd", budget=8),
     "packnet": lambda: build_method("packnet"),
     "frozen": lambda: build_method("frozen"),
     "hybrid": lambda: build_method("hybrid", reference="end"),
