@@ -25,6 +25,7 @@ from asrcl.methods.lwf_entropy import EntropyWeightedDistillation
 from asrcl.methods.mas import MemoryAwareSynapses
 from asrcl.methods.merged import Merged
 from asrcl.methods.ogd import OrthogonalGradientDescent
+from asrcl.methods.olora import OrthogonalLowRankAdaptation
 from asrcl.methods.packnet import PackNet
 from asrcl.methods.references import FineTuning, Initial, Joint, Separate, Single
 from asrcl.methods.replay import ExperienceReplay
@@ -62,6 +63,7 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     "LowRankAdaptation",
     "MemoryAwareSynapses",
     "OrthogonalGradientDescent",
+    "OrthogonalLowRankAdaptation",
     "PackNet",
     "SynapticIntelligence",
     # methods that keep something of every domain beside the first domain's model

@@ -51,6 +51,7 @@ METHODS = {
     "gpm": lambda: build_method("gpm", energy=0.8),
     "cgalore": lambda: build_method("cgalore"),
     "ogd": lambda: build_method("ogd", budget=8),
+    "olora": lambda: build_method("olora", rank=2),
     "packnet": lambda: build_method("packnet"),
     "frozen": lambda: build_method("frozen"),
     "hybrid": lambda: build_method("hybrid", reference="end"),
