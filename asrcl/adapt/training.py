@@ -367,6 +367,7 @@ class Trainer:
     def _train_epoch(self) -> float:
         seed = seed_everything(self.learner.seed, self.progress.epoch)
         self.model.train()
+        self.method.start_epoch(self.learner, self.model, self.progress.epoch)
         self.optimizer.zero_grad(set_to_none=True)
         refuse = partial(self._refuse, "loss") if self.processes.count == 1 else None
         losses = _Losses(LOOKED_AT_EVERY.get(self.device.type, OTHERWISE_EVERY), refuse)

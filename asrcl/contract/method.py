@@ -6,7 +6,7 @@ For every domain after the one that the initial model knows, a run calls
 
 and `learn` by default fine-tunes, which calls
 
-    wrap -> (loss, penalty) for every batch -> after_backward -> after_step for every optimiser step -> unwrap
+    wrap -> start_epoch -> (loss, penalty) for every batch -> after_backward -> after_step for every optimiser step -> unwrap
 
 For the first domain, on which the initial model was trained, `end_domain` alone is called, with `old=None`. What a method
 remembers from one call to the next is its state: it is saved with every finished fine-tune and with the progress of an
@@ -34,7 +34,7 @@ from asrcl.merge import merge
 from asrcl.state import StateDict
 
 PLAIN: Final = (str, int, float, bool, type(None))
-TRAINING_HOOKS: Final = ("wrap", "unwrap", "loss", "penalty", "after_backward", "after_step")
+TRAINING_HOOKS: Final = ("wrap", "unwrap", "start_epoch", "loss", "penalty", "after_backward", "after_step")
 """The hooks that decide what a fine-tune is; a method that overrides one does not share plain fine-tuning's weights."""
 HOOKS: Final = (
     *("start_run", "start_domain", "learn", *TRAINING_HOOKS, "merge_domain", "at_strength", "end_domain"),
@@ -196,6 +196,9 @@ class Method:
         A method may add tensors under names of its own (factors), which its `learn` then takes out of what `fine_tune` gives.
         """
         return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+    def start_epoch(self, learner: Learner, model: nn.Module, epoch: int) -> None:
+        """Called before every pass over the training data, numbered from 0, when the model is in training mode."""
 
     def loss(self, learner: Learner, model: nn.Module, batch: Batch) -> Tensor:
         """The loss of a batch: the task's, or one with replay or distillation in it."""

@@ -10,6 +10,7 @@ from asrcl.contract.weights import Weights
 from asrcl.methods.agem import AveragedGradientEpisodicMemory
 from asrcl.methods.average import FineTuningWithAveraging
 from asrcl.methods.cgalore import CurvatureGuidedProjection
+from asrcl.methods.clrl import RandomLayerTuning
 from asrcl.methods.der import DarkExperienceReplay
 from asrcl.methods.ewc import ElasticWeightConsolidation
 from asrcl.methods.frozen import FrozenTraining
@@ -65,6 +66,7 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     "OrthogonalGradientDescent",
     "OrthogonalLowRankAdaptation",
     "PackNet",
+    "RandomLayerTuning",
     "SynapticIntelligence",
     # methods that keep something of every domain beside the first domain's model
     "HessianAwareLowRankPerturbation",

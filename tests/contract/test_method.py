@@ -13,15 +13,16 @@ from asrcl.exceptions import InputError
 from asrcl.methods import FineTuning, Method, Weights, build_method, method_class, method_names, register
 
 STANDARD = ("initial", "ft", "fta", "ewc", "er", "ihr", "joint", "laplace", "lora", "separate", "si")
+PROTECTING = ("agem", "cgalore", "clrl", "der", "ogd", "olora")
 PLAIN = ("ft", "fta", "ihr", "laplace", "separate", "joint")
 
 
 def test_methods_that_come_with_the_package():
-    assert set(STANDARD) <= set(method_names())
+    assert {*STANDARD, *PROTECTING} <= set(method_names())
     assert method_names() == sorted(method_names())
 
 
-@pytest.mark.parametrize("name", STANDARD)
+@pytest.mark.parametrize("name", (*STANDARD, *PROTECTING))
 def test_every_method_can_be_built_by_name(name):
     method = build_method(name)
     assert isinstance(method, Method) and method.name == name and method.label != ""
@@ -29,7 +30,7 @@ def test_every_method_can_be_built_by_name(name):
     assert inspect.getdoc(method_class(name))
 
 
-@pytest.mark.parametrize("name", STANDARD)
+@pytest.mark.parametrize("name", (*STANDARD, *PROTECTING))
 def test_a_state_of_another_method_is_refused(name):
     with pytest.raises(InputError, match=rf"method {name}.*unknown\.w"):
         build_method(name).load_state_dict({"unknown.w": torch.zeros(2)})
@@ -40,7 +41,7 @@ def test_unknown_method_lists_the_known_ones():
         build_method("ihrr")
 
 
-@pytest.mark.parametrize("name", STANDARD)
+@pytest.mark.parametrize("name", (*STANDARD, *PROTECTING))
 def test_unknown_option_is_named(name):
     with pytest.raises(InputError, match=rf"method {name}.*temperature; it has \w+"):
         build_method(name, temperature=1)
@@ -85,6 +86,7 @@ def test_hooks_do_nothing_by_default():
     assert method.wrap(learner, model) is model
     assert method.loss(learner, model, None) == 3.0
     assert method.penalty(learner, model, None) is None
+    assert method.start_epoch(learner, model, 0) is None
     assert method.after_backward(learner, model) is None and method.after_step(learner, model) is None
     assert method.end_domain(learner, None, new, new) is new
     unwrapped = method.unwrap(learner, model)
@@ -95,7 +97,7 @@ def test_hooks_do_nothing_by_default():
 # --- keys
 
 
-@pytest.mark.parametrize("name", STANDARD)
+@pytest.mark.parametrize("name", (*STANDARD, *PROTECTING))
 def test_only_methods_that_train_as_fine_tuning_share_its_weights(name):
     assert (build_method(name).key() == {}) == (name in PLAIN)
 

@@ -75,7 +75,7 @@ def test_domains_of_several_languages(tones, tmp_path, multilingual_folder):
 
 
 def test_frozen_parts_stay_as_they_are(tones, tmp_path, whisper_folder):
-    config = configure(tones, tmp_path / "exp", whisper_folder, "+train.adapt.freeze=['model.encoder.*']")
+    config = configure(tones, tmp_path / "exp", whisper_folder, "train.adapt.freeze=['model.encoder.*']")
     prepare(config)
     run.train_all(config, [1])
     run.adapt_all(config, ["ft"], [1])
@@ -86,9 +86,9 @@ def test_frozen_parts_stay_as_they_are(tones, tmp_path, whisper_folder):
     moved = {name for name in stored if not torch.equal(adapted[name], stored[name])}
     assert moved and all(name.startswith("model.decoder.") for name in moved)
     with pytest.raises(InputError, match=r"train\.freeze=encoder\.\*: matches no parameter"):
-        run.adapt_all(configure(tones, tmp_path / "exp", whisper_folder, "+train.adapt.freeze=['encoder.*']"), ["ft"], [1])
+        run.adapt_all(configure(tones, tmp_path / "exp", whisper_folder, "train.adapt.freeze=['encoder.*']"), ["ft"], [1])
     with pytest.raises(InputError, match="leaves nothing to train"):
-        run.adapt_all(configure(tones, tmp_path / "exp", whisper_folder, "+train.adapt.freeze=['*']"), ["ft"], [1])
+        run.adapt_all(configure(tones, tmp_path / "exp", whisper_folder, "train.adapt.freeze=['*']"), ["ft"], [1])
 
 
 def test_a_checkpoint_of_another_model_is_refused(tones, tmp_path, whisper_folder):
