@@ -53,7 +53,7 @@ def test_unknown_option_is_named(name):
         ("ewc", {"mode": "offline"}, "mode=offline"),
         ("ewc", {"strength": -1.0}, "strength=-1"),
         ("ewc", {"strength": "much"}, "method ewc"),
-        ("ihr", {"curvature": "first"}, "curvature=first"),
+        ("ihr", {"curvature": "next"}, "curvature=next"),
         ("si", {"strength": -1.0}, "strength=-1"),
         ("si", {"damping": 0.0}, "damping=0"),
         ("er", {"budget": 0}, r"budget=0.*ft"),
