@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -29,31 +28,11 @@ from torch import Tensor, nn
 from asrcl.contract.method import joined_state, parted_state, register
 from asrcl.contract.protocols import Domain, Learner
 from asrcl.contract.weights import Weights
-from asrcl.curvature import Block, BlockKey, DiagonalBlock, kron
+from asrcl.curvature import Block, BlockKey, DiagonalBlock
 from asrcl.exceptions import InputError
-from asrcl.methods.kronecker import Kept, blended, block_state, blocks_of_state, spectral
+from asrcl.methods.kronecker import Filter, Kept, blended, block_state, blocks_of_state, spectral
 from asrcl.methods.projection import Rest, StepProjection
 from asrcl.state import StateDict
-
-
-@dataclass(frozen=True)
-class Filter:
-    """What a change is rotated into, and by what it is multiplied there.
-
-    Attributes:
-        rows, columns: eigenvectors of both sides; None for the identity.
-        gains: `[R, C]`, or with one row or column where a side does not count; of depthwise kernels `[B, 1, K]`.
-    """
-
-    rows: Tensor | None
-    columns: Tensor | None
-    gains: Tensor
-
-    def __call__(self, change: Tensor) -> Tensor:
-        """The filtered change of the covered rows, in their shape."""
-        matrix = change.reshape(len(self.gains), 1, -1) if self.gains.dim() == 3 else change.flatten(1)
-        turned = kron.rotate(self.rows, matrix, self.columns) * self.gains
-        return kron.rotate_back(self.rows, turned, self.columns).reshape(change.shape)
 
 
 @register("cgalore")
@@ -117,7 +96,7 @@ class CurvatureGuidedProjection(StepProjection):
         """Eigenvectors are found here, once for a fine-tune, and not at all where it is in the cache."""
         self._filters = {}
         for key, block in self._factors.items():
-            self._filters.setdefault(key.name, {})[key] = self._filter(block, learner.device)
+            self._filters.setdefault(key.name, {})[key] = self._filter(block.map(lambda t: t.to(learner.device)))
         return super().wrap(learner, model)
 
     def end_domain(self, learner: Learner, domain: Domain, old: Weights | None, new: Weights) -> Weights:
@@ -142,12 +121,12 @@ class CurvatureGuidedProjection(StepProjection):
             key.rows_of(result).copy_(part(key.rows_of(change)))
         return result
 
-    def _filter(self, block: Block, device: str) -> Filter:
+    def _filter(self, block: Block) -> Filter:
         rows, columns, values = spectral(block, self.sides == "input")
         if self.form == "soft":
             gains = self.keep / (self.keep + values)
         else:
             count = math.ceil(self.keep * values.numel())
             gains = (values <= values.flatten().kthvalue(count).values).double()
-        rows, columns = (None if vectors is None else vectors.float().to(device) for vectors in (rows, columns))
-        return Filter(rows, columns, gains.float().to(device))
+        rows, columns = (None if vectors is None else vectors.float() for vectors in (rows, columns))
+        return Filter(rows, columns, gains.float())

@@ -1,4 +1,4 @@
-"""Blocks of curvature that a method keeps: running sums over domains, their quadratic form, and their tensors as a state.
+"""Blocks of curvature that a method keeps over domains: their quadratic form, their eigenbasis, and their tensors as a state.
 
 A kept block is in units of one domain: the output sum of a Kronecker block is the sum over domains of G, over one item, and its
 input sum the sum over domains of A, over so many positions.
@@ -7,6 +7,7 @@ input sum the sum over domains of A, over so many positions.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -76,11 +77,31 @@ def spectral(block: Block, input_alone: bool) -> tuple[Tensor | None, Tensor | N
         values, vectors = kron.eigenbasis(block.matrix)
         return None, vectors, values[:, None]
     assert isinstance(block, KroneckerBlock)
-    one = torch.ones(1, dtype=torch.float64), None
-    output = one if input_alone else block.G.eigen()
-    sides = (block.A.eigen(), output) if block.transposed else (output, block.A.eigen())
+    inputs = block.A.eigen()
+    output = (inputs[0].new_ones(1), None) if input_alone else block.G.eigen()
+    sides = (inputs, output) if block.transposed else (output, inputs)
     (rows, row_vectors), (columns, column_vectors) = sides
     return row_vectors, column_vectors, torch.outer(rows, columns)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What a change is rotated into, and by what it is multiplied there.
+
+    Attributes:
+        rows, columns: eigenvectors of both sides; None for the identity.
+        gains: `[R, C]`, or with one row or column where a side does not count; of depthwise kernels `[B, 1, K]`.
+    """
+
+    rows: Tensor | None
+    columns: Tensor | None
+    gains: Tensor
+
+    def __call__(self, change: Tensor) -> Tensor:
+        """The filtered change of the covered rows, in their shape."""
+        matrix = change.reshape(len(self.gains), 1, -1) if self.gains.dim() == 3 else change.flatten(1)
+        turned = kron.rotate(self.rows, matrix, self.columns) * self.gains
+        return kron.rotate_back(self.rows, turned, self.columns).reshape(change.shape)
 
 
 def half_quadratic(block: Block, delta: Tensor) -> Tensor:

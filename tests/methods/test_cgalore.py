@@ -119,8 +119,7 @@ def test_in_units_of_the_model_a_flat_layer_is_freer():
 
 
 def test_depthwise_kernels_are_filtered_row_by_row():
-    from asrcl.methods.cgalore import Filter
-    from asrcl.methods.kronecker import blended, spectral
+    from asrcl.methods.kronecker import Filter, blended, spectral
 
     matrices = [torch.stack([square(torch.Generator().manual_seed(seed + row), 5) for row in range(2)]) for seed in (7, 17)]
     blocks = [DenseBlock(matrix * ITEMS, ITEMS, 2) for matrix in matrices]

@@ -72,7 +72,11 @@ def test_all_methods_adapt_and_a_second_time_costs_nothing(start):
     assert [path.read_bytes() for path in paths] == first and cached(config) == work
 
 
-@pytest.mark.parametrize("name", ["kfac_ewc", "l2", "mas", "lwf", "gpm", "packnet", "er", "lora", "frozen", "hybrid"])
+PENALTIES = ("kfac_ewc", "l2", "mas", "lwf", "lwf_entropy")
+PROJECTIONS = ("gpm", "cgalore", "ogd", "agem")
+
+
+@pytest.mark.parametrize("name", [*PENALTIES, *PROJECTIONS, "er", "der", "packnet", "lora", "olora", "clrl", "uoe", "frozen", "hybrid"])
 def test_methods_run_on_a_conformer(start, name):
     """And end with other weights than plain fine-tuning does."""
     config = start("train.adapt.epochs=3", "train.adapt.schedule=constant")  # penalties pull from the second step on
