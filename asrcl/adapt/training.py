@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from asrcl.adapt.progress import duration
 from asrcl.adapt.resume import clear_progress, has_progress, load_progress, save_progress, saved_progress
+from asrcl.adapt.sharpness import ascended
 from asrcl.adapt.trackers import TrackedRun
 from asrcl.contract.method import Method
 from asrcl.contract.protocols import Batch, Domain, Learner
@@ -73,6 +74,8 @@ class TrainConfig:
         average_best: the final model is the mean of this many epochs, those with the lowest dev loss; 1 takes the best.
         precision: "fp32", or "bf16" for automatic mixed precision.
         freeze: patterns of parameter names (`model.encoder.*`) that stay as they are.
+        sam: rho of sharpness-aware minimisation (`asrcl.adapt.sharpness`), which takes a second pass for every step; 0 for none.
+        sam_adaptive: in units of each weight (ASAM).
     """
 
     epochs: int = 10
@@ -90,6 +93,8 @@ class TrainConfig:
     average_best: int = 3
     precision: Literal["fp32", "bf16"] = "fp32"
     freeze: tuple[str, ...] = ()
+    sam: float = 0.0
+    sam_adaptive: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.accumulate < 1 or self.average_best < 1:
@@ -103,6 +108,8 @@ class TrainConfig:
             raise InputError(f"train.warmup={self.warmup}: a share of the run, at least 0 and below 1; noam has warmup_steps")
         if not 0 < self.decay <= 1:
             raise InputError(f"train.decay={self.decay}: what an epoch multiplies the learning rate by, above 0 and at most 1")
+        if not 0 <= self.sam < math.inf:
+            raise InputError(f"train.sam={self.sam}: a radius, finite and not negative; 0 for none")
         if self.warmup_steps < 1:
             raise InputError(f"train.warmup_steps={self.warmup_steps}: must be at least 1")
         if self.momentum and (self.optimizer != "sgd" or not 0 <= self.momentum < 1):
@@ -110,8 +117,7 @@ class TrainConfig:
 
     def key(self) -> dict[str, Any]:
         """All that decides what training does, for cache keys."""
-        settings = asdict(self)
-        return settings if self.freeze else {name: value for name, value in settings.items() if name != "freeze"}
+        return {name: value for name, value in asdict(self).items() if value or name not in ("freeze", "sam", "sam_adaptive")}
 
 
 @contextmanager
@@ -380,6 +386,10 @@ class Trainer:
                 # The weight makes a step's gradient the mean over its items, whatever the sizes of its batches.
                 loss = self._backward(batch.to(self.device), self.processes.count * mine / items, number)
                 losses.add(loss, mine, self.progress.steps, batch, number)
+            if self.config.sam:
+                with ascended(self.model, self.config.sam, self.config.sam_adaptive):  # each process by its own gradients
+                    for batch, mine, _ in step:
+                        self._backward(batch.to(self.device), self.processes.count * mine / items, number)
             seen += items
             share = min(seen / size, 1.0) if len(step) == self.config.accumulate else 1.0
             self._step((self.progress.epoch + share) / self.config.epochs)

@@ -58,6 +58,8 @@ class EntropyWeightedDistillation(LearningWithoutForgetting):
         if not self.strength or not self.conflict:
             return super().loss(learner, model, batch)
         loss, terms = self._terms(learner, model, batch)
+        if not terms:  # no domain before this one has a head
+            return loss
         distilled = sum(terms, loss.new_zeros(()))
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         new = _gradients(loss, trained, retain=True)
