@@ -12,6 +12,7 @@ from asrcl.methods.average import FineTuningWithAveraging
 from asrcl.methods.cgalore import CurvatureGuidedProjection
 from asrcl.methods.clrl import RandomLayerTuning
 from asrcl.methods.der import DarkExperienceReplay
+from asrcl.methods.ema import ExponentialMovingAverage
 from asrcl.methods.ewc import ElasticWeightConsolidation
 from asrcl.methods.frozen import FrozenTraining
 from asrcl.methods.gpm import GradientProjectionMemory
@@ -52,6 +53,7 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     "CurvatureGuidedProjection",
     "ElasticWeightConsolidation",
     "EntropyWeightedDistillation",
+    "ExponentialMovingAverage",
     "FineTuningWithAveraging",
     "FrozenTraining",
     "GradientProjectionMemory",

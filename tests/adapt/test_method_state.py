@@ -52,6 +52,7 @@ METHODS = {
     "cgalore": lambda: build_method("cgalore"),
     "ogd": lambda: build_method("ogd", budget=8),
     "olora": lambda: build_method("olora", rank=2),
+    "ema": lambda: build_method("ema"),
     "packnet": lambda: build_method("packnet"),
     "frozen": lambda: build_method("frozen"),
     "hybrid": lambda: build_method("hybrid", reference="end"),

@@ -83,7 +83,8 @@ def test_methods_run_on_a_conformer(start, name):
     experiment.adapt_all(config, ["ft", name], [1], decode=True)
     plain, own = (RunResult.load(config.home / method / "1" / "results.json") for method in ("ft", name))
     assert own.errors[1][1] is not None and own.lengths == [11, 11]
-    assert own.stages[1]["model"] != plain.stages[1]["model"]
+    agrees = name == "agem"  # with so similar tones no gradient works against the memory
+    assert (own.stages[1]["model"] == plain.stages[1]["model"]) == agrees
 
 
 def test_adapting_first_and_decoding_later_gives_the_same(start):
