@@ -34,14 +34,14 @@ def ascended(model: nn.Module, radius: float, adaptive: bool) -> Iterator[None]:
         radius: rho.
         adaptive: ASAM instead of SAM.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    kept = [(value, value.detach().clone()) for value in (*trained, *model.buffers())]
+    trained = [(parameter, parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
+    kept = [(value, value.detach().clone()) for value in (*(parameter for parameter, _ in trained), *model.buffers())]
     with torch.no_grad():
-        scales = [parameter.abs() + SMALLEST_SCALE if adaptive else torch.ones_like(parameter) for parameter in trained]
-        pairs = list(zip(trained, scales, strict=True))
-        length = torch.stack([(scale * p.grad).square().sum() for p, scale in pairs]).sum().sqrt() if pairs else torch.tensor(1.0)
-        for parameter, scale in pairs:
-            parameter.add_(scale.square() * parameter.grad * (radius / length.clamp(min=TINY)))
+        scales = [parameter.abs() + SMALLEST_SCALE if adaptive else torch.ones_like(parameter) for parameter, _ in trained]
+        scaled = [scale * gradient for scale, (_, gradient) in zip(scales, trained, strict=True)]
+        length = torch.stack([part.square().sum() for part in scaled]).sum().sqrt()
+        for (parameter, _), scale, part in zip(trained, scales, scaled, strict=True):
+            parameter.add_(scale * part * (radius / length.clamp(min=TINY)))
     model.zero_grad(set_to_none=True)
     try:
         yield

@@ -25,49 +25,43 @@ class RandomLayerTuning(Method):
 
     Args:
         count: blocks that are trained in an epoch, K.
-        within: the name under which a model has its blocks, each of which has a number there.
+        within: the name under which a model has its blocks, each of which has a number there; None for `encoder.layers`, or, in a
+            model that has no such, for the first number in the name of a parameter.
     """
 
     label = "CLRL-tuning"
 
-    def __init__(self, count: int = 1, within: str = "encoder.layers") -> None:
+    def __init__(self, count: int = 1, within: str | None = None) -> None:
         if count < 1:
             raise InputError(f"method.count={count}: must be at least 1")
         self.count, self.within = count, within
-        self._free: frozenset[str] = frozenset()  # parameters of blocks that nothing else freezes
+        self._numbers: dict[str, int] = {}  # of the block, by parameter; without those that something else freezes
 
     def wrap(self, learner: Learner, model: nn.Module) -> nn.Module:
         """The optimiser sees all blocks; `start_epoch` says which of them have gradients."""
-        own = learner.private(learner.domains[-1])
-        self._free = frozenset(n for n, p in model.named_parameters() if p.requires_grad and self._number(n) is not None)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(parameter.requires_grad and (name in self._free or name in own))
-        self._blocks(model)
+        domain, named = learner.domains[-1], dict(model.named_parameters())
+        own, foreign = learner.private(domain), learner.foreign(domain)
+        within = self.within or ("encoder.layers" if any("encoder.layers." in name for name in named) else "")
+        place = rf"(?:.*\.)?{re.escape(within)}\." if within else r"(?:[^\d.][^.]*\.)*"
+        found = {name: re.match(rf"{place}(\d+)\.", name) for name, value in named.items() if value.requires_grad}
+        self._numbers = {n: int(match[1]) for n, match in found.items() if match and n not in own and n not in foreign}
+        for name, parameter in named.items():
+            parameter.requires_grad_(parameter.requires_grad and (name in self._numbers or name in own))
+        if (count := len(set(self._numbers.values()))) < self.count:
+            raise InputError(
+                f"method.within={self.within}: the model has {count} numbered blocks there, fewer than count={self.count}; "
+                f"its parameters are like {', '.join(list(named)[:NAMED])}"
+            )
         return model
 
     def start_epoch(self, learner: Learner, model: nn.Module, epoch: int) -> None:
-        numbers = self._blocks(model)
+        numbers = sorted(set(self._numbers.values()))
         seed = (learner.seed * 10_007 + learner.stage) * 10_007 + epoch
         order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed))
         chosen = {numbers[place] for place in order[: self.count].tolist()}
-        for name, parameter in model.named_parameters():
-            if name in self._free:
-                parameter.requires_grad_(self._number(name) in chosen)
-        for name, module in model.named_modules():
-            if getattr(module, "running_mean", None) is not None and self._number(f"{name}.") not in chosen:
+        named = dict(model.named_parameters())
+        for name, number in self._numbers.items():
+            named[name].requires_grad_(number in chosen)
+        for module in model.modules():
+            if getattr(module, "running_mean", None) is not None and not any(p.requires_grad for p in module.parameters()):
                 module.eval()  # statistics of what is not trained stay, too; the next epoch puts all into training mode first
-
-    def _number(self, name: str) -> int | None:
-        """The number of the block that a parameter belongs to."""
-        found = re.search(rf"(?:^|\.){re.escape(self.within)}\.(\d+)\.", name)
-        return int(found[1]) if found else None
-
-    def _blocks(self, model: nn.Module) -> list[int]:
-        numbers = sorted({number for name, _ in model.named_parameters() if (number := self._number(name)) is not None})
-        if len(numbers) < self.count:
-            some = ", ".join([name for name, _ in model.named_parameters()][:NAMED])
-            raise InputError(
-                f"method.within={self.within}: the model has {len(numbers)} numbered blocks there, fewer than "
-                f"count={self.count}; its parameters are like {some}"
-            )
-        return numbers

@@ -52,6 +52,7 @@ METHODS = {
     "cgalore": lambda: build_method("cgalore"),
     "ogd": lambda: build_method("ogd", budget=8),
     "olora": lambda: build_method("olora", rank=2),
+    "clrl": lambda: build_method("clrl"),
     "ema": lambda: build_method("ema"),
     "packnet": lambda: build_method("packnet"),
     "frozen": lambda: build_method("frozen"),
@@ -66,7 +67,7 @@ METHODS = {
     "lora_per_domain": lambda: build_method("lora_per_domain", rank=2),
     "halrp": lambda: build_method("halrp", private=[], growth_bound=0.5, importance="trace"),
 }
-STATELESS = ("lora", "lwf", "frozen", "lwf_entropy")
+STATELESS = ("lora", "lwf", "frozen", "lwf_entropy", "clrl")
 
 
 def scenario(task=None):

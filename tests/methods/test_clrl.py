@@ -78,7 +78,9 @@ def test_what_is_frozen_besides_stays_so(tmp_path):
 def test_models_with_too_few_blocks_and_bad_options_are_refused():
     learner = tiny_learner("unused")
     with pytest.raises(InputError, match=r"within=encoder\.layers.* 0 numbered blocks.*0\.weight"):
-        build_method("clrl").wrap(learner, build_mlp())
+        build_method("clrl", within="encoder.layers").wrap(learner, build_mlp())
+    with pytest.raises(InputError, match=r"2 numbered blocks.*count=3"):  # the two layers of the perceptron
+        build_method("clrl", count=3).wrap(learner, build_mlp())
     with pytest.raises(InputError, match=r"3 numbered blocks.*count=4"):
         build_method("clrl", count=4).wrap(learner, Blocks())
     with pytest.raises(InputError, match=r"method\.count=0"):
