@@ -57,8 +57,7 @@ class ExponentialMovingAverage(Method):
     @torch.no_grad()
     def after_step(self, learner: Learner, model: nn.Module) -> None:
         for name, value in model.named_parameters():
-            average = self._average[name]
-            self._average[name] = self.decay * average + (1 - self.decay) * value
+            self._average[name] = torch.lerp(self._average[name], value, 1 - self.decay)  # what does not move stays to the bit
 
     def unwrap(self, learner: Learner, model: nn.Module) -> StateDict:
         averages = {name: value.detach().cpu().clone() for name, value in self._average.items()}

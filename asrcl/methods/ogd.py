@@ -50,6 +50,7 @@ class OrthogonalGradientDescent(Method):
         self.budget, self.project = budget, project
         self._gradients: StateDict = {}  # per domain [items, parameters]
         self._basis: Tensor | None = None
+        self._foreign: frozenset[str] = frozenset()
         self._before: Tensor | None = None
 
     def state_dict(self) -> StateDict:
@@ -63,7 +64,7 @@ class OrthogonalGradientDescent(Method):
 
     def start_domain(self, learner: Learner, domain: Domain) -> None:
         """The basis is made when the first step asks for it, and not at all where the fine-tune is in the cache."""
-        self._basis = None
+        self._basis, self._foreign = None, frozenset(learner.foreign(domain))
 
     def end_domain(self, learner: Learner, domain: Domain, old: Weights | None, new: Weights) -> Weights:
         if not learner.last:
@@ -91,8 +92,9 @@ class OrthogonalGradientDescent(Method):
             return
         parameters = list(model.parameters())
         if self._basis is None:
-            trained = flat([torch.full_like(parameter, float(parameter.requires_grad)) for parameter in parameters])
-            self._basis = self._orthonormal(trained.cpu()).to(learner.device)
+            named = model.named_parameters()
+            moved = flat([torch.full_like(p, float(p.requires_grad and name not in self._foreign)) for name, p in named])
+            self._basis = self._orthonormal(moved.cpu()).to(learner.device)
         if self.project == "step":
             self._before = flat(parameters)
             return
@@ -113,15 +115,15 @@ class OrthogonalGradientDescent(Method):
                 parameter.copy_(part.view_as(parameter))
         self._before = None
 
-    def _orthonormal(self, trained: Tensor) -> Tensor:
-        """Columns `[parameters, K]` that span the gradients, where frozen parameters (0 in `trained`) are left out."""
+    def _orthonormal(self, moved: Tensor) -> Tensor:
+        """Columns `[parameters, K]` that span the gradients, without what stays (0 in `moved`): frozen parts, others' heads."""
         for name, gradients in self._gradients.items():
-            if gradients.shape[1] != len(trained):
+            if gradients.shape[1] != len(moved):
                 raise InputError(
                     f"method ogd: its gradients of {name} have {gradients.shape[1]} numbers, "
-                    f"the model {len(trained)} parameters; they are another model's"
+                    f"the model {len(moved)} parameters; they are another model's"
                 )
-        Q, R = torch.linalg.qr((torch.cat(list(self._gradients.values())) * trained).mT)
+        Q, R = torch.linalg.qr((torch.cat(list(self._gradients.values())) * moved).mT)
         left, values, _ = torch.linalg.svd(R)  # without it, a column that depends on those before has any direction in Q
         return Q @ left[:, values > DEPENDENT * values.max()]
 

@@ -77,6 +77,28 @@ def test_gpm_leaves_the_own_head_free(learner):
     assert torch.equal(states[0]["heads.0.weight"], states[2]["heads.0.weight"])
 
 
+@pytest.mark.parametrize("name", ["cgalore", "ogd", "ema", "olora", "clrl"])
+def test_a_head_moves_in_the_stage_of_its_domain_alone(learner, name):
+    states = [stage.models[0] for stage in run_stages(learner, build_method(name), None)]
+    assert not torch.equal(states[0]["trunk.1.weight"], states[2]["trunk.1.weight"])
+    for head in range(3):
+        moved = [not torch.equal(one[f"heads.{head}.weight"], two[f"heads.{head}.weight"]) for one, two in pairwise(states)]
+        assert moved == [head == 1, head == 2]
+
+
+@pytest.mark.parametrize("name, moving", [("der", {0, 1, 2}), ("lwf_entropy", {0, 1, 2})])
+def test_replay_and_distillation_train_the_heads_of_earlier_domains_along(learner, name, moving):
+    *_, second, third = (stage.models[0] for stage in run_stages(learner, build_method(name), None))
+    assert {head for head in range(3) if not torch.equal(second[f"heads.{head}.weight"], third[f"heads.{head}.weight"])} == moving
+
+
+def test_agem_projects_over_all_heads(learner):
+    """Where there is a conflict the heads of others move, too, by the memory's gradient, which the new images have none of."""
+    method = build_method("agem", budget=20)
+    *_, last = run_stages(learner, method, None)
+    assert method._draws > 0 and last.models[0].keys() == learner.fresh.keys()
+
+
 def test_packnet_keeps_every_head(learner):
     """To the bit, and for domains to come the head is as fresh as at the beginning."""
     method, models = build_method("packnet"), []
