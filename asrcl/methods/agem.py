@@ -43,13 +43,13 @@ class AveragedGradientEpisodicMemory(WithMemory):
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         new = [parameter.grad for parameter in trained]
         old = self._of_memory(learner, model, trained)
-        against = sum(float((g * r).sum()) for g, r in zip(new, old, strict=True) if g is not None and r is not None)
-        length = sum(float(r.square().sum()) for r in old if r is not None)
+        products = [(g * r).sum() for g, r in zip(new, old, strict=True) if g is not None and r is not None]
+        lengths = [r.square().sum() for r in old if r is not None]
+        share = float(torch.stack(products).sum() / torch.stack(lengths).sum()) if products else 0.0  # one wait for the device
         for parameter, gradient, reference in zip(trained, new, old, strict=True):
             parameter.grad = gradient
-            if against < 0 and reference is not None:
-                away = (against / length) * reference
-                parameter.grad = -away if gradient is None else gradient - away
+            if share < 0 and reference is not None:
+                parameter.grad = -share * reference if gradient is None else gradient - share * reference
 
     def _of_memory(self, learner: Learner, model: nn.Module, trained: list[nn.Parameter]) -> list[Tensor | None]:
         """The gradient of the loss of a draw from the memory, the mean over processes; the parameters then hold it."""

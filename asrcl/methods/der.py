@@ -1,6 +1,6 @@
 """DER and DER++: dark experience replay (Buzzega et al., NeurIPS 2020, arXiv 2004.07211): old logits are kept with the memory.
 
-Every item of the memory (`asrcl.methods.memory`) is kept with the logits z that the model had for it. Equations 5 and 6:
+Every item of the memory (`asrcl.methods.memory`) is kept with the logits z that the model had for it. The loss is
 
     loss(new items) + alpha * distance(z, model's logits) + beta * loss(memory items)            (DER has beta = 0)
 

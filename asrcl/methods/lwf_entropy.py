@@ -72,7 +72,8 @@ class EntropyWeightedDistillation(LearningWithoutForgetting):
     def _weighted(self, old: Outputs) -> Outputs:
         weights = []
         for logits in old.logits:
-            sure = 1 - torch.distributions.Categorical(logits=logits.float()).entropy() / math.log(logits.shape[-1])
+            answers = torch.distributions.Categorical(logits=logits.float(), validate_args=False)  # padding may hold anything
+            sure = 1 - answers.entropy() / math.log(logits.shape[-1])
             weights.append((self.least + (self.strength - self.least) * sure) / self.strength)
         return replace(old, importance=tuple(weights))
 

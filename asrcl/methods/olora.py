@@ -1,7 +1,7 @@
 """O-LoRA: low-rank updates orthogonal to those of earlier domains (Wang et al., Findings of EMNLP 2023, arXiv 2310.14152).
 
 An update (alpha / rank) B A of LoRA changes what a layer makes of inputs in the span of the rows of A. The rows of earlier
-domains' A_i are kept, and the new ones are drawn away from them by the paper's equations 7 and 8,
+domains' A_i are kept, and the new ones are drawn away from them by the paper's penalty,
 
     loss + strength * sum over weights, over earlier domains i, of || A_i Aᵀ ||²
 

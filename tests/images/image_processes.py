@@ -13,11 +13,11 @@ from asrcl.experiment.run import adapt_all, train_all
 from asrcl.images.models import build_classifier
 from asrcl.scoring import RunResult
 
-METHODS = ("er", "halrp")
+METHODS = ("er", "agem", "halrp")
 
 
 def adapt_heads(folder: str, *more: str) -> dict[str, tuple[list[list[int]], dict[str, torch.Tensor]]]:
-    """Two methods on three heads and batch normalisation, with whatever processes there are: error counts, last weights."""
+    """Some methods on three heads and batch normalisation, with whatever processes there are: error counts, last weights."""
     lenet = ["model=lenet", "model.widths=[4,8,32,16]", "train.adapt.epochs=3", "train.adapt.learning_rate=3e-3"]
     config = configured(Path(folder), "split_digits", PAIRS, *lenet, *more)
     train_all(config, [1])

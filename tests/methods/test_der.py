@@ -29,7 +29,7 @@ def batch_of(learner):
     return next(iter(learner.scenario.domains[1].batches("train", shuffle=False, seed=0)))
 
 
-def test_the_loss_is_that_of_equation_6(learner):
+def test_the_loss_is_that_of_the_formula(learner):
     method = remembering(learner, budget=10, alpha=0.3, beta=0.7)
     first, old = learner.scenario.domains[0], learner.frozen(learner.initial)
     held = [first.item("train", int(position)) for position in method.state_dict()["positions.blobs0"]]
