@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from asrcl.contract.method import Method
 from asrcl.contract.protocols import Domain, Learner
 from asrcl.exceptions import InputError
+from asrcl.methods.frozen import hold_statistics
 from asrcl.state import StateDict
 
 Rest = Literal["freeze", "train"]
@@ -57,7 +58,7 @@ class StepProjection(Method):
         if self.covered() and self.rest == "freeze":
             for module in model.modules():
                 if getattr(module, "running_mean", None) is not None:  # training puts all modules into training mode
-                    module.register_forward_pre_hook(_in_evaluation)
+                    hold_statistics(module)
         return model
 
     @torch.no_grad()
@@ -90,7 +91,3 @@ class StepProjection(Method):
         for name, parameter in model.named_parameters():
             if name not in self._own and (name in covered or freeze):
                 yield name, parameter, name in covered
-
-
-def _in_evaluation(module: nn.Module, inputs: tuple[object, ...]) -> None:
-    module.eval()

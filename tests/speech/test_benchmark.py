@@ -74,8 +74,6 @@ def test_all_methods_adapt_and_a_second_time_costs_nothing(start):
 
 PENALTIES = ("kfac_ewc", "l2", "mas", "lwf", "lwf_entropy")
 PROJECTIONS = ("gpm", "cgalore", "ogd", "agem")
-
-
 NEW_PARTS = ("packnet", "lora", "olora", "clrl", "frozen", "hybrid")
 
 
