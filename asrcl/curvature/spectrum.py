@@ -86,7 +86,8 @@ class Layout:
         return {name: part.reshape(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
 
-def _symmetric_operator(layout: Layout, product: Callable[[Tensors], Mapping[str, Tensor]]) -> LinearOperator:
+def symmetric_operator(layout: Layout, product: Callable[[Tensors], Mapping[str, Tensor]]) -> LinearOperator:
+    """An operator on flat vectors of a layout from a product of named tensors."""
     from scipy.sparse.linalg import LinearOperator
 
     def multiply(vector: np.ndarray) -> np.ndarray:
@@ -126,7 +127,7 @@ def hessian_operator(
         InputError: no parameter fits, there is no data, or (at a product) the loss is not finite or cannot be differentiated
             twice.
     """
-    chosen = _choose(model, parameters)
+    chosen = chosen_parameters(model, parameters)
     data = list(batches) if isinstance(batches, Iterator) else batches
     if not any(len(batch) for batch in data):
         raise InputError("there is no data to compute a Hessian from: batches gave no item")
@@ -134,19 +135,19 @@ def hessian_operator(
 
     def loss_of(batch: Any) -> Tensor:
         device = next(iter(chosen.values())).device
-        return _checked(loss_fn(model, batch.to(device) if hasattr(batch, "to") else batch))
+        return checked_loss(loss_fn(model, batch.to(device) if hasattr(batch, "to") else batch))
 
     def product(vector: Tensors) -> Tensors:
         direction = {name: vector[name].to(parameter) for name, parameter in chosen.items()}
-        with _differentiable(model, chosen):
+        with differentiable(model, chosen):
             if finite_difference:
-                return _difference(chosen, direction, lambda: _item_mean(data, chosen, lambda b: _gradient(loss_of(b), chosen)))
-            return _item_mean(data, chosen, lambda batch: _second_order(loss_of(batch), chosen, direction))
+                return _difference(chosen, direction, lambda: item_mean(data, chosen, lambda b: _gradient(loss_of(b), chosen)))
+            return item_mean(data, chosen, lambda batch: _second_order(loss_of(batch), chosen, direction))
 
-    return _symmetric_operator(layout, product)
+    return symmetric_operator(layout, product)
 
 
-def _choose(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Parameter]:
+def chosen_parameters(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Parameter]:
     """Floating parameters of which any name fits, under their first name, in the order of the model."""
     plain, every = plain_names(model), model.named_parameters(remove_duplicate=False)
     fitting = {id(p) for name, p in every if matches(name, patterns) or matches(plain(name), patterns)}
@@ -156,7 +157,8 @@ def _choose(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Parameter
     return chosen
 
 
-def _checked(loss: Tensor) -> Tensor:
+def checked_loss(loss: Tensor) -> Tensor:
+    """A loss as a scalar; one that is none, is not finite or has no gradient is refused."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise InputError("loss_fn must return one number, the mean loss of the batch's items")
     if not torch.isfinite(loss).all():
@@ -167,13 +169,13 @@ def _checked(loss: Tensor) -> Tensor:
 
 
 @contextmanager
-def _differentiable(model: nn.Module, chosen: Mapping[str, nn.Parameter]) -> Iterator[None]:
+def differentiable(model: nn.Module, chosen: Mapping[str, nn.Parameter]) -> Iterator[None]:
     """Eval mode, gradients for the chosen parameters alone, and attention that can be differentiated twice."""
     with evaluated(model, chosen.values()), plainly_called(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         yield
 
 
-def _item_mean(batches: Iterable[Any], chosen: Mapping[str, Tensor], term: Callable[[Any], Sequence[Tensor | None]]) -> Tensors:
+def item_mean(batches: Iterable[Any], chosen: Mapping[str, Tensor], term: Callable[[Any], Sequence[Tensor | None]]) -> Tensors:
     """The mean over all items of a term that is a mean over the items of a batch; None stands for zeros."""
     total = {name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in chosen.items()}
     items = 0
@@ -252,7 +254,7 @@ def curvature_operator(curvature: Curvature, parameters: Sequence[str] = ("*",))
     unknown = [name for name in names if name not in shapes]
     if unknown:
         raise InputError(f"{unknown[0]}: its shape is not in the curvature's metadata['parameters']; estimate it again")
-    return _symmetric_operator(Layout({name: tuple(shapes[name]) for name in names}), curvature.multiply)
+    return symmetric_operator(Layout({name: tuple(shapes[name]) for name in names}), curvature.multiply)
 
 
 def _names_of(curvature: Curvature, name: str) -> list[str]:
@@ -278,7 +280,7 @@ def top_eigenvalues(
     """
     from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, eigsh
 
-    operator, n = _sized(operator)
+    operator, n = sized(operator)
     if not 1 <= k <= n:
         raise InputError(f"k={k} eigenvalues were asked of an operator of size {n}; k lies between 1 and {n}")
     if k >= n - 1:
@@ -299,7 +301,7 @@ def top_eigenvalues(
     return values[order], vectors[:, order]
 
 
-def _sized(operator: LinearOperator | np.ndarray) -> tuple[LinearOperator, int]:
+def sized(operator: LinearOperator | np.ndarray) -> tuple[LinearOperator, int]:
     """The operator with checked products, and its size."""
     from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
@@ -353,8 +355,8 @@ def spectral_density(
     """
     width = _bump_width(points, steps, repeats, kappa)
     smooth = _curvlinops().lanczos_approximate_spectrum_from_iter
-    operator, _ = _sized(operator)
-    runs = [_padded(*run, steps) for run in _quadratures(operator, steps, repeats, seed)]
+    operator, _ = sized(operator)
+    runs = [_padded(*run, steps) for run in quadratures(operator, steps, repeats, seed)]
     reach = BUMP_REACH * width
     margin = max(MARGIN, reach / (1 - reach) / 2)
     curves = [smooth((nodes, roots[None]), _edges(runs), points, kappa, margin) for nodes, roots in runs]
@@ -389,7 +391,8 @@ Quadrature = tuple[Tensor, Tensor]
 """(nodes [M], square roots of their weights [M]), float64"""
 
 
-def _quadratures(operator: LinearOperator, steps: int, repeats: int, seed: int) -> list[Quadrature]:
+def quadratures(operator: LinearOperator, steps: int, repeats: int, seed: int) -> list[Quadrature]:
+    """One quadrature for each random start vector; of at most `steps` rows one with all eigenvalues."""
     n = operator.shape[0]
     if n <= steps:
         values = torch.from_numpy(np.linalg.eigvalsh(_dense(operator)))

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 STUDIES: Final[dict[str, str]] = {
     "update_magnitude": "asrcl.studies.update_magnitude:UpdateMagnitude",
     "quadratic": "asrcl.studies.quadratic.study:Quadratic",
+    "plasticity": "asrcl.studies.plasticity.study:Plasticity",
 }
 """Name of a study -> "module:class"."""
 
