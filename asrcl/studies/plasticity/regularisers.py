@@ -239,9 +239,9 @@ class ContinualBackprop(_Reborn):
     def begin(self, networks: Networks, widths: Sequence[int], seeds: Sequence[int]) -> None:
         """All units are new."""
         super().begin(networks, widths, seeds)
-        self._utilities = [torch.zeros(networks.size, width) for width in widths[1:-1]]
-        self._ages = [torch.zeros(networks.size, width) for width in widths[1:-1]]
-        self._owed = [torch.zeros(networks.size) for _ in widths[1:-1]]
+        self._utilities = [networks.weights[0].new_zeros(networks.size, width) for width in widths[1:-1]]
+        self._ages = [networks.weights[0].new_zeros(networks.size, width) for width in widths[1:-1]]
+        self._owed = [networks.weights[0].new_zeros(networks.size) for _ in widths[1:-1]]
 
     def stepped(self, networks: Networks, done: Pass) -> None:
         """Update utilities, and replace a unit of every layer that owes one."""
