@@ -103,7 +103,8 @@ def test_a_copy_learns_what_it_would_learn_alone(name):
     together = train(stream, regulariser(name, options), [3, 4, 5], 3, how)
     alone = train(stream, regulariser(name, options), [4], 3, how)
     assert [task.accuracy[1] for task in together.tasks] == [task.accuracy[0] for task in alone.tasks]
-    np.testing.assert_allclose([s["weight_norm"][1] for s in together.states], [s["weight_norm"][0] for s in alone.states], rtol=1e-5)
+    norms = [[state["weight_norm"][place] for state in run.states] for run, place in ((together, 1), (alone, 0))]
+    np.testing.assert_allclose(*norms, rtol=1e-5)
 
 
 # Effective rank
@@ -340,7 +341,7 @@ def test_interpolation_moves_the_same_images_from_one_permutation_to_the_next():
 def test_streams_that_do_not_exist_are_refused():
     with pytest.raises(InputError, match="stream=digit: unknown; choose from permuted_digits"):
         stream_of("digit", None)
-    with pytest.raises(InputError, match="stream=permuted_digits: .*epochs"):
+    with pytest.raises(InputError, match=r"stream=permuted_digits: .*epochs"):
         stream_of("permuted_digits", None, epochs=2)
     with pytest.raises(InputError, match="give a part from 0"):
         gradual(Permuted(pictures()), 1.5, "sampling")
@@ -360,7 +361,7 @@ def test_streams_by_name(name, classes, features):
     stream = stream_of(name, str(DATA), images)
     samples, labels = stream.task(3, 0)
     assert (stream.classes, stream.features) == (classes, features) and samples.shape == (len(labels), features)
-    assert 0 <= float(samples.min()) and float(samples.max()) <= 1 and int(labels.max()) == classes - 1
+    assert float(samples.min()) >= 0 and float(samples.max()) <= 1 and int(labels.max()) == classes - 1
 
 
 def test_all_digits_are_learned_from():
@@ -430,8 +431,8 @@ def test_error_slopes_are_the_gradient_of_the_mean_cross_entropy():
 
 def test_a_small_study_from_beginning_to_end(tmp_path):
     small = ["tasks=3", "seeds=2", "spectra=2", "spectrum_seeds=2", "hessian_steps=4", "ggn_steps=4", "spectrum_items=10",
-             "hidden=[8,8]", "jobs=1", "exact_below=0", "widths=[0,1]", "gradual_regularisers=[bp]", "fresh_tasks=1", "regularisers=[l2_er,bp]",
-             "options.l2_er.decay=0.01"]  # fmt: skip
+             "hidden=[8,8]", "jobs=1", "exact_below=0", "widths=[0,1]", "gradual_regularisers=[bp]", "fresh_tasks=1",
+             "regularisers=[l2_er,bp]", "options.l2_er.decay=0.01"]  # fmt: skip
     shown = run_study("plasticity", tmp_path, small)
     assert "L2-ER" in shown and "unseen tasks" in shown
     from asrcl.files import read_json

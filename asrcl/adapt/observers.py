@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
+from asrcl.adapt.spectra import LossSpectra
 from asrcl.contract.protocols import Domain, Task
 from asrcl.contract.weights import Weights
 from asrcl.curvature import Curvature, card
@@ -29,7 +30,7 @@ SPECTRUM_POINTS: Final = 32
 SPECTRA: Final = 24
 _BLOCK_KEYS: Final = ("name", "kind", "size", "weights", "share", "trace", "largest", "mean", "effective_rank")
 
-Diagnostics = Literal["none", "used", "all"]
+Diagnostics = Literal["none", "used", "all", "spectra"]
 
 
 @dataclass(frozen=True)
@@ -129,16 +130,18 @@ def standard_observers(diagnostics: str) -> tuple[Observer, ...]:
     Args:
         diagnostics: "none", the norms over all weights alone; "used", also layers and what the method's own curvature tells;
         "all",
-            the same with a curvature for methods that need none, at the cost of an estimate per domain.
+            the same with a curvature for methods that need none, at the cost of an estimate per domain; "spectra", "used" with
+            the spectrum of the loss at every domain's start, at the cost of a hundred passes over a few items.
 
     Raises:
         InputError: another word.
     """
     if diagnostics not in get_args(Diagnostics):
-        raise InputError(f"diagnostics={diagnostics}: choose none, used or all")
+        raise InputError(f"diagnostics={diagnostics}: choose none, used, all or spectra")
     if diagnostics == "none":
         return (UpdateNorms(),)
-    return UpdateNorms(), LayerChanges(), CurvatureCards(estimate=diagnostics == "all")
+    usual = (UpdateNorms(), LayerChanges(), CurvatureCards(estimate=diagnostics == "all"))
+    return (*usual, LossSpectra()) if diagnostics == "spectra" else usual
 
 
 def update_norm(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> float:

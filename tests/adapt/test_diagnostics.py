@@ -198,7 +198,7 @@ def test_reports_read_what_runs_write(runs):
 
 def test_a_wrong_choice_is_refused(tmp_path):
     learner = tiny_learner(tmp_path, tiny_scenario(2), QUICK)
-    with pytest.raises(InputError, match="choose none, used or all"):
+    with pytest.raises(InputError, match="choose none, used, all or spectra"):
         type(learner)(learner.scenario, learner.cache, learner.train, learner.curvature, 0, diagnostics="some")
 
 
