@@ -48,16 +48,18 @@ def pictures(classes=4, per_class=5, features=6):
 
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("layer_norm", [False, True])
-def test_steps_are_those_of_autograd(batch, layer_norm):
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_steps_are_those_of_autograd(batch, layer_norm, decay_all):
     made = networks(layer_norm=layer_norm)
     inputs, labels = data()
     modules = [made.member(copy).double() for copy in range(3)]
-    logits = learn(made, Plain(decay=0.1, layer_norm=layer_norm), inputs, labels, Training(rate=0.3, batch=batch, block=8))
+    own = Plain(decay=0.1, decay_all=decay_all, layer_norm=layer_norm)
+    logits = learn(made, own, inputs, labels, Training(rate=0.3, batch=batch, block=8))
     for copy, module in enumerate(modules):
         weights = [layer.weight for layer in module if isinstance(layer, nn.Linear)]
         others = [parameter for parameter in module.parameters() if not any(parameter is weight for weight in weights)]
-        # Trap 6 of the note: the published code decays biases and layer normalisation too.
-        groups = [{"params": weights, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+        # Trap 6 of the note: decay hits biases and layer normalisation as well, or does not; trap 10: it is an L2 penalty.
+        groups = [{"params": weights, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.1 if decay_all else 0.0}]
         optimizer = torch.optim.SGD(groups, lr=0.3)
         for start in range(0, 8, batch):
             rows = slice(start, start + batch)
@@ -85,13 +87,13 @@ def test_an_ensemble_learns_the_same():
         torch.testing.assert_close(learned.mT, weight.detach())
 
 
-def test_decay_all_is_that_of_the_published_code():
+def test_biases_decay_unless_told_otherwise():
     made, (inputs, labels) = networks(), data()
     made.biases[0].fill_(1.0)
     other = networks()
     other.load(made)
-    learn(made, Plain(decay=0.5), inputs[:, :1], labels[:, :1], Training(rate=0.1))
-    learn(other, Plain(decay=0.5, decay_all=True), inputs[:, :1], labels[:, :1], Training(rate=0.1))
+    learn(made, Plain(decay=0.5, decay_all=False), inputs[:, :1], labels[:, :1], Training(rate=0.1))
+    learn(other, Plain(decay=0.5), inputs[:, :1], labels[:, :1], Training(rate=0.1))
     torch.testing.assert_close(made.biases[0] - other.biases[0], torch.full_like(made.biases[0], 0.05))
     torch.testing.assert_close(made.weights[0], other.weights[0])
 

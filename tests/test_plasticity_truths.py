@@ -41,7 +41,8 @@ def test_regularisers_keep_plasticity_in_this_order(found):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_l2_er_hardly_declines_where_plain_training_does(found):
-    decline = {name: (accuracies(found[name, 0.0])[:10].mean(0) - late(found[name, 0.0])).mean() for name in ("bp", "l2_er", "reset")}
+    runs = {name: found[name, 0.0] for name in ("bp", "l2_er", "reset")}
+    decline = {name: (accuracies(run)[:10].mean(0) - late(run)).mean() for name, run in runs.items()}
     assert decline["bp"] > 0.10
     assert decline["l2_er"] < 0.03
     assert abs(decline["reset"]) < 0.01  # the tasks do not become harder

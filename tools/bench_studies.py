@@ -49,11 +49,7 @@ def plasticity(seeds: int, steps: int) -> Runs:
     def modules() -> None:
         for seed in range(seeds):
             module = fresh().member(seed)
-            groups = [
-                {"params": [p for p in module.parameters() if (p.ndim > 1) == decays], "weight_decay": decay if decays else 0.0}
-                for decays in (True, False)
-            ]
-            optimizer = torch.optim.SGD(groups, lr=how.rate)
+            optimizer = torch.optim.SGD(module.parameters(), lr=how.rate, weight_decay=decay)
             for x, y in zip(samples[seed].split(1), labels[seed].split(1), strict=True):
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(module(x), y).backward()

@@ -30,14 +30,15 @@ class Plain:
     """Gradient descent and nothing else; the base of all others.
 
     Attributes:
-        decay: of the weights, the gradient of `decay / 2 * norm^2`. With plain gradient descent decoupled weight decay and an
+        decay: of the parameters, the gradient of `decay / 2 * norm^2`. With plain gradient descent decoupled weight decay and an
             L2 penalty are the same; with Adam they are not.
-        decay_all: whether biases and layer normalisation decay too, as in the published code.
+        decay_all: whether biases and layer normalisation decay too, as in the published code. It matters: with False, which is
+            the custom elsewhere, biases are what keeps growing, and L2 is no better than plain training (docs/plasticity.md).
         layer_norm: whether the networks have layer normalisation before each ReLU.
     """
 
     decay: float = 0.0
-    decay_all: bool = False
+    decay_all: bool = True
     layer_norm: bool = False
 
     def begin(self, networks: Networks, widths: Sequence[int], seeds: Sequence[int]) -> None:
