@@ -445,8 +445,9 @@ def test_a_small_study_from_beginning_to_end(tmp_path):
     assert len(history["tasks"]) == 3 and set(history["spectra"]) == {"0", "2"}
     shares = history["spectra"]["2"]["end"][0]["ggn"]["epsilon_rank"]
     assert all(0 <= share <= 1 and math.isfinite(share) for share in shares)
-    # With no change of width, the run of the second part is that of the first.
-    assert record["abruptness"]["bp"]["0"]["tasks"] == record["regularisers"]["bp"]["tasks"]
+    abrupt, slow = (record["abruptness"]["bp"][width] for width in "01")
+    assert abrupt["tasks"][0] == slow["tasks"][0] and abrupt["tasks"][1] != slow["tasks"][1]  # a first task has nothing before it
+    assert len(abrupt["fresh"]) == len(slow["fresh"]) == 2 and not slow["spectra"] and not history["fresh"]
     for name in ("plasticity", "plasticity_measures", "plasticity_abruptness"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     assert set(record["sections"]) == {"plasticity", "plasticity_spectra", "plasticity_predictors", "plasticity_abruptness"}

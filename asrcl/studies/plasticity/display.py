@@ -257,6 +257,8 @@ def measures_figure(main: Mapping[str, History], report: ReportSettings) -> Figu
             shares = 100 * _spectrum_values(history, lambda found: found["ggn"]["epsilon_rank"][report.shown])
             _line(axes[1][1], name, places, shares)
             _line(axes[1][2], name, places, _spectrum_values(history, lambda found: found["kfac_ranks"]["G"]))
+    for axis in axes[1][1:]:
+        axis.set_visible(any(history.spectra for history in main.values()))
     for axis, title in zip(axes[0], states.values(), strict=True):
         _finish(axis, title, "task")
     _finish(axes[1][0], f"Tasks whose loss reached {report.tau:g}, %", "task")
@@ -266,16 +268,25 @@ def measures_figure(main: Mapping[str, History], report: ReportSettings) -> Figu
     return figure
 
 
-def abruptness_figure(gradually: Mapping[str, Mapping[float, History]], report: ReportSettings) -> Figure:
-    """Accuracy against how gradually tasks change: on the last tasks of the stream, and on unseen abrupt ones after it."""
+def abruptness_figure(
+    gradually: Mapping[str, Mapping[float, History]], main: Mapping[str, History], report: ReportSettings
+) -> Figure:
+    """Accuracy against how gradually tasks change: on the last tasks of the stream, and on unseen abrupt ones after it.
+
+    Where reset was run, its accuracy on abrupt tasks, that of fresh networks, is drawn beside the latter.
+    """
     figure = new_figure(9.6, 3.9)
     left, right = figure.subplots(1, 2)
     for name, runs in gradually.items():
         widths = list(runs)
         _line(left, name, widths, np.array([accuracies(history)[-report.late :].mean(0) for history in runs.values()]))
         _line(right, name, widths, np.array([history.fresh for history in runs.values()]))
+    if "reset" in main:
+        fresh = look_of("reset")
+        level = accuracies(main["reset"])[-report.late :].mean()
+        right.axhline(level, color=fresh.colour, linestyle=fresh.line, linewidth=fresh.width, label="fresh networks")
     across = "part of a task over which it replaces the previous one (0: abrupt)"
     _finish(left, f"Online accuracy, last {report.late} tasks of the stream", across)
     _finish(right, "Online accuracy of unseen tasks learned afterwards", across)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9, frameon=False)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9, frameon=False)
     return figure

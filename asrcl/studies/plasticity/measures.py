@@ -96,8 +96,8 @@ class SpectrumSettings:
 
     epsilons: tuple[float, ...] = (0.03, 0.1, 0.3)
     items: int = 100
-    hessian_steps: int = 160
-    ggn_steps: int = 60
+    hessian_steps: int = 120
+    ggn_steps: int = 40
     draws: int = 3
     exact_below: int = 2000
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -64,14 +64,14 @@ class Plasticity:
     block: int = 100
     tau: float = 0.5
     spectra: int = 6
-    spectrum_seeds: int = 3
+    spectrum_seeds: int = 2
     epsilons: tuple[float, ...] = (0.03, 0.1, 0.3)
     spectrum_items: int = 100
-    hessian_steps: int = 160
-    ggn_steps: int = 60
+    hessian_steps: int = 120
+    ggn_steps: int = 40
     draws: int = 3
     exact_below: int = 2000
-    widths: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0)
+    widths: tuple[float, ...] = (0.0, 0.5, 1.0)
     change: Literal["sampling", "interpolation"] = "sampling"
     gradual_regularisers: tuple[str, ...] = ("bp", "l2_er")
     fresh_tasks: int = 5
@@ -110,18 +110,17 @@ class Plasticity:
         """Train all, measure, and put it into tables and figures."""
         stream = stream_of(self.stream, self.data_dir, self.images, **self.stream_options)
         ordered = [name for name in REGULARISERS if name in self.regularisers]
-        jobs: list[tuple[str, float | None]] = [(name, None) for name in ordered]
-        jobs += [(name, width) for name in self.gradual_regularisers for width in self.widths]
-        found: dict[tuple[str, float | None], History] = {}
+        jobs = [(name, 0.0) for name in ordered]
+        jobs += [(name, width) for name in self.gradual_regularisers for width in self.widths if (name, width) not in jobs]
+        found: dict[tuple[str, float], History] = {}
         calls = (delayed(_run)(self, stream, name, width) for name, width in jobs)
         for name, width, history in Parallel(n_jobs=self.jobs, return_as="generator_unordered")(calls):
             found[name, width] = history
-            where = "" if width is None else f", change over {width:g} of a task"
+            where = f", change over {width:g} of a task" if width else ""
             late = np.mean([task.accuracy for task in history.tasks[-self.report.late :]])
             logger.info("%d of %d: %s%s: online accuracy %.3f in the end", len(found), len(jobs), name, where, late)
-        return self._outcome({name: found[name, None] for name in ordered}, {
-            name: {width: found[name, width] for width in self.widths} for name in self.gradual_regularisers
-        })  # fmt: skip
+        gradually = {name: {width: found[name, width] for width in self.widths} for name in self.gradual_regularisers}
+        return self._outcome({name: found[name, 0.0] for name in ordered}, gradually if self.widths else {})
 
     @property
     def report(self) -> ReportSettings:
@@ -135,7 +134,7 @@ class Plasticity:
             figures["plasticity"] = curves_figure(main, self.report)
             figures["plasticity_measures"] = measures_figure(main, self.report)
         if gradually:
-            figures["plasticity_abruptness"] = abruptness_figure(gradually, self.report)
+            figures["plasticity_abruptness"] = abruptness_figure(gradually, main, self.report)
         numbers = {
             "regularisers": {name: asdict(history) for name, history in main.items()},
             "abruptness": {name: {f"{w:g}": asdict(h) for w, h in runs.items()} for name, runs in gradually.items()},
@@ -143,11 +142,11 @@ class Plasticity:
         return Outcome(found, captions, figures, numbers)
 
 
-def _run(study: Plasticity, stream: Stream, name: str, width: float | None) -> tuple[str, float | None, History]:
-    """One job in a process of its own; a width asks for fresh tasks in the end instead of spectra."""
+def _run(study: Plasticity, stream: Stream, name: str, width: float) -> tuple[str, float, History]:
+    """One job in a process of its own; spectra are measured where tasks change abruptly."""
     torch.set_num_threads(1)
-    own, how = regulariser(name, study.options.get(name, {})), study.training
-    if width is None:
-        return name, width, train(stream, own, range(study.seeds), study.tasks, how)
-    changing, how = gradual(stream, width, study.change), Training(**{**vars(how), "spectra_at": ()})
-    return name, width, train(changing, own, range(study.seeds), study.tasks, how, (stream, study.fresh_tasks))
+    how, fresh = study.training, (stream, study.fresh_tasks) if name in study.gradual_regularisers else None
+    if width or name not in study.regularisers:
+        how = replace(how, spectra_at=())
+    own, changing = regulariser(name, study.options.get(name, {})), gradual(stream, width, study.change)
+    return name, width, train(changing, own, range(study.seeds), study.tasks, how, fresh)

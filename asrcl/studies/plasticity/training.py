@@ -44,7 +44,7 @@ class Training:
     looked_at: int = 256
     tau: float = 0.5
     spectra_at: Sequence[int] = ()
-    spectrum_seeds: int = 3
+    spectrum_seeds: int = 2
     spectrum: SpectrumSettings = field(default_factory=SpectrumSettings)
 
 
