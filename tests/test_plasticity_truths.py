@@ -67,5 +67,8 @@ def test_units_die_under_plain_training(found):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_gradual_change_costs_less_plasticity(found):
-    assert np.mean(found["bp", 1.0].fresh) > np.mean(found["bp", 0.0].fresh)
+def test_sampling_between_permutations_does_not_keep_the_plasticity_of_plain_training(found):
+    # arXiv 2602.09234 finds that it does in other settings; recipes/plasticity/README.md says what was found in this one.
+    run = found["bp", 1.0]
+    assert accuracies(run)[:10].mean() - late(run).mean() > 0.10
+    assert np.mean(run.fresh) < late(found["reset", 0.0]).mean() - 0.10
