@@ -9,17 +9,17 @@ block-diagonal, so layers add up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, get_args
 
-import torch
 from torch import Tensor, nn
 
 from asrcl.adapt.spectra import LossSpectra
 from asrcl.contract.protocols import Domain, Task
 from asrcl.contract.weights import Weights
 from asrcl.curvature import Curvature, card
+from asrcl.curvature.segment import mean_item_loss
 from asrcl.exceptions import InputError
 
 if TYPE_CHECKING:
@@ -178,7 +178,16 @@ def layer_records(
     ]
 
 
-@torch.no_grad()
+def predicted_increases(
+    curvature: Curvature, change: Mapping[str, Tensor], group: Callable[[str], str]
+) -> dict[str, float]:
+    """½ δᵀHδ of the parameters that have a block, summed within the groups that `group` makes of their names."""
+    sums: dict[str, float] = {}
+    for key, block, rows in curvature.pairs(change):
+        sums[group(key.name)] = sums.get(group(key.name), 0.0) + float(block.quadratic(rows))
+    return sums
+
+
 def mean_loss(model: nn.Module, task: Task, domain: Domain, split: str) -> float:
     """Mean over a split's items of the loss whose curvature is estimated, the model in evaluation mode.
 
@@ -186,11 +195,7 @@ def mean_loss(model: nn.Module, task: Task, domain: Domain, split: str) -> float
         InputError: the domain has no such split.
     """
     model.eval()
-    device, total, items = next(model.parameters()).device, 0.0, 0
-    for batch in domain.batches(split, shuffle=False, seed=0):
-        total += float(task.curvature_loss(model, batch.to(device))) * len(batch)
-        items += len(batch)
-    return total / items
+    return mean_item_loss(model, task.curvature_loss, domain.batches(split, shuffle=False, seed=0))
 
 
 def curvature_record(curvature: Curvature) -> dict[str, Any]:
@@ -227,11 +232,7 @@ def _norms(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, fl
 def _increases(curvature: Curvature, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, float]:
     """Per layer ½ δᵀHδ, over the parameters that have a block."""
     change = {name: new[name].double() - old[name].double() for name in curvature.names() if name in old}
-    sums: dict[str, float] = {}
-    for key, block, rows in curvature.pairs(change):
-        layer = _layer(key.name)
-        sums[layer] = sums.get(layer, 0.0) + float(block.quadratic(rows))
-    return sums
+    return predicted_increases(curvature, change, _layer)
 
 
 def _layer(name: str) -> str:

@@ -17,6 +17,7 @@ from asrcl.adapt import (
     Domain,
     DomainLearner,
     EvaluationPolicy,
+    Observer,
     Scenario,
     TrainConfig,
     Weights,
@@ -27,6 +28,7 @@ from asrcl.adapt import (
     standard_observers,
 )
 from asrcl.adapt.baselines import BaselineCard
+from asrcl.adapt.trust import TrustRegion, TrustSettings
 from asrcl.curvature import Curvature
 from asrcl.exceptions import InputError
 from asrcl.experiment import launch
@@ -88,6 +90,16 @@ def _check_settings(config: Config) -> None:
     config.settings(EvaluationPolicy, "evaluation")
     tracking(config)
     standard_observers(config.tree["diagnostics"])
+    own_observers(config)
+
+
+def own_observers(config: Config) -> list[Observer]:
+    """What else the configuration wants to be looked at when a stage is over (`+trust=segment`); it changes no other number.
+
+    Raises:
+        InputError: a setting that cannot be used.
+    """
+    return [TrustRegion(config.settings(TrustSettings, "trust"))] if config.tree.get("trust") else []
 
 
 def train(config: Config, seed: int) -> None:
@@ -118,7 +130,9 @@ def adapt(config: Config, method: str, seed: int, command: str = "", decode: boo
         InputError: unknown method, or an earlier stage has not run.
     """
     config, built = configured_method(config, method)
-    learner = learner_of(config, build_scenario(config, seed), seed, diagnostics=config.tree["diagnostics"], label=method)
+    scenario = build_scenario(config, seed)
+    scenario.observers = (*scenario.observers, *own_observers(config))
+    learner = learner_of(config, scenario, seed, diagnostics=config.tree["diagnostics"], label=method)
     learner.progress = partial(_progress, config.order)
     folder = config.runs / method / str(seed)
     if decode:

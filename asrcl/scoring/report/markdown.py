@@ -37,6 +37,7 @@ from asrcl.scoring.report.tables import (
     significance_table,
     unmeasured,
 )
+from asrcl.scoring.report.trust import draw_trust, trust_stages, trust_tables
 from asrcl.scoring.report.written_tables import written_caption, written_csv, written_tables
 from asrcl.scoring.results.measure import Measure, measure_of
 from asrcl.scoring.results.provenance import grouped, plain_json
@@ -92,6 +93,7 @@ def write_results(
                 f"![{summary.rate_name} on each domain after each stage]({heatmap})\n",
                 f"![mean {summary.rate_name} over the domains seen so far]({stages})\n",
             ]
+            pictures += _trust_pictures(summary, target, tail)
         parts.append(_scenario_section(summary, pictures))
     tests = sum(method.comparison is not None for summary in scenarios for method in summary.methods)
     measures = dict.fromkeys(summary.measure for summary in scenarios)
@@ -213,11 +215,22 @@ def _scenario_section(summary: ScenarioSummary, pictures: Sequence[str]) -> str:
         *pictures,
         *(f"### {step.name}\n\n{step.caption}\n\n{markdown(step.table)}" for step in keep_tables(summary)),
         *(f"### {step.name}\n\n{step.caption}\n\n{markdown(step.table)}" for step in step_tables(summary)),
+        *(f"### {step.name}\n\n{step.caption}\n\n{markdown(step.table)}" for step in trust_tables(summary)),
         "### Matrices\n",
         f"{summary.rate_name} in %, mean over seeds; row: after this stage, column: on this domain.\n",
         *(markdown(matrix_table(summary, method)) for method in summary.methods),
     ]
     return "\n".join(parts)
+
+
+def _trust_pictures(summary: ScenarioSummary, target: Path, tail: str) -> list[str]:
+    """A picture per stage whose runs tell how far curvature can be trusted."""
+    lines = []
+    for stage, found in trust_stages(summary):
+        title = f"{summary.scenario}, stage {stage + 1} ({summary.domains[stage]}): loss of {found[0].told[0].domain}"
+        draw_trust(found, target / f"trust{stage + 1}{tail}.png", title)
+        lines.append(f"![predicted against measured increase of the old loss]({f'trust{stage + 1}{tail}.png'})\n")
+    return lines
 
 
 def _caption(summary: ScenarioSummary) -> str:

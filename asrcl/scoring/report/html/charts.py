@@ -20,6 +20,7 @@ from asrcl.scoring.report.drawing import GID, GRID, INK, SOFT, Line, Point
 from asrcl.scoring.report.heat import NOT_MEASURED, heat_colour
 from asrcl.scoring.report.html.labels import short_paths
 from asrcl.scoring.report.looks import BLACK, Look
+from asrcl.scoring.report.trust import Way, draw_way
 from asrcl.scoring.results.metrics import Matrix
 from asrcl.visible import visible
 
@@ -83,6 +84,17 @@ def spectra(lines: Sequence[tuple[str, Sequence[float]]], x_label: str, y_label:
     """Eigenvalues by falling size over their rank as a share, on a logarithmic axis; one line per block."""
     draw = partial(drawing.draw_spectra, lines=lines)
     return _chart(draw, f"{y_label} of {len(lines)} blocks", x_label, y_label, height=300)
+
+
+def trust(way: Way) -> str:
+    """Predicted against measured increase of the old loss on the way of one method, a line per curvature."""
+
+    def draw(axes: Axes) -> None:
+        draw_way(axes, way)
+        axes.legend(loc="lower right", frameon=False, fontsize=9, ncols=2)
+
+    name = "predicted increase of the old loss, ½ δᵀFδ"
+    return _chart(draw, f"{name}, against the measured one", "measured increase", name, height=330)
 
 
 @lru_cache(maxsize=64)

@@ -37,6 +37,7 @@ from asrcl.scoring.report.tables import (
     significance_table,
     unmeasured,
 )
+from asrcl.scoring.report.trust import trust_tables
 from asrcl.scoring.report.written_tables import written_caption, written_tables
 from asrcl.scoring.results import metrics
 from asrcl.scoring.results.measure import measure_of
@@ -46,6 +47,7 @@ from asrcl.scoring.results.stage_records import Sweep, run_seconds
 from asrcl.visible import visible
 
 LONG_NAME: Final = 8
+_NO_CHARTS: Final[dict[str, Any]] = {"training": [], "layers": [], "curvature": [], "trust_charts": [], "examples": None}
 _REFERENCE_NOTE = "Bold: best of its column, without the initial model, separate models and joint training."
 
 
@@ -217,7 +219,8 @@ def _scenario(view: Scenario, index: int, budget: int, brief: bool) -> dict[str,
         "sweeps_legend": _legend(view, {sweep.method for sweep in view.sweeps}),
         "kept": keep_tables(summary),
         "steps": step_tables(summary),
-        **({"training": [], "layers": [], "curvature": [], "examples": None} if brief else _charts(view, budget)),
+        "trust": trust_tables(summary),
+        **(_NO_CHARTS if brief else _charts(view, budget)),
     }
 
 
@@ -231,6 +234,7 @@ def _charts(view: Scenario, budget: int) -> dict[str, Any]:
         "training_legend": _legend(view, {method for entry in training for method in entry["methods"]}),
         "layers": [entry | {"figures": [_drawn(figure) for figure in entry["figures"]]} for entry in view.layers()],
         "curvature": [_drawn(entry) for entry in view.curvature()],
+        "trust_charts": [_drawn(entry) for entry in view.trust_charts()],
         "examples": decode_examples(view.summary, budget),
     }
 

@@ -16,6 +16,7 @@ from asrcl.scoring.report.html import charts
 from asrcl.scoring.report.looks import Look, looks
 from asrcl.scoring.report.summary import MethodSummary, ScenarioSummary, mean_known
 from asrcl.scoring.report.tables import number
+from asrcl.scoring.report.trust import trust_stages
 from asrcl.scoring.results import stage_records
 from asrcl.scoring.results.metrics import Matrix, old_and_new
 from asrcl.scoring.results.run_result import RunResult
@@ -111,6 +112,14 @@ class Scenario:
             if found:
                 _, stage, blocks = found
                 views.append(self._curvature_view(method, stage, blocks))
+        return views
+
+    def trust_charts(self) -> list[dict[str, Any]]:
+        """Per stage and method the predicted against the measured increase of the old loss, of the first seed."""
+        views = []
+        for stage, found in trust_stages(self.summary):
+            place = f"stage {stage + 1} ({self.summary.domains[stage]})"
+            views += [{"method": way.method, "name": f"{place}: {way.label}", "chart": charts.trust(way)} for way in found]
         return views
 
     def _plane(self, name: str, view: Callable[[Matrix], Matrix]) -> dict[str, Any]:
