@@ -44,7 +44,8 @@ ON_LINE: Final = 1e-3
 """Distance from the segment, as a part of its length, within which merged weights are a point of it."""
 
 Fisher = Literal["empirical", "mc", "exact"]
-Structure = Literal["kron", "ekfac", "block", "full"]
+Structure = Literal["diagonal", "kron", "ekfac", "block", "full"]
+UNFACTORED: Final = ("diagonal", "block", "full")
 
 
 def _kinds() -> dict[str, tuple[str, ...]]:
@@ -64,13 +65,14 @@ class TrustSettings:
         points: of the segment, at equal ratios of steps, the last at its end.
         smallest: the first step, as a part of the segment.
         items: of each split at most so many (whole batches).
-        draws: label draws per item for "mc" of `full` and `block`, and for CTC under "exact". Factored "mc" has one draw, the
+        draws: label draws per item for "mc" of what is not factored, and for CTC under "exact". Factored "mc" has one draw, the
             default of merges.
         fishers: "empirical", with the labels of the data; "mc", labels drawn from the model; "exact", the generalised
             Gauss-Newton matrix of factored curvature, with all classes for cross entropy and `draws` draws for CTC, which has too
-            many label sequences. `full` and `block` have no "exact": drawn labels give the same there but for sampling.
-        structures: "kron" and "ekfac", a block per parameter tensor in Kronecker factors, without and with measured eigenvalues;
-            "block", the same blocks without factors; "full", nothing left out.
+            many label sequences. What is not factored has no "exact": drawn labels give the same there but for sampling.
+        structures: "diagonal", that of elastic weight consolidation; "kron" and "ekfac", a block per parameter tensor in
+            Kronecker factors, without and with measured eigenvalues; "block", the same blocks without factors; "full", nothing
+            left out.
         kinds: of layers: name -> glob patterns of parameter names, the first that fits. Normalisation layers are known by their
             class, and what fits nothing is "other".
 
@@ -83,7 +85,7 @@ class TrustSettings:
     items: int = 96
     draws: int = 8
     fishers: tuple[Fisher, ...] = ("empirical", "mc", "exact")
-    structures: tuple[Structure, ...] = ("kron", "ekfac", "block", "full")
+    structures: tuple[Structure, ...] = ("diagonal", "kron", "ekfac", "block", "full")
     kinds: dict[str, tuple[str, ...]] = field(default_factory=_kinds)
 
     def __post_init__(self) -> None:
@@ -221,7 +223,7 @@ class TrustRegion:
     ) -> dict[str, dict[str, Any]]:
         """The slope per kind, and what the Fisher information predicts that is not factored."""
         wanted = [fisher for fisher in ("empirical", "mc") if fisher in self.settings.fishers]
-        unfactored = [structure for structure in ("block", "full") if structure in self.settings.structures]
+        unfactored = [structure for structure in UNFACTORED if structure in self.settings.structures]
         found: dict[str, dict[str, Any]] = {"slope": {}, "forms": {}}
         for fisher in dict.fromkeys(["empirical", *(wanted if unfactored else ())]):
             options = EstimateOptions(fisher, samples=self.settings.draws if fisher == "mc" else 1)

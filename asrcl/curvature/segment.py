@@ -33,11 +33,13 @@ class Forms:
         slope: gᵀδ, the mean over the items: the first-order increase of the loss. Of drawn labels it is 0 but for sampling.
         full: ½ δᵀFδ with the whole Fisher information F of these parameters.
         block: the same with a block of F for every parameter tensor and nothing between them.
+        diagonal: the same with the diagonal of F alone, as elastic weight consolidation has it.
     """
 
     slope: float
     full: float
     block: float
+    diagonal: float
 
 
 @torch.no_grad()
@@ -111,7 +113,7 @@ def forms_along(
     _check({name: delta[name] for names in groups.values() for name in names}, parameters, batches)
     places = {name: place for place, name in enumerate(parameters)}
     chosen = {group: [places[name] for name in names] for group, names in groups.items()}
-    sums = {group: [0.0, 0.0, 0.0] for group in groups}
+    sums = {group: torch.zeros(4, dtype=torch.float64) for group in groups}
     watch, number = options.losses(), 0
     with evaluated(model, parameters.values()), plainly_called(model), torch.enable_grad():
         for item in (one for batch in batches for one in batch.items()):
@@ -121,18 +123,21 @@ def forms_along(
                 loss = loss_fn(model, item.to(next(model.parameters()).device))
             for weight in watch.draws():
                 gradients = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
-                along_P = torch.stack([_product(g, delta[name]) for g, name in zip(gradients, parameters, strict=True)])
+                pairs = [_products(g, delta[name]) for g, name in zip(gradients, parameters, strict=True)]
+                along_P, squares_P = torch.stack(pairs).unbind(1)
                 for group, indices in chosen.items():
-                    part = along_P[indices]
-                    for place, value in enumerate((part.sum(), part.sum().square() / 2, part.square().sum() / 2)):
-                        sums[group][place] += weight * float(value)
-    return {group: Forms(*(value / number for value in values)) for group, values in sums.items()}
+                    along, squares = along_P[indices], squares_P[indices]
+                    halves = torch.stack([along.sum().square(), along.square().sum(), squares.sum()]) / 2
+                    sums[group] += weight * torch.cat([along.sum()[None], halves])
+    return {group: Forms(*(values / number).tolist()) for group, values in sums.items()}
 
 
-def _product(gradient: Tensor | None, change: Tensor) -> Tensor:
+def _products(gradient: Tensor | None, change: Tensor) -> Tensor:
+    """The sum of the products of gradient and change, and that of their squares, `[2]`."""
     if gradient is None:
-        return torch.zeros((), dtype=torch.float64)
-    return (gradient.double() * change.to(gradient.device, torch.float64)).sum().cpu()
+        return torch.zeros(2, dtype=torch.float64)
+    products = gradient.double() * change.to(gradient.device, torch.float64)
+    return torch.stack([products.sum(), products.square().sum()]).cpu()
 
 
 def _check(delta: Mapping[str, Tensor], known: Mapping[str, Tensor], batches: Sequence[Any]) -> None:

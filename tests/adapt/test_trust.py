@@ -42,7 +42,9 @@ def test_what_a_stage_tells(tmp_path):
     assert whole.norm**2 == pytest.approx(first.norm**2 + rest.norm**2, rel=1e-4)
     assert whole.slope == pytest.approx(first.slope + rest.slope, rel=1e-4)
     names = {f"{structure} {fisher}" for structure in ("kron", "ekfac") for fisher in ("empirical", "mc", "exact")}
-    assert set(whole.predicted) == names | {"block empirical", "block mc", "full empirical", "full mc"}
+    assert set(whole.predicted) == names | {
+        f"{structure} {fisher}" for structure in ("diagonal", "block", "full") for fisher in ("empirical", "mc")
+    }
     for name in names:  # blocks add up; what layers do together does not
         assert whole.predicted[name] == pytest.approx(first.predicted[name] + rest.predicted[name], rel=1e-4)
     assert whole.norm == pytest.approx(result.stages[1]["merged_update_norm"], rel=1e-4)

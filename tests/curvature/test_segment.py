@@ -66,6 +66,8 @@ def test_forms_of_the_empirical_fisher_information(case):
         assert found[group].block == pytest.approx(float(part.square().sum(1).mean() / 2), rel=1e-9)
     dense = estimate(model, TASK.curvature_loss, batches, structure="dense")
     assert found["all"].block == pytest.approx(float(dense.quadratic(delta)), rel=1e-6)
+    diagonal = estimate(model, TASK.curvature_loss, batches, structure="diagonal")
+    assert found["all"].diagonal == pytest.approx(float(diagonal.quadratic(delta)), rel=1e-6)
     assert found["all"].full != pytest.approx(found["all"].block, rel=0.05)
 
 

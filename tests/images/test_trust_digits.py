@@ -29,7 +29,8 @@ def test_from_the_command_to_the_report(tmp_path):
     course = trust(run, 1).merged[ALL]
     assert course.norm == pytest.approx(run.stages[1]["merged_update_norm"], rel=1e-4)
     assert run.errors == before.errors and run.stages[1].items() > before.stages[1].items()
-    assert set(course.predicted) == {f"{s} {f}" for s in ("kron", "ekfac", "block", "full") for f in ("empirical", "mc")}
+    structures = ("diagonal", "kron", "ekfac", "block", "full")
+    assert set(course.predicted) == {f"{structure} {fisher}" for structure in structures for fisher in ("empirical", "mc")}
     assert course.region(HESSIAN, sloped=True) > course.steps[0]
     make_report([chosen.home], views=["html", "md"], say=lambda text: None)
     assert "Trust regions: stage 2 (quarter), loss of upright" in (chosen.home / "RESULTS.md").read_text()

@@ -25,11 +25,11 @@ from asrcl.scoring.results.trust_records import ALL, HESSIAN, Course, Trust, tru
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-STRUCTURES: Final = {"kron": "K-FAC", "ekfac": "EK-FAC", "block": "blocks", "full": "full"}
+STRUCTURES: Final = {"diagonal": "diagonal", "kron": "K-FAC", "ekfac": "EK-FAC", "block": "blocks", "full": "full"}
 FISHERS: Final = {"empirical": "empirical", "mc": "drawn", "exact": "GGN"}
 MAX_COLUMNS: Final = 4
 _LINES: Final = {"empirical": ":", "mc": "-", "exact": "--"}
-_COLOURS: Final = dict(zip(STRUCTURES, (COLOURS[1], COLOURS[4], COLOURS[0], COLOURS[2]), strict=True))
+_COLOURS: Final = dict(zip(STRUCTURES, (COLOURS[3], COLOURS[1], COLOURS[4], COLOURS[0], COLOURS[2]), strict=True))
 _FACTOR: Final = 2.0
 
 
@@ -113,8 +113,8 @@ def _of_stage(stage: int, domain: str, found: Sequence[Way]) -> list[StepTable]:
 
 
 _LEGEND: Final = (
-    "K-FAC and EK-FAC: Kronecker factors per tensor; blocks: the same blocks without factors; full: nothing left out. Empirical: "
-    "labels of the data; drawn: from the model; GGN: all classes."
+    "Diagonal: as in EWC; K-FAC and EK-FAC: Kronecker factors per tensor; blocks: the same blocks without factors; full: nothing "
+    "left out. Empirical: labels of the data; drawn: from the model; GGN: all classes."
 )
 
 
