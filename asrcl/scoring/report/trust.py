@@ -20,7 +20,7 @@ from asrcl.scoring.report.drawing import GRID, INK, SOFT, about, frame
 from asrcl.scoring.report.looks import BLACK, COLOURS
 from asrcl.scoring.report.step_tables import StepTable
 from asrcl.scoring.report.summary import ScenarioSummary
-from asrcl.scoring.results.trust_records import ALL, HESSIAN, Course, Trust, trust
+from asrcl.scoring.results.trust_records import ALL, HESSIAN, SLOPE, Course, Trust, trust
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,40 +76,42 @@ def _of_stage(stage: int, domain: str, found: Sequence[Way]) -> list[StepTable]:
     first = found[0].told[0]
     place = f"stage {stage + 1} ({domain}), loss of {first.domain}, {first.items['train']} items"
     names = curvatures([course for way in found for course in way.courses()])
-    labels = [label(name) for name in names]
     kinds = [kind for kind in dict.fromkeys(kind for way in found for kind in _kinds(way)) if kind != ALL]
-    shares = [
-        [*_head(way), *(_mean([course.share(name) for course in way.courses()], ".2g") for name in names[:-1])]
-        for way in found
-    ]
-    regions = [[Cell(way.label), *(_two_regions(way.courses(), name) for name in names)] for way in found]
-    keys = [way.method for way in found]
+    rows = [*names, SLOPE]
+    methods, facts = [way.label for way in found], ["increase", "slope", "curved", "length", "taken"]
     told = (
         StepTable(
-            f"What curvatures hold of the loss's own curvature: {place}",
-            "½ δᵀFδ over ½ δᵀHδ, δ the way of the weights, F a curvature at its start and H the Hessian of the loss, by a second "
-            f"difference: 1 is right, 0.1 ten times too small. {_LEGEND} Increase: of the loss at the end of the way, train → "
-            "dev; slope: its first-order part gᵀδ; curved: ½ δᵀHδ; length: ‖δ‖. Mean over seeds.",
-            Table(["Method", "increase", "slope", "curved", "length", *labels[:-1]], shares, keys),
+            f"The way of the weights and the old loss: {place}",
+            "Increase: of the loss at the end of the way, train → dev; slope: its first-order part gᵀδ; curved: its second-order "
+            "part ½ δᵀHδ, H the Hessian, by a second difference; length: ‖δ‖; taken: where on the way the stage ended. Mean over "
+            "seeds.",
+            Table(["Method", *facts], [[Cell(way.label), *_facts(way)] for way in found], [way.method for way in found]),
+        ),
+        StepTable(
+            f"What curvatures hold of the loss's own: {place}",
+            "½ δᵀFδ over ½ δᵀHδ, F a curvature at the start of the way: 1 is right, 0.1 ten times too small. "
+            f"{_LEGEND} Mean over seeds.",
+            _by_curvature(names[:-1], methods, [[_share(way.courses(), name) for way in found] for name in names[:-1]]),
         ),
         StepTable(
             f"Trust regions: {place}",
             "The longest step, as a part of the way, up to which the predicted increase of the loss is within a factor of 2 of "
             "the measured one, at it and at all shorter ones: ½ δᵀFδ alone / with the slope gᵀδ. < is beyond at the first "
-            "point, ≥ is within at the last. Hessian: what the best quadratic could do.",
-            Table(["Method", *labels], regions, keys),
+            "point, ≥ is within at the last. Hessian: what the best quadratic can do; slope alone: no curvature. Mean over "
+            "seeds.",
+            _by_curvature(rows, methods, [[_two_regions(way.courses(), name) for way in found] for name in rows]),
         ),
         StepTable(
             f"Per kind of layer, that kind alone moved: {place}",
-            "½ δᵀFδ over ½ δᵀHδ, and after / the trust region with the slope: median over the methods, lowest to highest in "
-            "brackets.",
-            Table(
-                ["Layers", "weights", *labels],
-                [[Cell(kind), _weights(found, kind), *(_kind(found, kind, name) for name in names)] for kind in kinds],
-            ),
+            "½ δᵀFδ over ½ δᵀHδ / the trust region with the slope; medians over methods and seeds.",
+            _by_curvature(rows, kinds, [[_of_kind(found, kind, name) for kind in kinds] for name in rows]),
         ),
     )
-    return [table for table in told if table.table.rows]
+    return [table for table in told if len(table.table.header) > 1]
+
+
+def _by_curvature(names: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[Cell]]) -> Table:
+    return Table(["Curvature", *columns], [[Cell(label(name)), *row] for name, row in zip(names, cells, strict=True)])
 
 
 _LEGEND: Final = (
@@ -127,8 +129,8 @@ def curvatures(courses: Sequence[Course]) -> list[str]:
 
 def label(name: str) -> str:
     """What tables and pictures call a curvature."""
-    if name == HESSIAN:
-        return "Hessian"
+    if name in (HESSIAN, SLOPE):
+        return {HESSIAN: "Hessian", SLOPE: "slope alone"}[name]
     structure, fisher = name.split()
     return f"{STRUCTURES[structure]} {FISHERS[fisher]}"
 
@@ -137,51 +139,40 @@ def _kinds(way: Way) -> list[str]:
     return [kind for one in way.told for kind in (one.merged or one.fine_tuned)]
 
 
-def _head(way: Way) -> list[Cell]:
-    """Label, increase, slope, curved part and length of the whole way."""
+def _facts(way: Way) -> list[Cell]:
     courses = way.courses()
-    place = "" if way.place == 1 else f" (ends at {way.place:.3g})"
     rises = [f"{np.mean([course.measured[split][-1] for course in courses]):.3g}" for split in courses[0].measured]
     numbers = ([getattr(course, name) for course in courses] for name in ("slope", "curved", "norm"))
-    return [Cell(way.label + place), Cell(" → ".join(rises)), *(_mean(values, ".3g") for values in numbers)]
+    return [Cell(" → ".join(rises)), *(_number(float(np.mean(values)), ".3g") for values in numbers), _number(way.place, ".3g")]
 
 
-def _mean(values: Sequence[float], digits: str) -> Cell:
-    mean = float(np.mean(values))
-    return Cell(NONE if math.isnan(mean) else f"{mean:{digits}}", mean)
+def _number(value: float, digits: str = ".2g") -> Cell:
+    return Cell(NONE if math.isnan(value) else f"{value:{digits}}", value)
+
+
+def _share(courses: Sequence[Course], name: str) -> Cell:
+    return _number(float(np.mean([course.share(name) for course in courses])))
 
 
 def _two_regions(courses: Sequence[Course], name: str) -> Cell:
-    alone, sloped = ([course.region(name, with_slope) for course in courses] for with_slope in (False, True))
-    return Cell(f"{_region(alone, courses)} / {_region(sloped, courses)}", float(np.mean(sloped)))
+    alone, sloped = (float(np.mean([course.region(name, slope) for course in courses])) for slope in (False, True))
+    return Cell(f"{_region(alone, courses[0].steps)} / {_region(sloped, courses[0].steps)}", sloped)
 
 
-def _region(values: Sequence[float], courses: Sequence[Course]) -> str:
-    mean, steps = float(np.mean(values)), courses[0].steps
-    if math.isnan(mean):
+def _region(value: float, steps: Sequence[float]) -> str:
+    if math.isnan(value):
         return NONE
-    if mean < steps[0]:
+    if value < steps[0]:
         return f"< {steps[0]:.2g}"
-    return f"{'≥ ' if mean >= steps[-1] else ''}{mean:.2g}"
+    return f"{'≥ ' if value >= steps[-1] else ''}{value:.2g}"
 
 
-def _weights(found: Sequence[Way], kind: str) -> Cell:
-    count = max(course.weights for way in found for course in way.courses(kind))
-    return Cell(str(count), count)
-
-
-def _kind(found: Sequence[Way], kind: str, name: str) -> Cell:
+def _of_kind(found: Sequence[Way], kind: str, name: str) -> Cell:
     courses = [course for way in found for course in way.courses(kind)]
-    region = _spread([course.region(name, sloped=True) for course in courses])
-    if name == HESSIAN:
-        return Cell(region)
-    shares = [course.share(name) for course in courses]
-    return Cell(f"{_spread(shares)} / {region}", float(np.median(shares)))
-
-
-def _spread(values: Sequence[float]) -> str:
-    low, middle, high = (float(value) for value in np.quantile(values, (0, 0.5, 1)))
-    return f"{middle:.2g}" + (f" ({low:.2g}–{high:.2g})" if f"{low:.2g}" != f"{high:.2g}" else "")
+    share, region = (float(np.median(list(values))) for values in (
+        (course.share(name) for course in courses), (course.region(name, sloped=True) for course in courses)
+    ))  # fmt: skip
+    return Cell(f"{_number(share).text} / {_region(region, courses[0].steps)}", share)
 
 
 # The picture
@@ -203,8 +194,12 @@ def draw_trust(found: Sequence[Way], path: str | os.PathLike[str], title: str) -
         axes.set_title(drawn(way.label), fontsize=10)
     for axes in grid[len(found) :]:
         axes.set_visible(False)
-    figure.supxlabel("measured increase of the old loss", fontsize=10, color=INK)
-    figure.supylabel("predicted, ½ δᵀFδ", fontsize=10, color=INK)
+    for index, axes in enumerate(grid[: len(found)]):
+        if index + columns >= len(found):
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel("measured increase", fontsize=9.5, color=INK)
+        if index % columns == 0:
+            axes.set_ylabel("predicted, ½ δᵀFδ", fontsize=9.5, color=INK)
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=8.5)
     figure.suptitle(drawn(title), fontsize=11)

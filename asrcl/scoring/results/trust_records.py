@@ -12,6 +12,8 @@ from asrcl.scoring.results.run_result import RunResult
 
 ALL = "all"
 HESSIAN = "hessian"
+SLOPE = "slope"
+"""No curvature at all: what a prediction with the slope gᵀδ is without one."""
 
 
 def trust_region(steps: Sequence[float], predicted: Sequence[float], measured: Sequence[float], factor: float = 2.0) -> float:
@@ -66,7 +68,9 @@ class Course:
     predicted: dict[str, float]
 
     def form(self, curvature: str) -> float:
-        """½ δᵀFδ of a curvature by name, or of the loss itself (`HESSIAN`); nan where it was not predicted."""
+        """½ δᵀFδ of a curvature by name, of the loss itself (`HESSIAN`) or of none (`SLOPE`); nan where it was not predicted."""
+        if curvature == SLOPE:
+            return 0.0
         return self.curved if curvature == HESSIAN else self.predicted.get(curvature, math.nan)
 
     def share(self, curvature: str) -> float:

@@ -38,30 +38,39 @@ def summary() -> ScenarioSummary:
 
 
 def test_tables_say_what_was_predicted_and_how_far_it_holds(summary: ScenarioSummary) -> None:
-    shares, regions, kinds = (step.table for step in trust_tables(summary))
-    assert shares.header == ["Method", "increase", "slope", "curved", "length", "K-FAC drawn", "full drawn"]
-    assert shares.texts() == [
-        ["Fine-tuning (FT)", "1.1 → 1.1", "0.1", "1", "2", "0.1", "0.8"],
-        ["FT + averaging (FTA) (ends at 0.75)", "1.1 → 1.1", "0.1", "1", "2", "0.1", "0.8"],
-        ["IHR", "0.5 → 0.5", "0", "0.5", "2", "0.2", "1"],
+    facts, shares, regions, kinds = (step.table for step in trust_tables(summary))
+    assert facts.texts() == [
+        ["Fine-tuning (FT)", "1.1 → 1.1", "0.1", "1", "2", "1"],
+        ["FT + averaging (FTA)", "1.1 → 1.1", "0.1", "1", "2", "0.75"],
+        ["IHR", "0.5 → 0.5", "0", "0.5", "2", "1"],
     ]
+    assert shares.header == ["Curvature", "Fine-tuning (FT)", "FT + averaging (FTA)", "IHR"]
+    assert shares.texts() == [["K-FAC drawn", "0.1", "0.1", "0.2"], ["full drawn", "0.8", "0.8", "1"]]
     # (s t + q t²) / (s t + c t²) = 1/2 at t = s / (c − 2 q)
-    assert regions.texts()[0][:2] == ["Fine-tuning (FT)", f"< 0.01 / {0.1 / 0.8:.2g}"]
-    assert regions.texts()[0][2:] == ["< 0.01 / ≥ 1", "< 0.01 / ≥ 1"]
-    assert regions.texts()[2] == ["IHR", "< 0.01 / < 0.01", "≥ 1 / ≥ 1", "≥ 1 / ≥ 1"]
-    assert kinds.texts() == [["attention", "7", "0.8 (0.2–0.8) / 1 (0–1)", "1 / 1", "1"]]
+    small = f"< 0.01 / {0.1 / 0.8:.2g}"
+    assert regions.texts() == [
+        ["K-FAC drawn", small, small, "< 0.01 / < 0.01"],
+        ["full drawn", "< 0.01 / ≥ 1", "< 0.01 / ≥ 1", "≥ 1 / ≥ 1"],
+        ["Hessian", "< 0.01 / ≥ 1", "< 0.01 / ≥ 1", "≥ 1 / ≥ 1"],
+        ["slope alone", "< 0.01 / 0.098", "< 0.01 / 0.098", "< 0.01 / < 0.01"],  # 0.1, interpolated from ten points
+    ]
+    assert kinds.header == ["Curvature", "attention"]
+    assert kinds.texts() == [
+        ["K-FAC drawn", "0.8 / ≥ 1"], ["full drawn", "1 / ≥ 1"], ["Hessian", "1 / ≥ 1"], ["slope alone", "0 / < 0.01"],
+    ]  # fmt: skip
 
 
 def test_seeds_are_averaged(summary: ScenarioSummary) -> None:
     second = run("ft", 2, 1.0, all=course(3.0, 0.3, kron_mc=0.9, full_mc=0.6))
     both = summarise([*(run for run in summary.runs if run.method == "ft"), second])[0]
-    shares = trust_tables(both)[0].table
-    assert shares.texts() == [["Fine-tuning (FT)", "2.2 → 2.2", "0.2", "2", "2", "0.2", "0.5"]]
+    facts, shares = (step.table for step in trust_tables(both)[:2])
+    assert facts.texts() == [["Fine-tuning (FT)", "2.2 → 2.2", "0.2", "2", "2", "1"]]
+    assert shares.texts() == [["K-FAC drawn", "0.2"], ["full drawn", "0.5"]]
 
 
 def test_a_loss_that_does_not_curve_upwards_has_no_share() -> None:
     [only] = summarise([run("ft", 1, 1.0, all=course(-1.0, 0.1, kron_mc=0.1))])
-    assert trust_tables(only)[0].table.texts()[0][-1] == "–"
+    assert trust_tables(only)[1].table.texts() == [["K-FAC drawn", "–"]]
 
 
 def test_lines_lie_where_they_were_predicted_and_within_the_picture(summary: ScenarioSummary) -> None:
