@@ -180,6 +180,7 @@ class TrustRegion:
         splits = {split: first_batches(domain, split, settings.items) for split in ("train", "dev") if domain.size(split)}
         predicted = self._predicted(curvatures, change, kinds, groups)
         forms = self._forms(model, task, splits["train"], change, {ALL: names, **groups})
+        starts = {split: losses_along(model, task.curvature_loss, batches, {}, [0.0])[0] for split, batches in splits.items()}
         records = {}
         for kind, of_kind in {ALL: names, **groups}.items():
             part = change if kind == ALL else {name: change[name] for name in of_kind}
@@ -188,12 +189,13 @@ class TrustRegion:
                 "norm": sum(float(change[name].square().sum()) for name in of_kind) ** 0.5,
                 "slope": forms["slope"][kind],
             }
-            steps = [0.0, -DIFFERENCE, DIFFERENCE, *settings.steps]
             for split, batches in splits.items():
-                start, back, forth, *losses = losses_along(model, task.curvature_loss, batches, part, steps)
-                record[split] = [rounded(loss - start) for loss in losses]
-                if split == "train":
-                    record["curved"] = (back + forth - 2 * start) / (2 * DIFFERENCE**2)
+                around = [-DIFFERENCE, DIFFERENCE] if split == "train" else []
+                losses = losses_along(model, task.curvature_loss, batches, part, [*settings.steps, *around])
+                rises = [loss - starts[split] for loss in losses]
+                record[split] = [rounded(rise) for rise in rises[: settings.points]]
+                if around:
+                    record["curved"] = sum(rises[settings.points :]) / (2 * DIFFERENCE**2)
             record["predicted"] = {name: rounded(found[kind]) for name, found in {**predicted, **forms["forms"]}.items()}
             records[kind] = {name: rounded(value) for name, value in record.items()}
         return {"items": {split: sum(map(len, batches)) for split, batches in splits.items()}, "kinds": records}
