@@ -36,6 +36,7 @@ RECORD_VERSION: Final = 1  # of what a segment keeps; the cache looks at it
 ALL: Final = "all"
 NORMS: Final = "norms"
 OTHER: Final = "other"
+SPLITS: Final = ("train", "dev")
 DIFFERENCE: Final = 0.1
 """Step of the second difference that gives the loss's own curvature. On the accents the result is the same to 0.3 % from 0.01 to
 0.1; a larger step is above the rounding of the loss also where a kind of layer hardly moves."""
@@ -124,7 +125,8 @@ class TrustRegion:
 
     def _segment(self, learner: DomainLearner, domain: Domain, old: Weights, end: Weights) -> dict[str, Any]:
         curvatures = self._curvatures(learner, domain, old)  # first, for their time is counted by itself
-        key = {**self._key(learner, domain, old), "dev": domain.fingerprint("dev"), "end": end.hash, **asdict(self.settings)}
+        dev = domain.fingerprint("dev") if domain.size("dev") else None
+        key = {**self._key(learner, domain, old), "dev": dev, "end": end.hash, **asdict(self.settings)}
 
         def make(folder: Path) -> None:
             model = learner.model_with(old)
@@ -172,33 +174,44 @@ class TrustRegion:
     def _measured(
         self, model: nn.Module, task: Task, domain: Domain, old: Weights, end: Weights, curvatures: Mapping[str, list[Curvature]]
     ) -> dict[str, Any]:
-        settings = self.settings
         change = _change(old, end)
-        names, kinds = [name for name, _ in model.named_parameters() if name in change], layer_kinds(model, settings.kinds)
+        names, kinds = [name for name, _ in model.named_parameters() if name in change], layer_kinds(model, self.settings.kinds)
         groups = {kind: [name for name in names if kinds[name] == kind] for kind in dict.fromkeys(kinds[name] for name in names)}
         groups = {kind: of_kind for kind, of_kind in groups.items() if any(change[name].any() for name in of_kind)}
-        splits = {split: first_batches(domain, split, settings.items) for split in ("train", "dev") if domain.size(split)}
+        splits = {split: first_batches(domain, split, self.settings.items) for split in SPLITS if domain.size(split)}
         predicted = self._predicted(curvatures, change, kinds, groups)
-        forms = self._forms(model, task, splits["train"], change, {ALL: names, **groups})
+        slopes, forms = self._forms(model, task, splits["train"], change, {ALL: names, **groups})
         starts = {split: losses_along(model, task.curvature_loss, batches, {}, [0.0])[0] for split, batches in splits.items()}
         records = {}
         for kind, of_kind in {ALL: names, **groups}.items():
             part = change if kind == ALL else {name: change[name] for name in of_kind}
-            record: dict[str, Any] = {
+            records[kind] = {
                 "weights": sum(change[name].numel() for name in of_kind),
-                "norm": sum(float(change[name].square().sum()) for name in of_kind) ** 0.5,
-                "slope": forms["slope"][kind],
+                "norm": rounded(sum(float(change[name].square().sum()) for name in of_kind) ** 0.5),
+                "slope": rounded(slopes[kind]),
+                **self._rises(model, task, splits, starts, part),
+                "predicted": {name: rounded(found[kind]) for name, found in {**predicted, **forms}.items()},
             }
-            for split, batches in splits.items():
-                around = [-DIFFERENCE, DIFFERENCE] if split == "train" else []
-                losses = losses_along(model, task.curvature_loss, batches, part, [*settings.steps, *around])
-                rises = [loss - starts[split] for loss in losses]
-                record[split] = [rounded(rise) for rise in rises[: settings.points]]
-                if around:
-                    record["curved"] = sum(rises[settings.points :]) / (2 * DIFFERENCE**2)
-            record["predicted"] = {name: rounded(found[kind]) for name, found in {**predicted, **forms["forms"]}.items()}
-            records[kind] = {name: rounded(value) for name, value in record.items()}
         return {"items": {split: sum(map(len, batches)) for split, batches in splits.items()}, "kinds": records}
+
+    def _rises(
+        self,
+        model: nn.Module,
+        task: Task,
+        splits: Mapping[str, Sequence[Batch]],
+        starts: Mapping[str, float],
+        change: Mapping[str, Tensor],
+    ) -> dict[str, Any]:
+        """By how much the loss rises at every step of a change, and how it curves."""
+        found: dict[str, Any] = {}
+        for split, batches in splits.items():
+            around = [-DIFFERENCE, DIFFERENCE] if split == "train" else []
+            losses = losses_along(model, task.curvature_loss, batches, change, [*self.settings.steps, *around])
+            rises = [loss - starts[split] for loss in losses]
+            found[split] = [rounded(rise) for rise in rises[: self.settings.points]]
+            if around:
+                found["curved"] = rounded(sum(rises[self.settings.points :]) / (2 * DIFFERENCE**2))
+        return found
 
     def _predicted(
         self,
@@ -222,19 +235,19 @@ class TrustRegion:
         batches: Sequence[Batch],
         change: Mapping[str, Tensor],
         groups: Mapping[str, Sequence[str]],
-    ) -> dict[str, dict[str, Any]]:
+    ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
         """The slope per kind, and what the Fisher information predicts that is not factored."""
-        wanted = [fisher for fisher in ("empirical", "mc") if fisher in self.settings.fishers]
         unfactored = [structure for structure in UNFACTORED if structure in self.settings.structures]
-        found: dict[str, dict[str, Any]] = {"slope": {}, "forms": {}}
-        for fisher in dict.fromkeys(["empirical", *(wanted if unfactored else ())]):
+        wanted = [fisher for fisher in ("empirical", "mc") if unfactored and fisher in self.settings.fishers]
+        slopes, found = {}, {}
+        for fisher in dict.fromkeys(["empirical", *wanted]):  # the slope needs the labels of the data in any case
             options = EstimateOptions(fisher, samples=self.settings.draws if fisher == "mc" else 1)
             forms = forms_along(model, task.curvature_loss, batches, change, groups, options)
             if fisher == "empirical":
-                found["slope"] = {kind: form.slope for kind, form in forms.items()}
+                slopes = {kind: form.slope for kind, form in forms.items()}
             for structure in unfactored if fisher in wanted else ():
-                found["forms"][f"{structure} {fisher}"] = {kind: getattr(form, structure) for kind, form in forms.items()}
-        return found
+                found[f"{structure} {fisher}"] = {kind: getattr(form, structure) for kind, form in forms.items()}
+        return slopes, found
 
 
 def layer_kinds(model: nn.Module, patterns: Mapping[str, Sequence[str]]) -> dict[str, str]:
