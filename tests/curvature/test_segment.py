@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from doc_cases import example
 
 from asrcl.curvature import EstimateOptions, estimate
 from asrcl.curvature.segment import forms_along, losses_along, mean_item_loss
@@ -98,3 +99,9 @@ def test_what_does_not_fit_is_refused_in_one_line(case, measure, wrong):
     last = (1.0,) if measure is losses_along else {"all": [name]}
     with pytest.raises(InputError, match=told):
         measure(model, TASK.curvature_loss, [] if wrong == "data" else batches, delta, last)
+
+
+def test_the_example_of_the_page(capsys):
+    exec(example("segment", "trust_region.md"), {})
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("K-FAC ") and 0 <= float(second) <= 1
