@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from asrcl.contract.outputs import Outputs
-from asrcl.contract.protocols import Batch, Task
+from asrcl.contract.protocols import Batch, Domain, Task
 from asrcl.curvature.spectral_mass import Quadratures, epsilon_rank, spectral_quadrature
 from asrcl.curvature.spectrum import hessian_operator
 from asrcl.exceptions import InputError
@@ -68,10 +68,7 @@ class LossSpectra:
         }
 
         def make(folder: Path) -> None:
-            batches: list[Batch] = []
-            for batch in moved.domain.batches("train", shuffle=True, seed=0):
-                if sum(map(len, batches)) < self.items:
-                    batches.append(batch.to(learner.device))
+            batches = [batch.to(learner.device) for batch in first_batches(moved.domain, "train", self.items)]
             model = learner.model_with(start)
             write_json(folder / "spectra.json", self.of(*_precise(model, learner.task, batches)))
 
@@ -120,6 +117,16 @@ class LossSpectra:
         floor = resolution * max(abs(largest), abs(smallest))
         known = [float(f"{share:.6g}") if epsilon >= floor else None for epsilon, share in shares]
         return {"epsilon_rank": known, **{name: float(f"{value:.6g}") for name, value in numbers.items()}}
+
+
+def first_batches(domain: Domain, split: str, items: int) -> list[Batch]:
+    """Batches of a split in the order in which curvature is estimated, until they hold so many items."""
+    found: list[Batch] = []
+    for batch in domain.batches(split, shuffle=True, seed=0):
+        if sum(map(len, found)) >= items:
+            break
+        found.append(batch)
+    return found
 
 
 def _precise(model: nn.Module, task: Task, batches: Sequence[Batch]) -> tuple[nn.Module, Task, Sequence[Batch]]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from asrcl.adapt.observers import Moved, predicted_increases, rounded
+from asrcl.adapt.spectra import first_batches
 from asrcl.contract.protocols import Batch, Domain, Task
 from asrcl.contract.weights import Weights
 from asrcl.curvature import Curvature, EstimateOptions, correct, estimate
@@ -257,16 +258,6 @@ def layer_kinds(model: nn.Module, patterns: Mapping[str, Sequence[str]]) -> dict
         for name, _ in module.named_parameters(owner, recurse=False):
             fits = (kind for kind, globs in patterns.items() if matches(name, globs))
             found[name] = NORMS if "norm" in type(module).__name__.lower() else next(fits, OTHER)
-    return found
-
-
-def first_batches(domain: Domain, split: str, items: int) -> list[Batch]:
-    """Batches of a split in the order in which curvature is estimated, until they hold so many items."""
-    found: list[Batch] = []
-    for batch in domain.batches(split, shuffle=True, seed=0):
-        if sum(map(len, found)) >= items:
-            break
-        found.append(batch)
     return found
 
 

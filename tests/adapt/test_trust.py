@@ -6,7 +6,8 @@ from adapt_cases import QUICK
 
 from asrcl.adapt import Weights, run_method, trust
 from asrcl.adapt.observers import mean_loss
-from asrcl.adapt.trust import TrustRegion, TrustSettings, first_batches, layer_kinds, place_on_line
+from asrcl.adapt.spectra import first_batches
+from asrcl.adapt.trust import TrustRegion, TrustSettings, layer_kinds, place_on_line
 from asrcl.curvature import Curvature
 from asrcl.exceptions import InputError
 from asrcl.files import read_json
