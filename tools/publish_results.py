@@ -5,7 +5,7 @@
 Writes recipes/accents/results/<scenario>/{RESULTS.md,*.png,tuning/}, with --page also report.html (which quotes utterances:
 only where their licence allows it), and refreshes what stands between `<!-- results:accents -->` and `<!-- /results -->` in
 README.md and recipes/accents/README.md; `accents_short` is the same with fewer columns, `accents_steps` and `accents_tuning` are
-what stages did to the weights and the searches for hyper-parameters; `accents_orders` is the table over orders of the domains,
+what stages did to the weights and the searches for hyper-parameters; `accents_trust` is how far curvature can be trusted; `accents_orders` is the table over orders of the domains,
 `accents_sizes` says what each domain adds to the first one's model, and `accents_tradeoff` is exp/accents/tradeoff.md, where
 tools/plot_tradeoff.py wrote one. The folder of a study (`asrcl study`) has its tables under their own names.
 """
@@ -90,6 +90,13 @@ def step_tables(report: str) -> str:
     return "\n\n".join(part.strip() for part in found)
 
 
+def trust_tables(report: str) -> str:
+    """The tables of losses along the way to the new weights beside what curvatures predict; empty if there are none."""
+    names = "The way of the weights|What curvatures hold|Trust regions|Per kind of layer"
+    found = re.findall(rf"^### ((?:{names})[^\n]*)\n\n(.*?)(?=^#|^!)", report, re.M | re.S)
+    return "\n\n".join(f"*{title}.* {body.strip()}" for title, body in found)
+
+
 def tuning_tables(folder: Path) -> str:
     """One table for every search: dev error rates after the first or after all adaptations, best first."""
     after = {"first": "after the first adaptation", "sequence": "after all adaptations"}
@@ -155,6 +162,7 @@ def publish(folder: Path, recipe: Path, page: bool) -> None:
         refresh(document, f"{folder.name}_short", f"{short_table(report)}\n\n{machine(folder)}")
         refresh(document, f"{folder.name}_steps", step_tables(report))
         refresh(document, f"{folder.name}_orders", f"{orders_table(report)}\n\n{machine(folder)}")
+        refresh(document, f"{folder.name}_trust", f"{trust_tables(report)}\n\n{machine(folder)}")
         refresh(document, f"{folder.name}_sizes", f"{sizes_table(report, folder)}\n\n{machine(folder)}")
         if (folder / "tradeoff.md").is_file():
             traded = (folder / "tradeoff.md").read_text(encoding="utf-8").strip()
