@@ -28,16 +28,17 @@ def write_run(folder, method, losses):
 
 def test_rates_and_differences(tmp_path):
     errors = {method: write_run(tmp_path / "exp", method, losses) for method, losses in LOSSES.items()}
-    command = [sys.executable, str(TOOL), str(tmp_path / "exp"), "--domain", "new", "--probe", "probe", "--reference", "ihr"]
+    command = [sys.executable, str(TOOL), str(tmp_path / "exp"), "--domains", "new", "--probe", "probe", "--reference", "ihr"]
     more = ["--curve", "all: initial ihr ft", "--out", str(tmp_path / "a.png")]
     done = subprocess.run([*command, *more], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines() if "|" in line]
     rows = {line[0]: line[1:] for line in lines}
     for method, found in errors.items():
-        rate, marks = rows[method.upper()][2], rows[method.upper()][4]
-        punctuation = count_written(found).rates(1)["punctuation"]
-        assert rate.startswith(f"{found.rate:.2f} (") and marks.startswith(f"{punctuation:.2f} (")
-    assert rows["IHR"][3] == rows["IHR"][5] == "reference"
-    assert rows["FT"][3].startswith("+") and rows["INITIAL"][5].startswith("+")
+        rate, raw, marks = rows[method.upper()][2:8:2]
+        written = count_written(found)
+        assert rate.startswith(f"{found.rate:.2f} (") and marks.startswith(f"{written.rates(1)['punctuation']:.2f} (")
+        assert raw.startswith(f"{100 * written.errors / written.length:.2f} (")
+    assert rows["IHR"][3] == rows["IHR"][5] == rows["IHR"][7] == "reference"
+    assert rows["FT"][3].startswith("+") and rows["FT"][5].startswith("+") and rows["INITIAL"][7].startswith("+")
     assert (tmp_path / "a.png").stat().st_size > 1000

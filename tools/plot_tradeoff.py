@@ -1,10 +1,10 @@
 r"""What is learned of a new domain against what it costs on a probe: a curve per method over its strength.
 
-    tools/plot_tradeoff.py exp/pretrained_coffee --domain coffee --probe commonvoice --out tradeoff.png \
+    tools/plot_tradeoff.py exp/pretrained_coffee --domains coffee --probe commonvoice --out tradeoff.png \
         --curve "averaging: initial fta_25 fta_50 fta_75 ft" --curve "IHR: ihr_d03 ihr_d1 ihr_d3 ihr_d10" --reference fta_50
 
-Means over seeds after the last stage: word errors on the domain across, on the probe the error rate and, where texts were scored
-as written, the F1 of punctuation. Printed is the table of the same numbers with 95 % intervals: the probe's speakers are
+Means over seeds after the last stage: word errors on the domain (or the mean over several) across, on the probe the error rate
+and, where texts were scored as written, that of the texts as written and the F1 of punctuation. Printed is the table of the same numbers with 95 % intervals: the probe's speakers are
 resampled, alike for all methods and seeds; differences are those to the reference, on the same resamples.
 """
 
@@ -19,7 +19,7 @@ import matplotlib as mpl
 import numpy as np
 
 from asrcl.exceptions import InputError
-from asrcl.scoring import RunResult, find_results, marks_by_group
+from asrcl.scoring import RunResult, count_written, find_results, marks_by_group
 from asrcl.scoring.display.table import markdown, plain
 
 mpl.use("Agg")
@@ -35,8 +35,9 @@ class Measured:
     Attributes:
         label: of tables.
         seeds: number of runs.
-        learned: error rate on the domain in percent, mean over seeds.
-        counts: `[speakers, 5]`: errors, words, marks that are right, marks of the reference, marks of the hypothesis.
+        learned: error rate on the domains in percent, mean over seeds and domains.
+        counts: `[speakers, 7]`: errors, words, errors and words as written, marks that are right, marks of the reference and of
+            the hypothesis.
     """
 
     label: str
@@ -45,7 +46,10 @@ class Measured:
     counts: np.ndarray
 
 
-def measure(runs: Sequence[RunResult], domain: str, probe: str) -> Measured:
+MEASURES = ("WER", "WER as written", "punctuation F1")
+
+
+def measure(runs: Sequence[RunResult], domains: Sequence[str], probe: str) -> Measured:
     """The runs of one method, a seed each.
 
     Raises:
@@ -55,32 +59,36 @@ def measure(runs: Sequence[RunResult], domain: str, probe: str) -> Measured:
     learned = []
     for run in runs:
         names = [each.name for each in run.probes]
-        if domain not in run.domains or probe not in names:
+        if probe not in names or set(domains) - set(run.domains):
             known = ", ".join([*run.domains, *names])
-            raise InputError(f"{run.folder}: has no domain {domain} or no probe {probe}; it has {known}")
-        place = run.domains.index(domain)
-        stage = run.final_stage(place)
-        count = run.errors[stage][place]
+            raise InputError(f"{run.folder}: has no domain {' or '.join(domains)}, or no probe {probe}; it has {known}")
         items = run.probe_items(names.index(probe))
-        if count is None or items is None:
-            raise InputError(f"{run.folder}: {domain} or {probe} was not decoded after the last stage; decode the run again")
-        learned.append(100 * count / run.lengths[place])
+        for place in map(run.domains.index, domains):
+            count = run.errors[run.final_stage(place)][place]
+            if count is None or items is None:
+                where = f"{run.domains[place]} or {probe}"
+                raise InputError(f"{run.folder}: {where} was not decoded after the last stage; decode the run again")
+            learned.append(100 * count / run.lengths[place])
+        assert items is not None
         marks = marks_by_group(items) if items.scoring else {}
         for speaker, own in items.by_group().items():
-            counts = np.array([own.total, own.length, *marks.get(speaker, (0, 0, 0))], dtype=float)
-            totals[speaker] = totals.get(speaker, np.zeros(5)) + counts
+            written = count_written(own)
+            raw = (written.errors, written.length) if written else (0, 0)
+            counts = np.array([own.total, own.length, *raw, *marks.get(speaker, (0, 0, 0))], dtype=float)
+            totals[speaker] = totals.get(speaker, np.zeros(7)) + counts
     return Measured(runs[0].label, len(runs), float(np.mean(learned)), np.stack([totals[name] for name in sorted(totals)]))
 
 
 def rates(counts: np.ndarray) -> np.ndarray:
-    """Error rate and F1 of punctuation in percent, `[..., 2]`, of counts `[..., 5]`; nan where there is nothing to count."""
-    errors, words, right, reference, hypothesis = np.moveaxis(counts, -1, 0)
+    """The measures in percent, `[..., 3]`, of counts `[..., 7]`; nan where there is nothing to count."""
+    errors, words, raw_errors, raw_words, right, reference, hypothesis = np.moveaxis(counts, -1, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.stack([100 * errors / words, 200 * right / (reference + hypothesis)], axis=-1)
+        f1 = 200 * right / (reference + hypothesis)
+        return np.stack([100 * errors / words, 100 * raw_errors / raw_words, f1], axis=-1)
 
 
 def resampled(measured: Mapping[str, Measured]) -> dict[str, np.ndarray]:
-    """Per method `[RESAMPLES, 2]` rates of the probe, the same speakers drawn for all.
+    """Per method `[RESAMPLES, 3]` rates of the probe, the same speakers drawn for all.
 
     Raises:
         InputError: methods were decoded on different speakers.
@@ -93,13 +101,13 @@ def resampled(measured: Mapping[str, Measured]) -> dict[str, np.ndarray]:
     return {name: rates(draws @ one.counts) for name, one in measured.items()}
 
 
-def table(measured: Mapping[str, Measured], domain: str, probe: str, reference: str) -> str:
+def table(measured: Mapping[str, Measured], learned: str, probe: str, reference: str) -> str:
     """Rates with intervals, and differences to the reference."""
     drawn = resampled(measured)
     rows = []
     for name, one in measured.items():
         found, cells = rates(one.counts.sum(0)), [one.label, str(one.seeds), f"{one.learned:.2f}"]
-        for kind in range(2):
+        for kind in range(len(MEASURES)):
             low, high = np.quantile(drawn[name][:, kind], [0.025, 0.975])
             apart = np.quantile(drawn[name][:, kind] - drawn[reference][:, kind], [0.025, 0.975])
             difference = found[kind] - rates(measured[reference].counts.sum(0))[kind]
@@ -107,13 +115,14 @@ def table(measured: Mapping[str, Measured], domain: str, probe: str, reference: 
             cells += [f"{found[kind]:.2f} ({low:.2f}–{high:.2f})", against]
         rows.append(cells)
     against = f"minus {measured[reference].label}"
-    return markdown(plain(["Method", "seeds", domain, f"{probe}, WER", against, f"{probe}, punctuation F1", against], rows))
+    columns = [name for what in MEASURES for name in (f"{probe}, {what}", against)]
+    return markdown(plain(["Method", "seeds", learned, *columns], rows))
 
 
-def plot(measured: Mapping[str, Measured], curves: Sequence[tuple[str, list[str]]], domain: str, probe: str, out: Path) -> None:
-    """A panel for the error rate of the probe and one for its punctuation."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), constrained_layout=True)
-    for kind, (axis, what) in enumerate(zip(axes, ("WER", "punctuation F1"), strict=True)):
+def plot(measured: Mapping[str, Measured], curves: Sequence[tuple[str, list[str]]], learned: str, probe: str, out: Path) -> None:
+    """A panel for every measure of the probe."""
+    figure, axes = plt.subplots(1, len(MEASURES), figsize=(14, 4.2), constrained_layout=True)
+    for kind, (axis, what) in enumerate(zip(axes, MEASURES, strict=True)):
         for (title, names), marker in zip(curves, "osD^v", strict=False):
             points = np.array([[measured[name].learned, rates(measured[name].counts.sum(0))[kind]] for name in names])
             axis.plot(*points.T, marker=marker, label=title)
@@ -122,7 +131,7 @@ def plot(measured: Mapping[str, Measured], curves: Sequence[tuple[str, list[str]
                 side, shift = ("right", -6) if point[0] > middle else ("left", 6)
                 label = _short(measured[name].label, title)
                 axis.annotate(label, point, textcoords="offset points", xytext=(shift, 5), ha=side, fontsize=8)
-        axis.set_xlabel(f"{domain}, WER (%)")
+        axis.set_xlabel(f"{learned}, WER (%)")
         axis.set_ylabel(f"{probe}, {what} (%)")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
@@ -138,7 +147,7 @@ def main() -> None:
     """Draw the picture and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="of a scenario's runs")
-    parser.add_argument("--domain", required=True)
+    parser.add_argument("--domains", required=True, help="that were learned: one, or the mean over 'coffee prompts digits'")
     parser.add_argument("--probe", required=True)
     parser.add_argument("--curve", action="append", required=True, help="TITLE: METHOD METHOD ..., in the order of strengths")
     parser.add_argument("--reference", required=True, help="method that others are held against")
@@ -149,9 +158,11 @@ def main() -> None:
     runs = {name: find_results(options.folder / name) for name in wanted}
     if missing := [name for name, found in runs.items() if not found]:
         raise InputError(f"{options.folder}: no results of {', '.join(missing)}; run them, or leave them out")
-    measured = {name: measure(found, options.domain, options.probe) for name, found in runs.items()}
-    plot(measured, curves, options.domain, options.probe, options.out)
-    print(table(measured, options.domain, options.probe, options.reference))
+    domains = options.domains.split()
+    learned = domains[0] if len(domains) == 1 else f"mean of {', '.join(domains)}"
+    measured = {name: measure(found, domains, options.probe) for name, found in runs.items()}
+    plot(measured, curves, learned, options.probe, options.out)
+    print(table(measured, learned, options.probe, options.reference))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@
 Writes recipes/accents/results/<scenario>/{RESULTS.md,*.png,tuning/}, with --page also report.html (which quotes utterances:
 only where their licence allows it), and refreshes what stands between `<!-- results:accents -->` and `<!-- /results -->` in
 README.md and recipes/accents/README.md; `accents_short` is the same with fewer columns, `accents_steps` and `accents_tuning` are
-what stages did to the weights and the searches for hyper-parameters; `accents_trust` is how far curvature can be trusted; `accents_orders` is the table over orders of the domains,
-`accents_sizes` says what each domain adds to the first one's model, and `accents_tradeoff` is exp/accents/tradeoff.md, where
-tools/plot_tradeoff.py wrote one. The folder of a study (`asrcl study`) has its tables under their own names.
+what stages did to the weights and the searches for hyper-parameters; `accents_trust` is how far curvature can be trusted;
+`accents_orders` is the table over orders of the domains, `accents_sizes` says what each domain adds to the first one's model,
+and `accents_tradeoff` is exp/accents/tradeoff.md, where tools/plot_tradeoff.py wrote one. The folder of a study (`asrcl study`)
+has its tables under their own names.
 """
 
 from __future__ import annotations
