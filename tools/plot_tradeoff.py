@@ -4,8 +4,9 @@ r"""What is learned of a new domain against what it costs on a probe: a curve pe
         --curve "averaging: initial fta_25 fta_50 fta_75 ft" --curve "IHR: ihr_d03 ihr_d1 ihr_d3 ihr_d10" --reference fta_50
 
 Means over seeds after the last stage: word errors on the domain (or the mean over several) across, on the probe the error rate
-and, where texts were scored as written, that of the texts as written and the F1 of punctuation. Printed is the table of the same numbers with 95 % intervals: the probe's speakers are
-resampled, alike for all methods and seeds; differences are those to the reference, on the same resamples.
+and, where texts were scored as written, that of the texts as written and the F1 of punctuation. Printed is the table of the same
+numbers with 95 % intervals: the probe's speakers are resampled, alike for all methods and seeds; differences are those to the
+reference, on the same resamples.
 """
 
 from __future__ import annotations
