@@ -20,11 +20,12 @@ from asrcl.testing import blob_domain, tiny_learner, tiny_scenario
 SIZES = {"train": 64, "dev": 64, "test": 48}
 TIGHT = "probe:+4 blobs1:+30%"
 CASES = [
-    *((name, {}) for name in ("agem", "cgalore", "clrl", "der", "ema", "lwf_entropy", "ogd", "olora")),
+    *((name, {}) for name in ("agem", "cgalore", "clrl", "der", "ema", "frozen", "hybrid", "lwf_entropy", "ogd", "olora")),
     *((name, {}) for name in ("ft", "fta", "ihr", "laplace", "ewc", "si", "er", "lwf", "lora", "gpm", "l2", "mas", "kfac_ewc")),
     ("ihr", {"path": "damping"}),
     ("laplace", {"path": "damping", "damping": 10.0, "rest": "keep"}),
     ("ihr", {"curvature": "sum"}),
+    ("ewc", {"merge": {"method": "ihr", "path": "damping"}}),
 ]
 
 
