@@ -186,9 +186,15 @@ def build_prompts(upstream: Path, target: Path, language: str = "en") -> None:
 
 
 def prompt_texts(listing: str) -> list[tuple[str, str]]:
-    """Names and texts of the prompts, from lines like `vm-goodbye: Goodbye.`; `;` begins a comment."""
+    """Names and texts of the prompts, from lines like `vm-goodbye: Goodbye.`; `;` begins a comment.
+
+    Of a name that is listed twice the first text counts (Spanish has "diez" for digits/0 after "cero").
+    """
     pairs = (line.split(":", 1) for line in listing.splitlines() if ":" in line and not line.startswith(";"))
-    return [(name.strip(), text.strip()) for name, text in pairs]
+    found: dict[str, str] = {}
+    for name, text in pairs:
+        found.setdefault(name.strip(), text.strip())
+    return list(found.items())
 
 
 def unpack_deb(package: Path, target: Path) -> None:
