@@ -29,7 +29,7 @@ def write_run(folder, method, losses):
 def test_rates_and_differences(tmp_path):
     errors = {method: write_run(tmp_path / "exp", method, losses) for method, losses in LOSSES.items()}
     command = [sys.executable, str(TOOL), str(tmp_path / "exp"), "--domains", "new", "--probe", "probe", "--reference", "ihr"]
-    more = ["--curve", "all: initial ihr ft", "--out", str(tmp_path / "a.png")]
+    more = ["--curve", "all: initial ihr", "--also", "ft", "--out", str(tmp_path / "a.png")]
     done = subprocess.run([*command, *more], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines() if "|" in line]

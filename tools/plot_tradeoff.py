@@ -151,11 +151,13 @@ def main() -> None:
     parser.add_argument("--domains", required=True, help="that were learned: one, or the mean over 'coffee prompts digits'")
     parser.add_argument("--probe", required=True)
     parser.add_argument("--curve", action="append", required=True, help="TITLE: METHOD METHOD ..., in the order of strengths")
+    parser.add_argument("--also", default="", help="methods that the table has and the picture has not")
     parser.add_argument("--reference", required=True, help="method that others are held against")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     curves = [(title.strip(), names.split()) for title, _, names in (text.partition(":") for text in options.curve)]
-    wanted = list(dict.fromkeys([options.reference, *(name for _, names in curves for name in names)]))
+    drawn = [name for _, names in curves for name in names]
+    wanted = list(dict.fromkeys([options.reference, *drawn, *options.also.split()]))
     runs = {name: find_results(options.folder / name) for name in wanted}
     if missing := [name for name, found in runs.items() if not found]:
         raise InputError(f"{options.folder}: no results of {', '.join(missing)}; run them, or leave them out")

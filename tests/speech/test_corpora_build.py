@@ -259,7 +259,8 @@ def deb(path, files):
 def test_prompts_from_debian_packages(tmp_path, monkeypatch, language, voice, speaker):
     """Everything but G.722 itself: a stand-in for ffmpeg gives as many samples as the file has bytes, twice."""
     sounds, documents = f"usr/share/asterisk/sounds/{language}_{voice}", f"usr/share/doc/asterisk-core-sounds-{language}"
-    listing = "; Sounds\n\nvm-goodbye: Goodbye.\ndigits/1: one\nbeep: [a tone]\nmenu: Dial: 1 or 2.\nlost: Not there.\ndigits/1: eleven\n"
+    listing = "; Sounds\n\nvm-goodbye: Goodbye.\ndigits/1: one\nbeep: [a tone]\nmenu: Dial: 1 or 2.\nlost: Not there.\n"
+    listing += "digits/1: eleven\n"  # listed twice
     deb(tmp_path / f"asterisk-core-sounds-{language}_1_all.deb", {
         f"{documents}/core-sounds-{language}.txt.gz": gzip.compress(listing.encode("utf-8-sig")), f"{documents}/copyright": b"CC",
     })  # fmt: skip
