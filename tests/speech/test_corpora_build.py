@@ -260,11 +260,11 @@ def test_prompts_from_debian_packages(tmp_path, monkeypatch, language, voice, sp
     """Everything but G.722 itself: a stand-in for ffmpeg gives as many samples as the file has bytes, twice."""
     sounds, documents = f"usr/share/asterisk/sounds/{language}_{voice}", f"usr/share/doc/asterisk-core-sounds-{language}"
     listing = "; Sounds\n\nvm-goodbye: Goodbye.\ndigits/1: one\nbeep: [a tone]\nmenu: Dial: 1 or 2.\nlost: Not there.\n"
-    listing += "digits/1: eleven\n"  # listed twice
+    listing += "digits/1: eleven\nsilent: Nothing.\n"  # listed twice, and a sound that is empty
     deb(tmp_path / f"asterisk-core-sounds-{language}_1_all.deb", {
         f"{documents}/core-sounds-{language}.txt.gz": gzip.compress(listing.encode("utf-8-sig")), f"{documents}/copyright": b"CC",
     })  # fmt: skip
-    named = {"vm-goodbye": 400, "digits/1": 80, "beep": 40, "menu": 120}
+    named = {"vm-goodbye": 400, "digits/1": 80, "beep": 40, "menu": 120, "silent": 0}
     deb(tmp_path / f"asterisk-core-sounds-{language}-g722_1_all.deb", {f"{sounds}/{n}.g722": bytes(s) for n, s in named.items()})
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "ffmpeg"

@@ -176,7 +176,7 @@ def build_prompts(upstream: Path, target: Path, language: str = "en") -> None:
     listing = gzip.decompress((documents / f"core-sounds-{language}.txt.gz").read_bytes()).decode("utf-8-sig")
     for name, text in prompt_texts(listing):
         sound = sounds / f"{name}.g722"
-        if "[" not in text and sound.is_file():
+        if "[" not in text and sound.is_file() and sound.stat().st_size:  # Russian has an empty one
             samples, path = read_g722(sound), f"audio/{name.replace('/', '_')}.flac"
             write_flac(target / path, [samples], RATE)
             rows.append({"path": path, "dur": round(len(samples) / RATE, 3), "text": text, "speaker": speaker})
