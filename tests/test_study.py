@@ -62,3 +62,10 @@ def test_tables_figures_and_numbers_are_written(tmp_path):
     assert "| 5 | (0.1,) |" in record["sections"]["toy"]
     assert record["sections"]["toy"] in (tmp_path / "out" / "RESULTS.md").read_text()
     assert (tmp_path / "out" / "toy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(Toy, "run", lambda self: pytest.fail("worked first"))
+    with pytest.raises(InputError, match=r"file.*--out"):
+        run_study("toy", tmp_path / "file")

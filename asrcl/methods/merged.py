@@ -46,6 +46,8 @@ class Merged(Method):
     """
 
     def __init__(self, inner: Method, merge: str | Mapping[str, Any]) -> None:
+        if not isinstance(merge, str | Mapping):
+            raise InputError(f"method {inner.name}: merge={merge!r}: give the name of a merge method, or its options")
         options: dict[str, Any] = {"method": merge} if isinstance(merge, str) else dict(merge)
         if not inner.has_strength:
             raise InputError(f"method {inner.name}: has models per domain, or none that goes on, so merge= has nothing to merge")

@@ -102,8 +102,15 @@ def run_study(name: str, out: Path, overrides: Sequence[str] = ()) -> str:
 
     Returns:
         The tables as text for a terminal.
+
+    Raises:
+        InputError: an unknown study or setting, or a folder that cannot be made; before any work begins.
     """
     study = study_of(name, overrides)
+    try:  # now, not after minutes of work that would be lost
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be made a folder ({error.strerror}); choose another with --out") from error
     start = time.perf_counter()
     outcome = study.run()
     seconds = round(time.perf_counter() - start, 1)

@@ -74,6 +74,7 @@ def test_the_state_is_that_of_the_method_and_the_curvature(learner):
     ("name", "options", "named"),
     [
         ("ft", "ihrr", "there is no merge method 'ihrr'"),
+        ("ft", 0.5, "merge=0.5: give the name"),
         ("ft", {"damping": 1.0}, "names no method"),
         ("ft", {"method": "ihr", "dampning": 1.0}, r"no option dampning \(did you mean damping"),
         ("ft", {"method": "ihr", "curvature": "latest"}, "merge.curvature=latest: choose last, sum, running or first"),

@@ -62,16 +62,14 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Permuted:
-    """All images under a permutation of their pixels, anew for each task (Goodfellow et al. 2014); labels stay.
+class _AllClasses:
+    """A stream whose tasks have the pixels and the classes of the images.
 
     Attributes:
         pictures: the images.
-        width: part of a task, from 0 to 1, in which samples move in a straight line from the previous permutation to the new one.
     """
 
     pictures: Pictures
-    width: float = 0.0
 
     @property
     def features(self) -> int:
@@ -82,6 +80,17 @@ class Permuted:
     def classes(self) -> int:
         """Classes of the images."""
         return self.pictures.classes
+
+
+@dataclass(frozen=True)
+class Permuted(_AllClasses):
+    """All images under a permutation of their pixels, anew for each task (Goodfellow et al. 2014); labels stay.
+
+    Attributes:
+        width: part of a task, from 0 to 1, in which samples move in a straight line from the previous permutation to the new one.
+    """
+
+    width: float = 0.0
 
     def task(self, index: int, seed: int) -> Task:
         """Shuffled images under the permutation of this place."""
@@ -98,28 +107,16 @@ class Permuted:
 
 
 @dataclass(frozen=True)
-class RandomLabels:
+class RandomLabels(_AllClasses):
     """The same images with random labels, anew for each task, to be learned by heart (Lyle et al. 2023, arXiv 2303.01486).
 
     Attributes:
-        pictures: the images.
         count: how many of them.
         epochs: passes over them.
     """
 
-    pictures: Pictures
     count: int = 1280
     epochs: int = 10
-
-    @property
-    def features(self) -> int:
-        """D."""
-        return self.pictures.features
-
-    @property
-    def classes(self) -> int:
-        """Classes of the images."""
-        return self.pictures.classes
 
     def task(self, index: int, seed: int) -> Task:
         """The images of a seed with the labels of this place, shuffled in each pass."""
