@@ -1,7 +1,7 @@
 """`asrcl tune`: every method gets the same number of settings, drawn from a stated space of options of the method and the run.
 
-An option with a dot is one of the run (`train.adapt.learning_rate`, `curvature.fisher`), one without belongs to the method. Two
-protocols say what a setting is judged by, on validation sets alone:
+An option with a dot is one of the run (`train.adapt.learning_rate`, `curvature.fisher`), one without belongs to the method, and
+one of `merge.` to the merge behind it. Two protocols say what a setting is judged by, on validation sets alone:
 
 - `first`: the mean over the first two domains after the first adaptation (Vander Eeckt and Van hamme, arXiv 2601.14751);
 - `sequence`: the mean over all domains after all adaptations, in another order of domains (of two domains there is no other).
@@ -32,6 +32,7 @@ from asrcl.search import grid
 logger = logging.getLogger(__name__)
 
 OF_THE_RUN: Final = ("train.adapt.", "train.augment.", "train.max_items", "curvature.", "decode.", "model.dropout")
+OF_THE_MERGE: Final = "merge."
 PROTOCOLS: Final = ("first", "sequence")
 RATES: Final = ("old", "new", "average")
 Setting = dict[str, Any]
@@ -90,8 +91,9 @@ def _checked(config: Config, space: dict[str, Any]) -> dict[str, list[Any]]:
             raise InputError(f"search space: {name}={values}: give a list of values")
         if name in ("name", "run"):
             raise InputError(f"search space: {name}: is no option of a method; search options of the run by their own names")
-        if "." in name and not name.startswith(OF_THE_RUN):
-            raise InputError(f"search space: {name}: nothing that is searched depends on it; choose from {', '.join(OF_THE_RUN)}")
+        if "." in name and not name.startswith((*OF_THE_RUN, OF_THE_MERGE)):
+            known = ", ".join((*OF_THE_RUN, OF_THE_MERGE))
+            raise InputError(f"search space: {name}: nothing that is searched depends on it; choose from {known}")
         if name in config.typed:
             raise InputError(f"search space: {name}: is also set on the command line ({name}=...); leave one of the two out")
     return {str(name): list(values) for name, values in space.items()}
@@ -99,13 +101,24 @@ def _checked(config: Config, space: dict[str, Any]) -> dict[str, list[Any]]:
 
 def _configured(config: Config, method: str, setting: Setting) -> tuple[Config, Method]:
     """The method and the configuration with one setting in them."""
-    of_run = {name: value for name, value in setting.items() if "." in name}
+    of_run = {name: value for name, value in setting.items() if name.startswith(OF_THE_RUN)}
     of_method = {name: value for name, value in setting.items() if "." not in name}
+    of_merge = {name.removeprefix(OF_THE_MERGE): value for name, value in setting.items() if name.startswith(OF_THE_MERGE)}
+    if of_merge:
+        of_method["merge"] = {**_merge_of(config, method), **of_merge}
     config, built = configured_method(config, method, **of_method)
     config = config.changed(of_run, "search space")
     config.settings(TrainConfig, "train", "adapt")
     config.settings(CurvatureConfig, "curvature")
     return config, built
+
+
+def _merge_of(config: Config, method: str) -> dict[str, Any]:
+    """The merge that a method of the configuration has behind it."""
+    merge = config.tree["methods"].get(method, {}).get("merge")
+    if merge is None:
+        raise InputError(f"search space: {OF_THE_MERGE}...: methods.{method} has no merge behind it; add merge: {{method: NAME}}")
+    return {"method": merge} if isinstance(merge, str) else dict(merge)
 
 
 def search_all(
@@ -208,7 +221,7 @@ def _add_chosen(path: Path, tables: Mapping[str, list[Setting]], protocol: str) 
         options: dict[str, Any] = {}
         for name, value in rows[0].items():
             if name not in RATES:
-                *above, last = ["run", *name.split(".")] if "." in name else [name]
+                *above, last = ["run", *name.split(".")] if name.startswith(OF_THE_RUN) else name.split(".")
                 node = options
                 for key in above:
                     node = node.setdefault(key, {})

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from doc_cases import example
 
 from asrcl.adapt import DivergedError, load_weights, save_weights
@@ -148,6 +149,18 @@ def test_options_of_the_run_are_searched_too_and_what_was_chosen_is_a_file_of_th
         assert "ihr: train.adapt.learning_rate as typed, not as in methods.ihr.run" in caplog.text
     finally:
         (tones.conf / "tuned" / "tones.yaml").unlink()
+
+
+def test_options_of_a_merge_behind_a_method_are_searched_and_chosen_where_they_belong(start):
+    config = start("+methods.ft_half={like: ft, merge: {method: interpolate, strength: 0.5}}")
+    wanted = searches(config, ["ft_half"], {"merge.strength": [0.0, 1.0], "train.adapt.epochs": [1]})
+    (rows,) = search_all(config, wanted, [1]).values()
+    unmerged = search_all(config, searches(config, ["fta"], {"strength": [0.0, 1.0], "train.adapt.epochs": [1]}), [1])["fta"]
+    assert {row["strength"]: row["old"] for row in unmerged} == {row["merge.strength"]: row["old"] for row in rows}
+    chosen = yaml.safe_load((config.home / "tuning" / "first.yaml").read_text())["methods"]["ft_half"]
+    assert chosen == {"merge": {"strength": rows[0]["merge.strength"]}, "run": {"train": {"adapt": {"epochs": 1}}}}
+    with pytest.raises(InputError, match=r"methods.ft has no merge behind it; add merge: "):
+        searches(config, ["ft"], {"merge.strength": [0.5]})
 
 
 def test_only_what_has_been_learned_may_be_evaluated(start):
