@@ -19,7 +19,8 @@ def test_both_loops_are_timed_and_see_the_same_batches(tmp_path):
     folder = bench_whisper.tiny_model(tmp_path)
     result = bench_whisper.measure(folder, batches=1, rounds=1, context=9)
     assert result["rounds"][0]["ratio"] > 0 and result["floor"] > 0
-    assert bench_whisper.table(result).count("\n") == 4
+    assert bench_whisper.table(result).count("\n") == 6
+    assert all(result["rounds"][0][fisher] > 0 for fisher in bench_whisper.FISHERS)
     model = bench_whisper.build(folder).eval()
     domain = bench_whisper.RandomUtterances(1, 8, len(model.model.decoder.embed_tokens.weight))
     batch = next(iter(domain.batches("train", shuffle=False, seed=0)))
