@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from asrcl.studies.plasticity.networks import Networks, generator_of
 from asrcl.studies.plasticity.regularisers import Plain
 from asrcl.studies.plasticity.streams import stream_of
 from asrcl.studies.plasticity.training import Training, learn
+from asrcl.studies.quadratic.networks import Perceptrons
+from asrcl.studies.quadratic.tasks import sine_bands
+from asrcl.studies.quadratic.training import PUBLISHED, Plan, train
 
 Row = dict[str, Any]
 Runs = dict[str, Callable[[], Any]]
@@ -62,7 +66,21 @@ def plasticity(seeds: int, steps: int) -> Runs:
     }
 
 
-CASES: dict[str, Callable[[int, int], Runs]] = {"plasticity": plasticity}
+def quadratic(seeds: int, steps: int) -> Runs:
+    """Three sine bands with a penalty and all that is measured along the way: side by side, and one by one."""
+    how, plan = replace(PUBLISHED, steps=max(1, steps // 3)), Plan("regularised", "refresh")
+
+    def run(numbers: Sequence[int]) -> None:
+        train(sine_bands(numbers, tasks=3), Perceptrons(numbers), numbers, how, plan)
+
+    def alone() -> None:
+        for seed in range(seeds):
+            run([seed])
+
+    return {"side by side": lambda: run(range(seeds)), "the same, a loop over seeds": alone}
+
+
+CASES: dict[str, Callable[[int, int], Runs]] = {"plasticity": plasticity, "quadratic": quadratic}
 
 
 def measure(case: str, seeds: int, steps: int, rounds: int) -> list[Row]:
