@@ -21,6 +21,7 @@ from pathlib import Path
 
 from asrcl.exceptions import InputError
 from asrcl.files import read_json, write_text
+from asrcl.scoring.results.stage_records import RATES
 
 SHORT = ("Method", "US", "AVG", "CI95", "probe")
 """Columns of the short table, beside that of the test."""
@@ -109,6 +110,8 @@ def tuning_tables(folder: Path) -> str:
         lines = [columns, ["---:"] * len(columns), *rows]
         protocol = tuning.get("protocol", "first")
         domains = f" ({' → '.join(tuning['domains'])})" if tuning.get("domains") else ""
+        if tuning.get("rise") is not None:
+            domains += f", the first domain's rise at most {tuning['rise']:g}"
         seeds = ", ".join(map(str, tuning["seeds"]))
         title = f"`{tuning['method']}`, dev error rate in % {after[protocol]}{domains}, seeds {seeds}:"
         parts.append(title + "\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
@@ -117,7 +120,7 @@ def tuning_tables(folder: Path) -> str:
 
 def _written(column: str, value: object) -> str:
     if isinstance(value, float):
-        return f"{value:.2f}" if column in ("old", "new", "average") else f"{value:g}"
+        return f"{value:.2f}" if column in RATES else f"{value:g}"
     return str(value)
 
 

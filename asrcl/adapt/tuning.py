@@ -53,17 +53,19 @@ def dev_rates(learner: DomainLearner, method: Method, domains: int | None = 2) -
     """Dev error rates, in percent, after adapting to the second domain, or to the first `domains` (None: to all).
 
     Returns:
-        `old`, the mean over all domains but the last one learned; `new`, of that one; `average`, the mean over all.
+        `old`, the mean over all domains but the last one learned; `new`, of that one; `average`, the mean over all; `rise`, what
+        the first domain's rate has risen by since it was learned.
 
     Raises:
         InputError: a scenario of one domain.
     """
     if len(learner.scenario.domains) < 2:
         raise InputError(f"scenario {learner.scenario.name}: tuning needs a second domain")
-    *_, after = run_stages(learner, method, None, count=domains)
+    before, *_, after = run_stages(learner, method, None, count=domains)
     seen = learner.scenario.domains[:domains]
     rates = [learner.evaluate(model, domain, "dev").rate for model, domain in zip(after.models, seen, strict=False)]
-    return {"old": float(np.mean(rates[:-1])), "new": rates[-1], "average": float(np.mean(rates))}
+    rise = rates[0] - learner.evaluate(before.models[0], seen[0], "dev").rate
+    return {"old": float(np.mean(rates[:-1])), "new": rates[-1], "average": float(np.mean(rates)), "rise": rise}
 
 
 def tune(
@@ -87,5 +89,5 @@ def tune(
     for setting in grid(choices):
         rates = dev_rates(learner, build_method(name, **{**options, **setting}))
         rows.append({**setting, **rates})
-        logger.info("%s %s: old %.2f, new %.2f, average %.2f", name, setting, *rates.values())
+        logger.info("%s %s: old %.2f, new %.2f, average %.2f, rise %+.2f", name, setting, *rates.values())
     return sorted(rows, key=lambda row: row["average"])

@@ -88,6 +88,9 @@ def tune(
     grid: Annotated[str, typer.Option(help="all of these, e.g. 'tau=1,2 train.adapt.epochs=4'; else draws from `search`")] = "",
     settings: Annotated[int | None, typer.Option(help="how many settings to draw for every method", min=1)] = None,
     protocol: Annotated[str, typer.Option(help="first: after one adaptation; sequence: after all, in another order")] = "first",
+    old_rise: Annotated[
+        float | None, typer.Option(help="constrained: the first domain's error rate may rise by so many points")
+    ] = None,
     seeds: Seeds = "1",
 ) -> None:
     """Search options of methods and of the run (those with a dot) on validation sets; every method gets as many settings."""
@@ -96,7 +99,7 @@ def tune(
     config = configuration(["tuned=none", *(overrides or [])])
     found = searches(config, words(methods), option_values(grid) if grid else None, settings)
     after = "the first adaptation" if protocol == "first" else "all adaptations"
-    for method, rows in search_all(config, found, seed_numbers(seeds), protocol).items():
+    for method, rows in search_all(config, found, seed_numbers(seeds), protocol, old_rise).items():
         print_rows(f"{method}: dev error rate (%) after {after}", rows)
 
 

@@ -77,12 +77,13 @@ def print_rows(title: str, rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from asrcl.scoring.results.stage_records import RATES
+
     table = Table(title=cell(title))
     for column in rows[0]:
         table.add_column(cell(column), justify="right")
     for row in rows:
-        rates = ("old", "new", "average")
-        shown = [format(v, ".2f" if k in rates else "g") if isinstance(v, float) else str(v) for k, v in row.items()]
+        shown = [format(v, ".2f" if k in RATES else "g") if isinstance(v, float) else str(v) for k, v in row.items()]
         table.add_row(*map(cell, shown))
     Console().print(table)
 

@@ -5,14 +5,18 @@ one of `merge.` to the merge behind it. Two protocols say what a setting is judg
 
 - `first`: the mean over the first two domains after the first adaptation (Vander Eeckt and Van hamme, arXiv 2601.14751);
 - `sequence`: the mean over all domains after all adaptations, in another order of domains (of two domains there is no other).
+
+Both may be constrained: of the settings that raise the error rate of the first domain by at most so many points, the best one.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +31,7 @@ from asrcl.experiment.reading import reading
 from asrcl.experiment.run import build_scenario, configured_method, learner_of
 from asrcl.files import file_lock, write_text
 from asrcl.methods import Method
+from asrcl.scoring.results.stage_records import RATES
 from asrcl.search import grid
 
 logger = logging.getLogger(__name__)
@@ -34,7 +39,6 @@ logger = logging.getLogger(__name__)
 OF_THE_RUN: Final = ("train.adapt.", "train.augment.", "train.max_items", "curvature.", "decode.", "model.dropout")
 OF_THE_MERGE: Final = "merge."
 PROTOCOLS: Final = ("first", "sequence")
-RATES: Final = ("old", "new", "average")
 Setting = dict[str, Any]
 
 
@@ -122,7 +126,7 @@ def _merge_of(config: Config, method: str) -> dict[str, Any]:
 
 
 def search_all(
-    config: Config, wanted: Sequence[Search], seeds: Sequence[int], protocol: str = "first"
+    config: Config, wanted: Sequence[Search], seeds: Sequence[int], protocol: str = "first", rise: float | None = None
 ) -> dict[str, list[Setting]]:
     """Score every setting of every search, `launcher.jobs` at a time, and write `<home>/tuning` (see the module).
 
@@ -132,9 +136,11 @@ def search_all(
         seeds: of the initial models; rates are means over them.
         protocol: "first" or "sequence"; the latter takes the domains in the order `search.order`, or else the first one and then
             the others backwards.
+        rise: what the first domain's error rate may rise by, in points; settings after which it rose by more come last, those
+            with the least rise before the others. None: whatever it does.
 
     Returns:
-        Per method one row per setting, best first: its options, and `old`, `new` and `average` (dev error rates in percent).
+        Per method one row per setting, best first: its options, and `old`, `new`, `average` and `rise` of `dev_rates`.
 
     Raises:
         InputError: an unknown protocol or domain; or what training raises.
@@ -156,10 +162,17 @@ def search_all(
                 rows.append({**setting, **{name: sum(rate[name] for rate in known) / len(seeds) for name in RATES}})
         if not rows:
             raise InputError(f"{search.method}: the loss was not finite in any of {len(failed)} settings; lower learning rates")
-        tables[search.method] = sorted(rows, key=lambda row: row["average"])
-        _write(config, search, tables[search.method], failed, seeds, protocol)
+        tables[search.method] = sorted(rows, key=partial(_order, rise))
+        if rise is not None and tables[search.method][0]["rise"] > rise:
+            logger.warning("%s: no setting raised the first domain's error rate by at most %g points", search.method, rise)
+        _write(config, search, tables[search.method], failed, {"seeds": list(seeds), "protocol": protocol, "rise": rise})
     _write_chosen(config.home / "tuning" / f"{protocol}.yaml", tables, protocol)
     return tables
+
+
+def _order(rise: float | None, row: Setting) -> tuple[float, float]:
+    """What rows are sorted by: how far a row is beyond the constraint, and then its mean error rate."""
+    return (-math.inf if rise is None or row["rise"] <= rise else row["rise"]), row["average"]
 
 
 def _score(config: Config, method: str, setting: Setting, seed: int, protocol: str) -> dict[str, float] | None:
@@ -171,7 +184,7 @@ def _score(config: Config, method: str, setting: Setting, seed: int, protocol: s
     except DivergedError as error:
         logger.warning("%s %s: left out, %s; %s", method, setting, error, launch.step())
         return None
-    logger.info("%s %s: old %.2f, new %.2f, average %.2f; %s", method, setting, *rates.values(), launch.step())
+    logger.info("%s %s: old %.2f, new %.2f, average %.2f, rise %+.2f; %s", method, setting, *rates.values(), launch.step())
     return rates
 
 
@@ -184,9 +197,8 @@ def _reordered(config: Config) -> Config:
     return config.changed({"scenario": {"domains": sorted(domains, key=lambda domain: order.index(domain["name"]))}})
 
 
-def _write(
-    config: Config, search: Search, rows: list[Setting], failed: list[Setting], seeds: Sequence[int], protocol: str
-) -> None:
+def _write(config: Config, search: Search, rows: list[Setting], failed: list[Setting], judged: dict[str, Any]) -> None:
+    protocol = judged["protocol"]
     tail = "" if protocol == "first" else f"-{protocol}"
     order = [domain["name"] for domain in config.tree["scenario"]["domains"]]
     seal(
@@ -194,9 +206,8 @@ def _write(
         f"{search.method}{tail}.json",
         {
             "method": search.method,
-            "protocol": protocol,
             "domains": order[:2] if protocol == "first" else order,
-            "seeds": list(seeds),
+            **judged,
             "space": search.space,
             "rows": rows,
             "diverged": failed,

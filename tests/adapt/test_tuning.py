@@ -9,7 +9,7 @@ from asrcl.methods import build_method, method_names
 from asrcl.search import grid
 from asrcl.testing import blob_domain, tiny_learner, tiny_scenario
 
-COLUMNS = ["old", "new", "average"]
+COLUMNS = ["old", "new", "average", "rise"]
 
 
 class Guarded:
@@ -137,8 +137,9 @@ def test_a_space_without_settings_is_refused(space, count, word):
 def test_all_adaptations_are_judged_by_all_domains(tmp_path):
     learner, method = tiny_learner(tmp_path, train=QUICK), build_method("ft")
     rates = dev_rates(learner, method, None)
-    *_, last = run_stages(learner, method, "dev")
+    first, *_, last = run_stages(learner, method, "dev")
     found = [errors.rate for errors in last.errors]
     assert len(found) == 3 and rates["new"] == found[-1]
     assert rates["average"] == pytest.approx(sum(found) / 3) and rates["old"] == pytest.approx(sum(found[:-1]) / 2)
+    assert rates["rise"] == found[0] - first.errors[0].rate
     assert dev_rates(learner, method) != rates

@@ -117,7 +117,7 @@ def test_decoding_a_checkpoint(start):
 def test_tuning_writes_a_table(start):
     config = start()
     (rows,) = search_all(config, searches(config, ["fta"], {"strength": [0.1, 0.9]}), [1]).values()
-    assert [set(row) for row in rows] == [{"strength", "old", "new", "average"}] * 2
+    assert [set(row) for row in rows] == [{"strength", "old", "new", "average", "rise"}] * 2
     assert rows[0]["average"] <= rows[1]["average"]
     kept = read_json(config.home / "tuning" / "fta.json")
     assert kept["rows"] == rows and kept["space"] == {"strength": [0.1, 0.9]} and kept["protocol"] == "first"
@@ -202,6 +202,24 @@ def test_a_setting_that_diverges_is_left_out_and_named(start, monkeypatch):
 def test_what_is_typed_is_not_searched(start):
     with pytest.raises(InputError, match=r"train.adapt.epochs: "):
         searches(start("train.adapt.epochs=2"), ["ft"])
+
+
+def test_a_search_may_be_constrained_by_what_the_first_domain_loses(start, monkeypatch, caplog):
+    config = start()
+    found = {0.0: (9.0, 0.0), 0.5: (6.0, 0.4), 0.75: (5.0, 0.6), 1.0: (4.0, 2.0)}  # average, rise
+
+    def rates(learner, method, domains):
+        average, rise = found[method.strength]
+        return {"old": 1.0, "new": 2.0, "average": average, "rise": rise}
+
+    monkeypatch.setattr(tuning, "dev_rates", rates)
+    wanted = searches(config, ["fta"], {"strength": list(found)})
+    for limit, order in ((None, [1.0, 0.75, 0.5, 0.0]), (0.5, [0.5, 0.0, 0.75, 1.0]), (-1.0, [0.0, 0.5, 0.75, 1.0])):
+        (rows,) = search_all(config, wanted, [1], "first", limit).values()
+        assert [row["strength"] for row in rows] == order
+        record = read_json(config.home / "tuning" / "fta.json")
+        assert record["rise"] == limit and record["chosen"]["strength"] == order[0]
+    assert "fta: no setting raised the first domain's error rate by at most -1 points" in caplog.text
 
 
 def test_all_adaptations_are_searched_in_another_order(start):

@@ -19,7 +19,7 @@ from asrcl.files import read_json, reading
 from asrcl.scoring.counting.errors import shortened
 from asrcl.scoring.results.run_result import RunResult
 
-RATES = ("old", "new", "average")
+RATES = ("old", "new", "average", "rise")
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ class Sweep:
         protocol: after which adaptations they were measured: "first" or "sequence".
         domains: those of the measurement, in order; empty where not kept.
         space: the values that could be drawn for each of them; empty where not kept.
+        rise: what the first domain's error rate was allowed to rise by, in points; None for anything.
     """
 
     method: str
@@ -127,6 +128,7 @@ class Sweep:
     protocol: str = "first"
     domains: list[str] = field(default_factory=list)
     space: dict[str, list[Any]] = field(default_factory=dict)
+    rise: float | None = None
 
 
 def training(run: RunResult, stage: int) -> dict[str, list[float]]:
@@ -258,8 +260,9 @@ def _parse_sweep(content: Any, method: str, where: str) -> Sweep:
     hyper_parameters = [name for name in rows[0] if name not in RATES]
     seeds = [seed for seed in content.get("seeds", []) if isinstance(seed, int)]
     protocol, domains = str(content.get("protocol", "first")), list(map(str, content.get("domains") or []))
+    rise = None if content.get("rise") is None else float(content["rise"])
     space = {str(parameter): list(values) for parameter, values in (content.get("space") or {}).items()}
-    return Sweep(str(content.get("method", method)), seeds, hyper_parameters, rows, protocol, domains, space)
+    return Sweep(str(content.get("method", method)), seeds, hyper_parameters, rows, protocol, domains, space, rise)
 
 
 def _is_setting(row: Any) -> bool:
@@ -269,7 +272,7 @@ def _is_setting(row: Any) -> bool:
     for value in row.values():
         if isinstance(value, int):
             float(value)
-    return all(isinstance(row.get(name, 0.0 if name == "average" else None), int | float) for name in RATES)
+    return all(isinstance(row.get(name, None if name in ("old", "new") else 0.0), int | float) for name in RATES)
 
 
 def _block(run: RunResult, stage: int, index: int, entry: Mapping[str, Any]) -> Block:

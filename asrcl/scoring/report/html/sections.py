@@ -78,8 +78,8 @@ class Scenario:
     def sweep_views(self) -> list[dict[str, Any]]:
         """Settings tried on dev data: per protocol all methods on one plane, then each method by itself."""
         views = []
-        for protocol in sorted({(sweep.protocol, *sweep.domains) for sweep in self.sweeps}):
-            members = [sweep for sweep in self.sweeps if (sweep.protocol, *sweep.domains) == protocol]
+        for protocol in sorted({(sweep.protocol, str(sweep.rise), *sweep.domains) for sweep in self.sweeps}):
+            members = [sweep for sweep in self.sweeps if (sweep.protocol, str(sweep.rise), *sweep.domains) == protocol]
             after = _after(members[0])
             views += [self._together(members, after)] if len(members) > 1 else []
             views += [self._sweep_view(sweep, after) for sweep in members]
@@ -137,7 +137,7 @@ class Scenario:
         note = "" if same else " The methods were tried with different seeds."
         best = []
         for sweep in sweeps:
-            row = min(sweep.rows, key=_average)
+            row = min(sweep.rows, key=_average) if sweep.rise is None else sweep.rows[0]
             first = [Cell(self.labels.get(sweep.method, sweep.method)), Cell(str(len(sweep.rows)), len(sweep.rows))]
             rates = [self._rate(value) for value in (row["old"], row["new"], _average(row))]
             best.append([*first, Cell(_words(row, sweep.hyper_parameters)), *rates])
@@ -273,9 +273,10 @@ def _some(shown: int, total: int, what: str) -> str:
 
 
 def _after(sweep: stage_records.Sweep) -> str:
+    held = "" if sweep.rise is None else f", the first domain's rise at most {sweep.rise:g}"
     if sweep.protocol == "first":
-        return "first adaptation"
-    return f"all adaptations ({' → '.join(sweep.domains)})" if sweep.domains else "all adaptations"
+        return f"first adaptation{held}"
+    return (f"all adaptations ({' → '.join(sweep.domains)})" if sweep.domains else "all adaptations") + held
 
 
 def _average(row: dict[str, Any]) -> float:

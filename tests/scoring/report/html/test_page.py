@@ -233,6 +233,18 @@ def test_sweeps_of_several_methods_share_one_plane(tmp_path: Path) -> None:
     assert legend_after(both, "Hyper-parameters tried on dev data") == ["IHR", "fta"]
 
 
+def test_a_constrained_search_says_so_and_shows_what_it_chose(tmp_path: Path) -> None:
+    folder = write_runs(tmp_path, ("ft", "ihr"), seeds=1, utterances=4)
+    for method in ("fta", "ewc"):
+        rows = [{"strength": s, "old": 9.0, "new": 5.0, "average": 3.0 + s, "rise": 0.2 * s} for s in (2, 1)]
+        (folder / "tuning" / f"{method}.json").write_text(json.dumps({"method": method, "seeds": [1], "rise": 0.5, "rows": rows}))
+    page = render_page(folder)
+    assert "first adaptation, the first domain&#39;s rise at most 0.5, seeds 1</h4>" in page
+    plane = page.split("<h4>All methods, first adaptation, the first domain&#39;s rise at most 0.5</h4>")[1].split("</figure>")[0]
+    chosen = plane.split("<summary>What was chosen</summary>")[1]
+    assert "strength 2" in chosen and "strength 1" not in chosen, "the first, though its mean is not the lowest"
+
+
 def test_searches_of_two_protocols_stand_apart(tmp_path: Path) -> None:
     folder = write_runs(tmp_path, ("ft", "ihr"), seeds=1, utterances=4)
     rows = [{"train.adapt.epochs": n, "old": 9.0, "new": 5.0, "average": 8.2} for n in (4, 8)]
