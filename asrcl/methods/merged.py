@@ -4,6 +4,13 @@
     methods.ties: {like: ft, merge: {method: ties}}
 
 After every domain the weights before it and those that the method learned are merged, as `asrcl merge OLD NEW --method ...` does.
+
+With `rounds: R` a domain's epochs are shared out over R rounds, each of which starts from what the last one was merged to:
+
+    w_0 = old,   w_r = merge(w_{r-1}, fine-tune of w_{r-1} for 1/R of the epochs)
+
+so that what a merge took away can be learned once more where the old domains' loss is flat. The curvature stays that of the
+weights before the domain.
 """
 
 from __future__ import annotations
@@ -36,7 +43,8 @@ class Merged(Method):
         merge: the name of a merge method, or its options: `method`; `curvature`, of which earlier domains
             (`asrcl.methods.carried`) where the method uses one; `base`, from which updates are counted: the "previous" stage's
             weights, or the "initial" model's, so that what was merged so far is an update of its own (the default of opcm
-            alone); `path`, how less is taken where named domains are to be kept;
+            alone); `rounds`, how often a domain is learned and merged within its epochs; `path`, how less is taken where
+            named domains are to be kept;
             `task`, `rest`, `statistics`, `layers`, `budget` of `asrcl.merge.MergeSpec`; and the options of the method itself.
             Methods that weigh the new domain too have its curvature estimated at the learned weights.
 
@@ -59,6 +67,14 @@ class Merged(Method):
         self._weighs_new = "new_blocks" in kind.context
         self.path = options.pop("path", STRAIGHT)
         self.base = options.pop("base", "initial" if kind.name == "opcm" else "previous")  # which opcm cannot do without
+        self.rounds = options.pop("rounds", 1)
+        if not isinstance(self.rounds, int) or self.rounds < 1:
+            raise InputError(f"merge.rounds={self.rounds}: a number of rounds, at least 1")
+        if self.rounds > 1 and type(inner).learn is not Method.learn:
+            raise InputError(f"method {inner.name}: learns a domain in a way of its own, so merge.rounds must be 1")
+        if self.rounds > 1 and self.path != STRAIGHT:
+            raise InputError(f"merge.path={self.path}: of one round; with merge.rounds above 1 less is taken on a straight line")
+        self._round: Weights | None = None  # what the last round of the domain starts from
         if self.base not in ("previous", "initial"):
             raise InputError(f"merge.base={self.base}: choose previous or initial")
         common = {name: value for name, value in options.items() if name in COMMON}
@@ -103,9 +119,24 @@ class Merged(Method):
         self._inner.start_domain(learner, domain)
 
     def learn(self, learner: Learner, domain: Domain, old: Weights) -> Weights | None:
-        return self._inner.learn(learner, domain, old)
+        if self.rounds == 1:
+            return self._inner.learn(learner, domain, old)
+        if learner.epochs < self.rounds:
+            epochs = f"{learner.epochs} epochs (train.adapt.epochs)"
+            raise InputError(f"merge.rounds={self.rounds}: more than the {epochs} that they share")
+        shares = [(learner.epochs + place) // self.rounds for place in range(self.rounds)]
+        start = old
+        for epochs in shares[:-1]:
+            new = learner.fine_tune(start, domain, self._inner, epochs)
+            merged = self._merged(learner, domain, start, new)
+            start = Weights({**merged.state, **{name: new[name] for name in learner.private(domain)}})
+        self._round = start
+        return learner.fine_tune(start, domain, self._inner, shares[-1])
 
     def merge_domain(self, learner: Learner, domain: Domain, old: Weights, new: Weights) -> Weights:
+        return self._merged(learner, domain, old if self.rounds == 1 else self._round or old, new)
+
+    def _merged(self, learner: Learner, domain: Domain, old: Weights, new: Weights) -> Weights:
         learned = Weights.of(self._inner.merge_domain(learner, domain, old, new))
         if not self._ready:
             return learned

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from asrcl.adapt import fingerprint, run_stages
+from asrcl.adapt import Weights, fingerprint, run_stages
 from asrcl.exceptions import InputError
 from asrcl.merge import merge, methods
 from asrcl.methods import Merged, build_method
@@ -60,6 +60,27 @@ def test_updates_may_be_counted_from_the_initial_model(learner):
     assert fingerprint(found[2]) == fingerprint(wanted)
 
 
+def test_rounds_share_the_epochs_and_start_from_what_was_merged(learner):
+    start, second = learner.scenario.initial, learner.scenario.domains[1]
+    spec = {"method": "interpolate", "strength": 0.5}
+    found = states(learner, build_method("ft", merge={**spec, "rounds": 3}))
+    model, ft = start, build_method("ft")
+    shares = [(learner.epochs + place) // 3 for place in range(3)]
+    assert sum(shares) == learner.epochs and len(set(shares)) <= 2
+    for epochs in shares:
+        model = Weights(merge(model.state, learner.fine_tune(model, second, ft, epochs).state, **spec))
+    assert fingerprint(found[1]) == fingerprint(model)
+    once = states(learner, build_method("ft", merge={**spec, "rounds": 1}))
+    assert [fingerprint(each) for each in once] == [fingerprint(each) for each in states(learner, build_method("ft", merge=spec))]
+    kept = states(learner, build_method("ft", merge={**spec, "strength": 0.0, "rounds": 2}))
+    assert fingerprint(kept[-1]) == fingerprint(start.state)
+
+
+def test_more_rounds_than_epochs_are_refused(learner):
+    with pytest.raises(InputError, match=r"merge.rounds=99: more than the \d+ epochs \(train.adapt.epochs\) that they share"):
+        states(learner, build_method("ft", merge={"method": "ihr", "rounds": 99}))
+
+
 def test_the_state_is_that_of_the_method_and_the_curvature(learner):
     method = build_method("ewc", merge="ihr")
     states(learner, method)
@@ -80,6 +101,9 @@ def test_the_state_is_that_of_the_method_and_the_curvature(learner):
         ("ft", {"method": "ihr", "curvature": "latest"}, "merge.curvature=latest: choose last, sum, running or first"),
         ("ft", {"method": "average", "path": "damping"}, "merge.path=damping"),
         ("ft", {"method": "ties", "base": "first"}, "merge.base=first: choose previous or initial"),
+        ("ft", {"method": "ihr", "rounds": 0}, "merge.rounds=0: a number of rounds, at least 1"),
+        ("ft", {"method": "ihr", "rounds": 2, "path": "damping"}, "merge.path=damping: of one round"),
+        ("packnet", {"method": "ihr", "rounds": 2}, "nothing to merge|of its own"),
         ("ft", {"method": "average", "rest": 0.5}, "rest=0.5 would have no effect"),
         ("separate", "average", "nothing to merge"),
         ("lora_per_domain", "average", "nothing to merge"),
