@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from asrcl.adapt.keeping import DEV, Keep, compared, domain_of
+from asrcl.adapt.keeping import DEV, Keep, compared, counted, domain_of
 from asrcl.adapt.learner import DomainLearner
 from asrcl.contract.method import Method
 from asrcl.contract.protocols import Domain
@@ -47,7 +47,7 @@ class Keeper:
     def _start(self, domain: Domain) -> None:
         """Take the baseline of a domain that the initial model knows, and see whether that model is within the budget."""
         keep, initial = self._keep, self._measured(self._learner.initial, domain)
-        baseline = initial if keep.card is None else keep.card[domain.name]
+        baseline = initial if keep.card is None else counted(keep.card[domain.name], keep.written, domain.name)
         if _contents(baseline) != _contents(initial):
             what = f"its dev set of {domain.name} is not that of this run"
             raise InputError(f"{keep.card_file}: {what}; run asrcl check with this data")
@@ -59,7 +59,7 @@ class Keeper:
             )
 
     def _measured(self, weights: Weights, domain: Domain) -> Errors:
-        return self._learner.evaluate(weights, domain, DEV, cost="keep")
+        return counted(self._learner.evaluate(weights, domain, DEV, cost="keep"), self._keep.written, domain.name)
 
     def _take(self, name: str, baseline: Errors) -> None:
         check_baselines({name: baseline.rate}, "keep")
@@ -97,7 +97,8 @@ class Keeper:
         rates = {name: errors.rate for name, errors in self._baselines.items()}
         trade = search(budgets, rates, measure, self._keep.confident)
         end = weights(trade.strength)
-        learner.record["keep"] = {**trade.as_json(), **self._gain(domain, merged, end)}
+        texts = {"texts": "written"} if self._keep.written else {}
+        learner.record["keep"] = {**trade.as_json(), **texts, **self._gain(domain, merged, end)}
         logger.info("%s: strength %g of the update keeps %s", domain.name, trade.strength, ", ".join(map(str, budgets)))
         return end
 
@@ -114,10 +115,10 @@ class Keeper:
         return weights
 
     def _gain(self, domain: Domain, merged: Weights, end: Weights) -> dict[str, Any]:
-        """What the stage is for, beside what it costs: error rates of the learned domain, of the whole and of what is taken."""
+        """What the stage is for, beside what it costs: error rates of the learned domain as they are scored."""
         if not domain.size(DEV):
             return {}
-        whole, taken = (self._measured(weights, domain).rate for weights in (merged, end))
+        whole, taken = (self._learner.evaluate(weights, domain, DEV, cost="keep").rate for weights in (merged, end))
         return {"learned": {"domain": domain.name, "whole": whole, "taken": taken}}
 
     def ended(self, domain: Domain, given: Weights, end: Weights) -> None:

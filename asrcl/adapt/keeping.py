@@ -14,7 +14,7 @@ from asrcl.adapt.scenario import Scenario
 from asrcl.contract.protocols import Domain
 from asrcl.exceptions import InputError
 from asrcl.keep import Budget, Reading
-from asrcl.scoring import Errors
+from asrcl.scoring import Errors, as_written
 
 DEV = "dev"
 """The split that strengths are chosen on: what reports show is the test set."""
@@ -33,6 +33,8 @@ class Keep:
         card_file: where they are from, for messages.
         after: number of stages before anything is kept; with 1 or more, all that is known by then counts from what the last of
             them ended with, in place of the initial model.
+        written: whether errors are those of texts as they are written, case and punctuation included, in place of those of
+            normalised texts.
     """
 
     budgets: tuple[Budget, ...]
@@ -40,6 +42,7 @@ class Keep:
     card: Mapping[str, Errors] | None = None
     card_file: str = "the card"
     after: int = 0
+    written: bool = False
 
     @staticmethod
     def known(scenario: Scenario) -> set[str]:
@@ -103,6 +106,20 @@ class Keep:
 def domain_of(scenario: Scenario, name: str) -> Domain:
     """A domain or probe by name."""
     return next(domain for domain in [*scenario.domains, *scenario.probes] if domain.name == name)
+
+
+def counted(errors: Errors, written: bool, name: str) -> Errors:
+    """Errors as budgets count them (`Keep.written`).
+
+    Raises:
+        InputError: texts as written are asked for where none are kept.
+    """
+    if not written:
+        return errors
+    if errors.scoring is None:
+        why = "counts errors of its texts as they come, so there are no others"
+        raise InputError(f"keep_written: {name} {why}; set keep_written=false, or scenario.scoring.normaliser")
+    return as_written(errors)
 
 
 def compared(errors: Errors, baseline: Errors) -> Reading:

@@ -45,7 +45,7 @@ _TYPES: dict[str, Any] = {
     **dict.fromkeys(("methods", "train", "train.initial", "train.adapt", "curvature", "tracking", "launcher"), dict),
     **dict.fromkeys(("evaluation", "search", "search.methods", "search.shared"), dict),
     **dict.fromkeys(("launcher.jobs", "search.settings"), int),
-    **{"keep": str | None, "keep_confidence": bool, "keep_card": str | None, "keep_after": int},
+    **{"keep": str | None, "keep_confidence": bool, "keep_card": str | None, "keep_after": int, "keep_written": bool},
     **{"exp": str, "device": str, "imports": list, "launcher.threads": int | None, "search.order": list | None},
 }
 

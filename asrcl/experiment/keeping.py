@@ -23,7 +23,8 @@ def keep_of(config: Config) -> Keep | None:
     card = config.tree["keep_card"]
     found = BaselineCard.load(card).dev if card else None
     budgets = read_budgets(config.tree["keep"])
-    keep = Keep(budgets, config.tree["keep_confidence"], found, str(card), config.tree["keep_after"])
+    tree = config.tree
+    keep = Keep(budgets, tree["keep_confidence"], found, str(card), tree["keep_after"], tree["keep_written"])
     scenario = config.tree["scenario"]
     domains, probes = ([entry["name"] for entry in scenario[group]] for group in ("domains", "probes"))
     keep.check_names(domains, probes, {*probes, *([] if scenario.get("learn_first") else domains[:1])})

@@ -14,7 +14,7 @@ The last three are imported by name: training does not wait for scipy and matplo
 """
 
 from asrcl.scoring.counting.errors import Errors, ItemErrors, Scoring, count_errors
-from asrcl.scoring.counting.written import Written, count_normalised, count_written, marks_by_group, written_line
+from asrcl.scoring.counting.written import Written, as_written, count_normalised, count_written, marks_by_group, written_line
 from asrcl.scoring.results.discovery import find_results
 from asrcl.scoring.results.metrics import METRICS, Metric
 from asrcl.scoring.results.run_result import ProbeCounts, RunResult
@@ -36,6 +36,7 @@ __all__ = [
     "RunResult",
     "Scoring",
     "Written",
+    "as_written",
     "count_errors",
     "count_normalised",
     "count_written",

@@ -13,7 +13,7 @@ from asrcl.contract.weights import Weights
 from asrcl.exceptions import InputError
 from asrcl.keep import MOST, read_budgets
 from asrcl.methods import Method, build_method, method_names
-from asrcl.scoring import RunResult
+from asrcl.scoring import RunResult, Scoring, count_normalised
 from asrcl.scoring.significance.bootstrap import paired_bootstrap
 from asrcl.testing import blob_domain, tiny_learner, tiny_scenario
 
@@ -232,6 +232,34 @@ def test_an_interval_needs_speakers(tmp_path):
     scenario.probes = [blob_domain("probe", 77, sizes={"dev": 8, "test": 8})]  # eight items are one group
     with pytest.raises(InputError, match="keep_confidence: probe has a single speaker on dev"):
         run(tmp_path, "ft", kept("probe:+10", confident=True), scenario=scenario)
+
+
+class Unpunctuated(CountingTask):
+    """Any weights but the initial ones know all words of the probe, and write no full stops."""
+
+    def evaluate(self, model, domain, split):
+        if domain.name != "probe":
+            return super().evaluate(model, domain, split)
+        stop = "." if fingerprint(model.state_dict()) == self.first else ""
+        names = [f"u{number}" for number in range(4)]
+        sides = dict.fromkeys(names, "Yes."), dict.fromkeys(names, f"Yes{stop}")
+        return count_normalised(*sides, {name: name for name in names}, Scoring("basic"))
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_budget_may_count_texts_as_they_are_written(tmp_path, written):
+    task = Unpunctuated()
+    scenario = probed(2, task=task)
+    task.first = fingerprint(scenario.initial)
+    stages, _ = run(tmp_path, "ft", kept("probe:+10", written=written), scenario=scenario)
+    record = stages[1].record["keep"]
+    assert record["strength"] == (0.0 if written else 1.0) and record.get("texts") == ("written" if written else None)
+    assert record["tried"][0]["domains"]["probe"]["rate"] == (100.0 if written else 0.0)
+
+
+def test_texts_as_written_are_those_of_a_scenario_that_normalises_them(home):
+    with pytest.raises(InputError, match=r"keep_written: probe counts errors of its texts as they come.*set keep_written=false"):
+        run(home, "ft", kept("probe:+10", written=True))
 
 
 def card_of(learner, weights, folder, *names) -> Keep:

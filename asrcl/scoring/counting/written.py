@@ -161,6 +161,12 @@ def count_written(errors: Errors) -> Written | None:
     )
 
 
+def as_written(errors: Errors) -> Errors:
+    """The utterances of a set that `count_normalised` made, with errors counted on the texts as they were written."""
+    sides = [{item.id: item.written[side] for item in errors.items} for side in (0, 1)]
+    return count_errors(sides[0], sides[1], {item.id: item.group for item in errors.items})
+
+
 def marks_by_group(errors: Errors) -> dict[str, tuple[int, int, int]]:
     """Per group (speaker) the punctuation marks that are right, those of the references and those of the hypotheses.
 

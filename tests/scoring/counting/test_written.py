@@ -6,7 +6,16 @@ import zlib
 import pytest
 
 from asrcl.exceptions import InputError
-from asrcl.scoring import Errors, ItemErrors, Scoring, count_errors, count_normalised, count_written, written_line
+from asrcl.scoring import (
+    Errors,
+    ItemErrors,
+    Scoring,
+    as_written,
+    count_errors,
+    count_normalised,
+    count_written,
+    written_line,
+)
 from asrcl.scoring.counting.written import COUNTS, compression_ratio
 
 BASIC = Scoring("basic")
@@ -143,3 +152,11 @@ def test_equal_texts_lose_nothing_whatever_they_are():
     assert found.marks_right == found.marks_reference == found.marks_hypothesis > 0
     assert found.case_right == found.case_words > 0
     assert set(COUNTS) == set(vars(found))
+
+
+def test_errors_of_texts_as_written_are_those_that_are_counted_beside_the_others():
+    sides = {"a": "Yes, I know.", "b": "no"}, {"a": "yes I know.", "b": "No way"}
+    scored = count_normalised(*sides, {"a": "one", "b": "two"}, BASIC)
+    found = as_written(scored)
+    assert (scored.total, found.total, found.length) == (1, 3, 4) and found.total == count_written(scored).errors
+    assert [(item.id, item.group) for item in found.items] == [("a", "one"), ("b", "two")]
