@@ -98,6 +98,9 @@ class Executor:
             return
         if len(models) > 1 and not method.several:
             raise InputError(f"merge method {method.name} takes one new model and no base, not {len(models)} updates")
+        if len(models) < method.least:
+            wanted = f"{method.least} updates: give base=, the model before all domains, or several new models"
+            raise InputError(f"merge method {method.name} needs {wanted}")
         if method.curved and not setup.coverage:
             wanted = "curvature=, of the old domains at the old weights (asrcl curvature)"
             raise InputError(f"merge method {method.name} needs {wanted}")

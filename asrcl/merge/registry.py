@@ -50,6 +50,7 @@ class MergeMethod:
         knobs: the options with their defaults.
         context: which of `CONTEXT` it wants.
         several: whether it takes several models at once (`deltas`).
+        least: how many updates it needs; those of several new models, or with `base` the old model's and the new one's.
         elementwise: whether every entry goes by itself, so that any part may be handed over.
         matrices: whether it is for matrices alone, handed over as `[O, I]` with trailing axes flattened.
         prepare: a first pass: (the rows it will treat, the options) -> `shared`.
@@ -62,6 +63,7 @@ class MergeMethod:
     knobs: dict[str, Any]
     context: frozenset[str]
     several: bool = False
+    least: int = 1
     elementwise: bool = False
     matrices: bool = False
     prepare: Callable[..., Any] | None = None
@@ -105,6 +107,7 @@ def merge_method(
     *,
     source: str,
     several: bool = False,
+    least: int = 1,
     elementwise: bool = False,
     matrices: bool = False,
     prepare: Callable[..., Any] | None = None,
@@ -116,6 +119,7 @@ def merge_method(
         name: what users ask for.
         source: where the method comes from.
         several: it takes a sequence of updates.
+        least: how many updates it needs.
         elementwise: any part of a tensor can be treated by itself.
         matrices: for tensors of two axes or more only.
         prepare: called once with the rows that will be treated and the options; its result is the argument `shared`.
@@ -131,7 +135,7 @@ def merge_method(
         options = [p for p in inspect.signature(run).parameters.values() if p.kind is p.KEYWORD_ONLY]
         knobs = {option.name: option.default for option in options if option.name not in CONTEXT}
         context = frozenset(option.name for option in options if option.name in CONTEXT)
-        _METHODS[name] = MergeMethod(name, run, source, knobs, context, several, elementwise, matrices, prepare, takes)
+        _METHODS[name] = MergeMethod(name, run, source, knobs, context, several, least, elementwise, matrices, prepare, takes)
         return run
 
     return register

@@ -48,6 +48,15 @@ def distance(first: Tensor, second: Tensor) -> float:
     return float(sum(gap.nan_to_num(0.0).square().sum() for gap in gaps)) ** 0.5
 
 
+def inner_products(tensors: Sequence[Tensor]) -> Tensor:
+    """The inner products of tensors of one shape as vectors, float64 `[n, n]` on the CPU, a part at a time."""
+    found = torch.zeros(len(tensors), len(tensors), dtype=torch.float64)
+    for first, others in parts(tensors[0], tensors[1:]):
+        flat = torch.stack([first, *others]).double()
+        found += (flat @ flat.mT).cpu()
+    return found
+
+
 def all_finite(tensor: Tensor) -> bool:
     """Whether no entry is NaN or infinite, a part at a time.
 

@@ -42,9 +42,9 @@ class Merged(Method):
         inner: the method that learns a domain; it must go on from its own last weights.
         merge: the name of a merge method, or its options: `method`; `curvature`, of which earlier domains
             (`asrcl.methods.carried`) where the method uses one; `base`, from which updates are counted: the "previous" stage's
-            weights, or the "initial" model's, so that what was merged so far is an update of its own (the default of opcm
-            alone); `rounds`, how often a domain is learned and merged within its epochs; `path`, how less is taken where
-            named domains are to be kept;
+            weights, or the "initial" model's, so that what was merged so far is an update of its own (the default of
+            methods that need several updates); `rounds`, how often a domain is learned and merged within its epochs; `path`,
+            how less is taken where named domains are to be kept;
             `task`, `rest`, `statistics`, `layers`, `budget` of `asrcl.merge.MergeSpec`; and the options of the method itself.
             Methods that weigh the new domain too have its curvature estimated at the learned weights.
 
@@ -66,7 +66,7 @@ class Merged(Method):
         self._carried = Carried(options.pop("curvature", "last"), "merge.curvature") if "blocks" in kind.context else None
         self._weighs_new = "new_blocks" in kind.context
         self.path = options.pop("path", STRAIGHT)
-        self.base = options.pop("base", "initial" if kind.name == "opcm" else "previous")  # which opcm cannot do without
+        self.base = options.pop("base", "initial" if kind.least > 1 else "previous")
         self.rounds = options.pop("rounds", 1)
         if not isinstance(self.rounds, int) or self.rounds < 1:
             raise InputError(f"merge.rounds={self.rounds}: a number of rounds, at least 1")

@@ -30,10 +30,11 @@ def merged_by_files(folder, chosen, news=("new.pt",), out="merged.safetensors", 
     return load_file(folder / out), record
 
 
-@pytest.mark.parametrize("method", sorted(set(methods()) - {"opcm"}))
+@pytest.mark.parametrize("method", sorted(methods()))
 def test_files_are_merged_as_states_are(folder, method):
-    chosen = spec(folder, method)
-    new_curvature = None
+    save_file(make_state(0), folder / "base.safetensors")
+    base, new_curvature = folder / "base.safetensors" if methods()[method].least > 1 else None, None
+    chosen = spec(folder, method, base=base)
     if "new_blocks" in methods()[method].context:
         new_curvature = make_curvature(5)
         new_curvature.save(folder / "new_curvature.safetensors")
@@ -42,7 +43,7 @@ def test_files_are_merged_as_states_are(folder, method):
     stored = Curvature.load(folder / "curvature.safetensors")
     if new_curvature is not None:
         new_curvature = Curvature.load(folder / "new_curvature.safetensors")
-    wanted = merge(make_state(1), make_state(2), method, curvature=stored, new_curvature=new_curvature)
+    wanted = merge(make_state(1), make_state(2), method, curvature=stored, new_curvature=new_curvature, base=base)
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)

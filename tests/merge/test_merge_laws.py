@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from merge_cases import bits, floating, identity_like, make_curvature, make_state
 
 from asrcl import merge as room
+from asrcl.exceptions import InputError
 from asrcl.merge import methods
 
 VARIANTS = [
@@ -17,7 +18,7 @@ VARIANTS = [
     ("ihr", {"tau": 2.0, "rest": 0.9, "layers": "enc*"}),
 ]
 TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-NOT_LINEAR = {"slerp", "ties", "dare", "iso_c", "tsv_m"}
+NOT_LINEAR = {"slerp", "karcher", "ties", "dare", "iso_c", "tsv_m"}
 """Methods that turn or thin out the update by themselves."""
 EVERY = pytest.mark.parametrize("method, knobs", VARIANTS)
 SETTINGS = settings(max_examples=8, deadline=None)
@@ -28,7 +29,7 @@ def context(method, old, curvature):
     """What a method needs besides the two models."""
     uses = methods()[method].context
     needed = {"curvature": curvature, "new_curvature": curvature if "new_blocks" in uses else None}
-    return needed | ({"base": old} if method == "opcm" else {})
+    return needed | ({"base": old} if methods()[method].least > 1 else {})
 
 
 def merge(old, new, method, *, curvature, **rest):
@@ -143,3 +144,27 @@ def test_gradients_do_not_flow(method, knobs):
     old = {n: t.requires_grad_() if t.is_floating_point() else t for n, t in make_state(1).items()}
     merged = merge(old, make_state(2), method, curvature=make_curvature(), **knobs)
     assert not any(tensor.requires_grad for tensor in merged.values())
+
+
+IN_TURN = {"opcm", "magmax", "dare"}
+"""Methods that take one model after the other, or draw numbers for each."""
+
+
+@pytest.mark.parametrize("method", sorted(n for n, m in methods().items() if m.several and m.takes is None and n not in IN_TURN))
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_the_order_of_the_new_models_does_not_matter(method, kind):
+    old, news = make_state(1, kind), [make_state(seed, kind) for seed in (2, 3, 4)]
+    curvatures = [make_curvature(10 * seed) for seed in range(3)] if "new_blocks" in methods()[method].context else None
+    fixed, merged = context(method, old, make_curvature(50)), []
+    for order in ((0, 1, 2), (2, 0, 1)):
+        needed = fixed | {"new_curvature": curvatures and [curvatures[n] for n in order]}
+        merged.append(room.merge(old, [news[n] for n in order], method, **needed))
+    exact = 1e-4 if kind == torch.float32 else 1e-8
+    for name, tensor in floating(merged[0]).items():
+        torch.testing.assert_close(merged[1][name], tensor, rtol=exact, atol=exact)
+
+
+@pytest.mark.parametrize("method", sorted(name for name, kind in methods().items() if kind.least > 1))
+def test_one_update_alone_is_refused_where_several_are_needed(method):
+    with pytest.raises(InputError, match=rf"merge method {method} needs 2 updates: give base="):
+        room.merge(make_state(1), make_state(2), method)

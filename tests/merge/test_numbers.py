@@ -24,14 +24,14 @@ def model(seed, dtype):
 
 
 def without_curvature():
-    return [name for name, method in methods().items() if not method.curved and method.takes is None and name != "opcm"]
+    return [name for name, method in methods().items() if not method.curved and method.takes is None]
 
 
 @pytest.mark.parametrize("dtype", UNUSUAL, ids=str)
 @pytest.mark.parametrize("method", without_curvature())
 def test_strength_zero_is_the_old_model_to_the_bit_in_unusual_types(method, dtype):
     old = model(1, dtype)
-    merged = merge(old, model(2, dtype), method, **zero_knobs(method))
+    merged = merge(old, model(2, dtype), method, **context(method, old, None), **zero_knobs(method))
     assert bits(merged) == bits(old) and {t.dtype for t in merged.values()} == {dtype}
 
 
@@ -49,7 +49,8 @@ def test_complex_numbers_are_averaged_as_numbers(dtype, strength):
 def test_a_complex_tensor_is_merged_as_its_pairs_of_numbers(method):
     old, new = model(1, torch.complex64), model(2, torch.complex64)
     pairs = [{name: torch.view_as_real(tensor) for name, tensor in state.items()} for state in (old, new)]
-    complexes, reals = merge(old, new, method), merge(*pairs, method)
+    complexes = merge(old, new, method, **context(method, old, None))
+    reals = merge(*pairs, method, **context(method, pairs[0], None))
     for name in ("w",) if methods()[method].matrices else ("w", "v"):
         assert torch.equal(torch.view_as_real(complexes[name]), reals[name])
 

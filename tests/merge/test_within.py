@@ -72,15 +72,15 @@ def test_all_of_it_where_it_fits_and_nothing_where_it_does_not(models):
     assert record.trade["strength"] == 0 and torch.equal(found["w"], torch.zeros(4)) and int(found["n"]) == 3
 
 
-@pytest.mark.parametrize("method", sorted(set(methods()) - {"opcm"}))
+@pytest.mark.parametrize("method", sorted(methods()))
 def test_scale_zero_is_the_old_model_to_the_bit(tmp_path, method):
     from asrcl.merge import merge_files
 
     save_file(make_state(1), tmp_path / "old.safetensors")
     save_file(make_state(2), tmp_path / "new.safetensors")
-    chosen = MergeSpec(method, curvature=make_curvature())
-    if "new_blocks" in methods()[method].context:
-        chosen = MergeSpec(method, curvature=make_curvature(), new_curvature=make_curvature(5))
+    base = tmp_path / "old.safetensors" if methods()[method].least > 1 else None
+    new_curvature = make_curvature(5) if "new_blocks" in methods()[method].context else None
+    chosen = MergeSpec(method, curvature=make_curvature(), new_curvature=new_curvature, base=base)
     merge_files(tmp_path / "old.safetensors", [tmp_path / "new.safetensors"], tmp_path / "m.safetensors", chosen, scale=0.0)
     found, old = load_file(tmp_path / "m.safetensors"), make_state(1)
     assert all(torch.equal(found[name], value) for name, value in old.items())

@@ -40,12 +40,21 @@ def average(deltas: Sequence[Tensor], *, task: int = 2, strength: float | None =
     Raises:
         InputError: `task` or `strength` is out of range.
     """
+    return total(deltas) * share_of_each(len(deltas), task, strength)
+
+
+def share_of_each(count: int, task: int, strength: float | None) -> float:
+    """The weight of each of `count` new models in an average: 1/t, or an even share of `strength`.
+
+    Raises:
+        InputError: `task` or `strength` is out of range.
+    """
     if strength is not None:
-        return total(deltas) * (checked_number("strength", strength) / len(deltas))
+        return checked_number("strength", strength) / count
     share = share_of_task(task)
-    if task < len(deltas):
-        raise InputError(f"task={task} domains cannot come from {len(deltas)} models; task counts the new ones too")
-    return total(deltas) * share
+    if task < count:
+        raise InputError(f"task={task} domains cannot come from {count} models; task counts the new ones too")
+    return share
 
 
 @merge_method("interpolate", source="Wortsman et al. 2021, WiSE-FT, arXiv 2109.01903", elementwise=True)

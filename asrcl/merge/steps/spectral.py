@@ -94,7 +94,11 @@ def iso_c(deltas: Sequence[Tensor], *, strength: float = 1.0) -> Tensor:
 
 
 @merge_method(
-    "opcm", source="Tang et al. 2025, OPCM, arXiv 2501.09522; √t and the length per tensor are ours", several=True, matrices=True
+    "opcm",
+    source="Tang et al. 2025, OPCM, arXiv 2501.09522; √t and the length per tensor are ours",
+    several=True,
+    least=2,
+    matrices=True,
 )
 def opcm(deltas: Sequence[Tensor], *, task: int = 2, threshold: float = 0.5, strength: float = 1.0) -> Tensor:
     """Add each new update without what lies along those merged before, and keep the length of the sum.
@@ -115,13 +119,11 @@ def opcm(deltas: Sequence[Tensor], *, task: int = 2, threshold: float = 0.5, str
         strength: multiplies the step from the base.
 
     Raises:
-        InputError: there is no base, or an option is out of range.
+        InputError: an option is out of range.
     """
     strength, threshold = checked_number("strength", strength), checked_number("threshold", threshold)
     if not 0 <= threshold <= 1:
         raise InputError(f"threshold must lie between 0 and 1 (a share of the spectrum), not {threshold}")
-    if len(deltas) < 2:
-        raise InputError("opcm needs base=, the model before all domains, to know what was merged so far")
     before = task - len(deltas) + 1
     if before < 1:
         raise InputError(f"task={task} domains cannot come from {len(deltas)} models; task counts old and new domains")

@@ -7,6 +7,7 @@ All of these treat one tensor at a time (the papers' trimming runs over the whol
     ties              trim small entries, elect a sign for each entry, average the updates that agree with it
     dare              drop entries at random, rescale the others
     magmax            the largest entry of all updates
+    model_stock       the mean update, as far as the updates agree
     lines             Δ, scaled linearly with the depth of the layer; `lines_of` does it to the step of any other method
 """
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from asrcl.exceptions import InputError
 from asrcl.merge.registry import MergeMethod, merge_method, wrapper
 from asrcl.merge.steps.elementwise import total
-from asrcl.merge.tensors import checked_number
+from asrcl.merge.tensors import checked_number, inner_products
 
 FIRST, LAST = 0.5, 1.0
 """How much of the step LiNeS takes in the first and in the last layer."""
@@ -142,6 +143,35 @@ def magmax(deltas: Sequence[Tensor], *, strength: float = 0.5) -> Tensor:
     for delta in deltas[1:]:
         largest = torch.where(delta.abs() > largest.abs(), delta, largest)
     return largest * checked_number("strength", strength)
+
+
+@merge_method("model_stock", source="Jang et al. 2024, Model Stock, arXiv 2403.19522", several=True, least=2)
+def model_stock(deltas: Sequence[Tensor], *, strength: float = 1.0) -> Tensor:
+    """The mean update, shortened by how far the updates disagree: `t/N Σ Δ_i` with `t = N cos θ / (1 + (N−1) cos θ)`.
+
+    θ is the angle between two updates. If the models are a centre μ plus deviations of equal length that are orthogonal to each
+    other and to the way from the start to μ, this is the point nearest to μ of all on the plane through the start and the models.
+
+    For more than two updates cos θ is the mean over their pairs. Updates that point against each other on the whole leave the
+    start as it is, as orthogonal ones do (the formula would lead away from all of them). An update of zero has no direction and
+    does not count; one update alone is taken whole.
+
+    Args:
+        deltas: updates of several models, of any one shape, all counted from the model that they started from.
+        strength: multiplies the step.
+
+    Raises:
+        InputError: `strength` is no finite number.
+    """
+    strength = checked_number("strength", strength)
+    live = [delta for delta in deltas if delta.any()]
+    if len(live) <= 1:
+        return live[0] * strength if live else torch.zeros_like(deltas[0])
+    count, products = len(live), inner_products(live)
+    lengths = products.diagonal().sqrt()
+    cosines = products / torch.outer(lengths, lengths)
+    agreement = max(float(cosines.sum() - count) / (count * (count - 1)), 0.0)
+    return total(live) * (strength * agreement / (1 + (count - 1) * agreement))
 
 
 def depth_scale(depth: float, first: float = FIRST, last: float = LAST) -> float:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from asrcl.exceptions import InputError
-from asrcl.merge.steps.slerp import angle, slerp
+from asrcl.merge.steps.elementwise import average
+from asrcl.merge.steps.slerp import angle, karcher, slerp
 
 torch.set_num_threads(1)
 
@@ -85,3 +86,77 @@ def test_strength_must_be_a_number():
     old, delta = pair()
     with pytest.raises(InputError, match=r"strength .*finite"):
         slerp(delta, old=old, strength=math.inf)
+
+
+def models(count, turn=0.3, seed=0, shape=(4, 5)):
+    """An old tensor and updates of some models; `turn` is about the angle between them."""
+    g = torch.Generator().manual_seed(seed)
+    old, *deltas = (torch.randn(shape, generator=g, dtype=torch.float64) for _ in range(count + 1))
+    return old, [turn * delta for delta in deltas]
+
+
+def log(at, to):
+    """The tangent at one unit vector towards another, by the book."""
+    omega = torch.arccos((at * to).sum().clamp(-1, 1))
+    return omega * (to - omega.cos() * at) / omega.sin()
+
+
+@pytest.mark.parametrize("turn", [0.03, 0.3, 0.8])
+@pytest.mark.parametrize(("count", "task", "strength"), [(1, 2, None), (2, 3, None), (3, 7, None), (3, 2, 0.4), (2, 2, 1.0)])
+def test_from_the_karcher_mean_the_weighted_directions_cancel(turn, count, task, strength):
+    old, deltas = models(count, turn)
+    merged = old + karcher(deltas, old=old, task=task, strength=strength)
+    share = (count / task if strength is None else strength) / count
+    points, weights = [old, *(old + delta for delta in deltas)], [1 - share * count] + [share] * count
+    centre = merged / merged.norm()
+    pulls = [weight * log(centre, point / point.norm()) for weight, point in zip(weights, points, strict=True) if weight]
+    assert float(sum(pulls).norm()) < 1e-9 * max(float(pull.norm()) for pull in pulls)
+    assert float(merged.norm()) == pytest.approx(sum(w * float(p.norm()) for w, p in zip(weights, points, strict=True)))
+
+
+@pytest.mark.parametrize("turn", [1e-6, 0.05, 1.0, 30.0])
+@pytest.mark.parametrize("alpha", [0.5, 0.2])
+def test_of_two_models_of_one_length_the_karcher_mean_is_slerp(turn, alpha):
+    old, delta = pair(turn=turn)
+    delta = (old + delta) * (old.norm() / (old + delta).norm()) - old
+    step, wanted = karcher([delta], old=old, strength=alpha), slerp(delta, old=old, strength=alpha)
+    torch.testing.assert_close(step, wanted, rtol=1e-9, atol=1e-9 * float(delta.abs().max()))
+
+
+def test_nearby_models_have_their_plain_average_as_karcher_mean():
+    old, deltas = models(3, turn=1e-5)
+    step, plain = karcher(deltas, old=old, task=4), average(deltas, task=4)
+    assert float((step - plain).norm()) < 1e-4 * float(plain.norm())
+
+
+def test_the_karcher_mean_grows_with_its_models_and_turns_with_them():
+    old, deltas = models(3)
+    rotation, _ = torch.linalg.qr(models(1, shape=(4, 4))[0])
+    step = karcher(deltas, old=old, task=5)
+    turned = karcher([1e3 * rotation @ delta for delta in deltas], old=1e3 * rotation @ old, task=5)
+    torch.testing.assert_close(turned, 1e3 * rotation @ step)
+
+
+@pytest.mark.parametrize("change", [lambda o: 0.5 * o, lambda o: -2 * o, lambda o: -o])
+def test_parallel_opposite_and_zero_tensors_have_their_plain_average(change):
+    old, other = pair()
+    for deltas in ([change(old)], [change(old), change(old)]):
+        torch.testing.assert_close(karcher(deltas, old=old, task=3), average(deltas, task=3))
+    torch.testing.assert_close(karcher([other], old=torch.zeros_like(old), task=3), other / 3)
+
+
+def test_three_directions_around_a_circle_have_no_karcher_mean_but_a_plain_one():
+    points = [torch.tensor([math.cos(x), math.sin(x)], dtype=torch.float64) for x in (0.0, 2.1, 4.2)]
+    deltas = [point - points[0] for point in points[1:]]
+    assert torch.equal(karcher(deltas, old=points[0], task=3), average(deltas, task=3))
+
+
+def test_no_new_model_is_no_step_and_numbers_that_are_no_weights_are_refused(monkeypatch):
+    old, deltas = models(2)
+    assert not karcher(deltas, old=old, strength=0.0).any()
+    for strength in (-0.1, 1.1):
+        with pytest.raises(InputError, match="strength must lie between 0 and 1"):
+            karcher(deltas, old=old, strength=strength)
+    monkeypatch.setattr("asrcl.merge.steps.slerp.STEPS", 1)
+    with pytest.raises(InputError, match=r"moves by .* after 1 steps; choose method average"):
+        karcher(deltas, old=old, task=3)

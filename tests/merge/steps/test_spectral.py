@@ -177,7 +177,6 @@ def test_all_are_for_matrices_and_for_several_models():
         (lambda d: iso_c(d, strength=float("inf")), r"strength .*finite"),
         (lambda d: opcm(d, threshold=1.5), "threshold must lie between 0 and 1"),
         (lambda d: opcm(d, threshold=-0.1), "threshold must lie between 0 and 1"),
-        (lambda d: opcm(d[:1]), "opcm needs base="),
         (lambda d: opcm(d, task=1), "task=1 domains cannot come from 2 models"),
     ],
 )

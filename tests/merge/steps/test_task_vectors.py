@@ -5,7 +5,17 @@ import torch
 
 from asrcl.exceptions import InputError
 from asrcl.merge.registry import MergeMethod, find_method
-from asrcl.merge.steps.task_vectors import dare, depth_scale, lines, lines_of, magmax, task_arithmetic, ties, trimmed
+from asrcl.merge.steps.task_vectors import (
+    dare,
+    depth_scale,
+    lines,
+    lines_of,
+    magmax,
+    model_stock,
+    task_arithmetic,
+    ties,
+    trimmed,
+)
 
 torch.set_num_threads(1)
 DOUBLE = torch.float64
@@ -31,6 +41,7 @@ def every(deltas, **knobs):
     yield dare(deltas, generator=generator(), **knobs)
     yield dare(deltas, generator=generator(), elect=True, **knobs)
     yield magmax(deltas, **knobs)
+    yield model_stock(deltas, **knobs)
     yield lines(deltas[0], depth=0.3, **knobs)
 
 
@@ -149,6 +160,36 @@ def test_lines_hands_the_first_pass_its_own_options_alone():
         lines_of(MergeMethod("mine", lambda d: d, "a test", {"first": 1}, frozenset()))
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("off", [0.2, 1.0, 4.0])
+def test_model_stock_is_the_nearest_point_to_the_centre_that_its_models_scatter_around(count, off):
+    """A centre, and around it models at one distance in orthogonal directions, `off` times as far from it as the start is."""
+    basis, _ = torch.linalg.qr(torch.randn(12, count + 1, generator=generator(count), dtype=DOUBLE))
+    centre = 3.0 * basis[:, 0]
+    deltas = [centre + 3.0 * off * basis[:, n] for n in range(1, count + 1)]
+    coefficients = torch.linalg.lstsq(torch.stack(deltas, 1), centre).solution
+    torch.testing.assert_close(model_stock(deltas), torch.stack(deltas, 1) @ coefficients)
+
+
+def test_model_stock_of_two_is_the_ratio_of_the_paper(deltas):
+    first, second = deltas[0], deltas[0] + 0.5 * deltas[1]
+    cosine = float((first * second).sum() / first.norm() / second.norm())
+    torch.testing.assert_close(model_stock([first, second]), 2 * cosine / (1 + cosine) * (first + second) / 2)
+
+
+def test_model_stock_of_orthogonal_or_opposed_updates_stays_and_of_equal_ones_goes_all_the_way():
+    first, second = tensor(1.0, 2.0, 0.0), tensor(-2.0, 1.0, 0.0)
+    assert float(model_stock([first, second, tensor(0.0, 0.0, 5.0)]).abs().max()) < 1e-15
+    assert not model_stock([first, -first]).any() and not model_stock([first, -0.5 * first + 0.1 * second]).any()
+    torch.testing.assert_close(model_stock([first, first, first]), first)
+
+
+def test_model_stock_does_not_count_updates_of_zero_and_takes_one_alone_whole():
+    first, second = tensor(1.0, 2.0), tensor(2.0, 1.0)
+    assert torch.equal(model_stock([torch.zeros_like(first), first]), first)
+    assert torch.equal(model_stock([first, torch.zeros_like(first), second]), model_stock([first, second]))
+
+
 def test_nothing_new_and_no_strength_are_no_step(deltas):
     for step in (*every([torch.zeros(3, 2)] * 2), *every(deltas, strength=0.0)):
         assert not step.any()
@@ -174,6 +215,7 @@ def test_shapes_types_and_inputs_are_kept(kind, shape):
         (lambda d: dare(d, generator=generator(), seed=1.5), r"seed .*whole number"),
         (lambda d: magmax(d, strength=None), r"strength .*finite"),
         (lambda d: task_arithmetic(d, strength="1"), r"strength .*finite"),
+        (lambda d: model_stock(d, strength=float("nan")), r"strength .*finite"),
         (lambda d: lines(d[0], depth=0.0, first="a"), r"first .*finite"),
     ],
 )
