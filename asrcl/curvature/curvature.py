@@ -20,7 +20,7 @@ from asrcl.curvature.compress import Choice, Tail, compress_blocks
 from asrcl.curvature.kron import DampingKind
 from asrcl.curvature.parameters import hash_parameters
 from asrcl.curvature.solver.bases import decompose_blocks
-from asrcl.curvature.storage.lazy import outlines_of
+from asrcl.curvature.storage.lazy import LazyBlocks, outlines_of
 from asrcl.curvature.wrappers import ByName, matched
 from asrcl.exceptions import InputError
 
@@ -227,6 +227,12 @@ class Curvature:
             InputError: the two cover a parameter in different ways.
         """
         return Curvature(add_blocks(self.blocks, other.blocks), _join_metadata(self.metadata, other.metadata))
+
+    def without(self, names: Iterable[str]) -> Curvature:
+        """The same without the blocks of some parameters, given by any of their names; nothing is read."""
+        gone, blocks = {self.canonical_name(name) for name in names}, self.blocks
+        kept = blocks.without(gone) if isinstance(blocks, LazyBlocks) else {k: b for k, b in blocks.items() if k.name not in gone}
+        return Curvature(kept, self.metadata)
 
     def fill(self, other: Curvature) -> Curvature:
         """Add the blocks of `other` for parameters without one here (say a diagonal for biases and norms)."""

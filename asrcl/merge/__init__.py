@@ -10,6 +10,7 @@ from asrcl.merge import steps  # noqa: F401 (registers the methods)
 from asrcl.merge.api import merge, plan
 from asrcl.merge.containers import load_state
 from asrcl.merge.files import Preview, merge_files, preview_files
+from asrcl.merge.layerwise import regmean_plus_plus
 from asrcl.merge.plans import Plan, PlanRow
 from asrcl.merge.registry import MergeMethod, merge_method, methods
 from asrcl.merge.spec import MergeSpec
@@ -22,6 +23,7 @@ __all__ = [  # noqa: RUF022 (grouped for the reader)
     "plan",
     "Plan",
     "PlanRow",
+    "regmean_plus_plus",
     # Merging files
     "merge_files",
     "preview_files",

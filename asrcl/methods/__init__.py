@@ -30,6 +30,7 @@ from asrcl.methods.ogd import OrthogonalGradientDescent
 from asrcl.methods.olora import OrthogonalLowRankAdaptation
 from asrcl.methods.packnet import PackNet
 from asrcl.methods.references import FineTuning, Initial, Joint, Separate, Single
+from asrcl.methods.regmean_plus_plus import RegMeanPlusPlus
 from asrcl.methods.replay import ExperienceReplay
 from asrcl.methods.si import SynapticIntelligence
 
@@ -77,6 +78,7 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     "AveragedGradientEpisodicMemory",
     "DarkExperienceReplay",
     "ExperienceReplay",
+    "RegMeanPlusPlus",
 ]
 
 

@@ -140,7 +140,7 @@ class Merged(Method):
         learned = Weights.of(self._inner.merge_domain(learner, domain, old, new))
         if not self._ready:
             return learned
-        return Weights(merge(old.state, learned.state, self._spec_for(learner, domain, learned)))
+        return self._merged(learner, domain, old, learned, 1.0)
 
     def at_strength(
         self, learner: Learner, domain: Domain, old: Weights, new: Weights, merged: Weights, strength: float
@@ -148,12 +148,18 @@ class Merged(Method):
         if self.path == STRAIGHT or not self._ready:
             return super().at_strength(learner, domain, old, new, merged, strength)
         learned = Weights.of(self._inner.merge_domain(learner, domain, old, new))
-        return Weights(merge(old.state, learned.state, damped(self._spec_for(learner, domain, learned), strength)))
+        return self._merged(learner, domain, old, learned, strength)
 
     @property
     def _ready(self) -> bool:
         """Whether there is all that the merge needs; before the first curvature there is nothing old to keep."""
         return self._carried is None or bool(self._carried.terms)
+
+    def _merged(self, learner: Learner, domain: Domain, old: Weights, learned: Weights, damping: float) -> Weights:
+        """The merge with its damping times a number; heads that other domains alone use stay as they were."""
+        spec = self._spec_for(learner, domain, learned)
+        merged = merge(old.state, learned.state, spec if damping == 1 else damped(spec, damping))
+        return Weights({**merged, **{name: old[name] for name in learner.foreign(domain)}})
 
     def _spec_for(self, learner: Learner, domain: Domain, learned: Weights) -> MergeSpec:
         given: dict[str, Any] = {"task": self._spec.task or learner.stage}
@@ -162,7 +168,9 @@ class Merged(Method):
         if self._carried is not None:
             given["curvature"] = self._carried.terms
         if self._weighs_new:
-            given["new_curvature"] = learner.estimate_curvature(learned, domain, "kron")
+            heads = learner.private(domain) | learner.foreign(domain)  # curvature of both sides has none of the others'
+            given["curvature"] = [term.without(heads) for term in given["curvature"]]
+            given["new_curvature"] = learner.estimate_curvature(learned, domain, "kron").without(heads)
         return self._spec.changed(given)
 
     def end_domain(self, learner: Learner, domain: Domain, old: Weights | None, new: Weights) -> Weights:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from copy import copy
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -70,6 +71,13 @@ class LazyBlocks(Mapping[BlockKey, Block]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def without(self, names: Container[str]) -> LazyBlocks:
+        """The same blocks of the same file but for those of some parameters."""
+        rest = copy(self)
+        rest._entries = {key: entry for key, entry in self._entries.items() if key.name not in names}
+        rest.outlines = {key: outline for key, outline in self.outlines.items() if key.name not in names}
+        return rest
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)
