@@ -16,11 +16,12 @@ from asrcl.adapt.cache import MADE_BY, Cache
 from asrcl.adapt.costs import measured
 from asrcl.adapt.keeping import Keep
 from asrcl.adapt.observers import RECORD_VERSION, Diagnostics, Observer, curvature_record, mean_loss, standard_observers
+from asrcl.adapt.parts import frozen_parts
 from asrcl.adapt.resume import clear_progress
 from asrcl.adapt.scenario import Scenario, UnionDomain
 from asrcl.adapt.trackers import TrackedRun, TrackingConfig
 from asrcl.adapt.tracking import MARKER, Tracking
-from asrcl.adapt.training import TrainConfig, Trainer, frozen_parts
+from asrcl.adapt.training import TrainConfig, Trainer
 from asrcl.contract.method import Method
 from asrcl.contract.protocols import Batch, Domain, Task
 from asrcl.contract.weights import Weights, fingerprint, load_weights, save_recorded, save_weights
@@ -220,17 +221,23 @@ class DomainLearner:
     # --- operations
 
     def fine_tune(
-        self, parent: Weights | StateDict, domain: Domain, method: Method, epochs: int | None = None
+        self,
+        parent: Weights | StateDict,
+        domain: Domain,
+        method: Method,
+        epochs: int | None = None,
+        learning_rate: float | None = None,
     ) -> Weights:
-        """Weights after training on `domain` from `parent`, in the run's epochs or so many; shared by methods that train alike.
+        """Weights after training on `domain` from `parent`, at the run's epochs and learning rate or those given.
 
-        The method ends in the state that training left it in, whether it was done now or before.
+        Methods that train alike share it. The method ends in the state that training left it in, whether that was now or before.
 
         Raises:
             DivergedError: the loss is not finite.
             InputError: a split is empty, or the method refuses the model.
         """
         train = self.train if epochs is None else replace(self.train, epochs=epochs)
+        train = train if learning_rate is None else replace(train, learning_rate=learning_rate)
         parent, before = Weights.of(parent), method.training_state()
         started = fingerprint(before)  # now, since a method may change its tensors in place
         self.parent = self.parent or parent
@@ -246,7 +253,7 @@ class DomainLearner:
 
         def make(folder: Path) -> None:
             plain = self._trained_model(parent, method)
-            with frozen_parts(plain, train.freeze):
+            with frozen_parts(plain, train.freeze, train.layer_rates):
                 model = method.wrap(self, plain)
                 trainer = Trainer(self, model, domain, train, method, folder, self._track(domain, method, folder))
                 save_weights(trainer.fit(), folder / "model.safetensors")

@@ -7,14 +7,13 @@ ones, after some), so a killed run ends with the same weights as one that was le
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from itertools import islice
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from asrcl.adapt.parts import pairs_of, parameter_groups
 from asrcl.adapt.progress import duration
 from asrcl.adapt.resume import clear_progress, has_progress, load_progress, save_progress, saved_progress
 from asrcl.adapt.sharpness import ascended
@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 TOO_FEW: Final = "Expected more than 1"  # how torch's normalisations begin to complain of a batch with nothing to average over
 NAMED: Final = 4
+LEFT_OUT: Final = ("freeze", "layer_rates", "sam", "sam_adaptive")
+"""Options of which a key says nothing where they are off, so that keys of before there were such options still hold."""
 LOOKED_AT_EVERY: Final = {"cpu": 1}
 OTHERWISE_EVERY: Final = 32
 """So many losses stay on an accelerator before they are looked at: to read one, the processor waits for all work so far."""
@@ -74,6 +76,8 @@ class TrainConfig:
         average_best: the final model is the mean of this many epochs, those with the lowest dev loss; 1 takes the best.
         precision: "fp32", or "bf16" for automatic mixed precision.
         freeze: patterns of parameter names (`model.encoder.*`) that stay as they are.
+        layer_rates: `PATTERN=FACTOR` texts; the first whose pattern matches a parameter's name says what its learning rate is
+            multiplied by, 0 leaves it as it is.
         sam: rho of sharpness-aware minimisation (`asrcl.adapt.sharpness`), which takes a second pass for every step; 0 for none.
         sam_adaptive: in units of each weight (ASAM).
     """
@@ -93,6 +97,7 @@ class TrainConfig:
     average_best: int = 3
     precision: Literal["fp32", "bf16"] = "fp32"
     freeze: tuple[str, ...] = ()
+    layer_rates: tuple[str, ...] = ()
     sam: float = 0.0
     sam_adaptive: bool = False
 
@@ -110,6 +115,7 @@ class TrainConfig:
             raise InputError(f"train.decay={self.decay}: what an epoch multiplies the learning rate by, above 0 and at most 1")
         if not 0 <= self.sam < math.inf:
             raise InputError(f"train.sam={self.sam}: a radius, finite and not negative; 0 for none")
+        pairs_of(self.layer_rates)
         if self.warmup_steps < 1:
             raise InputError(f"train.warmup_steps={self.warmup_steps}: must be at least 1")
         if self.momentum and (self.optimizer != "sgd" or not 0 <= self.momentum < 1):
@@ -117,31 +123,7 @@ class TrainConfig:
 
     def key(self) -> dict[str, Any]:
         """All that decides what training does, for cache keys."""
-        return {name: value for name, value in asdict(self).items() if value or name not in ("freeze", "sam", "sam_adaptive")}
-
-
-@contextmanager
-def frozen_parts(model: nn.Module, patterns: Sequence[str]) -> Iterator[None]:
-    """Within the block, parameters whose names match one of the patterns are not trained.
-
-    Raises:
-        InputError: a pattern that matches no parameter, or patterns that leave nothing to train.
-    """
-    parameters = dict(model.named_parameters())
-    chosen = {pattern: fnmatch.filter(parameters, pattern) for pattern in patterns}
-    if useless := [pattern for pattern, names in chosen.items() if not names]:
-        some = ", ".join(list(parameters)[:NAMED])
-        raise InputError(f"train.freeze={useless[0]}: matches no parameter; their names are like {some}")
-    held = {name for names in chosen.values() for name in names if parameters[name].requires_grad}
-    if held and not any(value.requires_grad and name not in held for name, value in parameters.items()):
-        raise InputError(f"train.freeze={', '.join(patterns)}: leaves nothing to train; leave a pattern out")
-    for name in held:
-        parameters[name].requires_grad_(False)
-    try:
-        yield
-    finally:
-        for name in held:
-            parameters[name].requires_grad_(True)
+        return {name: value for name, value in asdict(self).items() if value or name not in LEFT_OUT}
 
 
 @dataclass
@@ -189,7 +171,7 @@ def seed_everything(*numbers: int) -> int:
 
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = parameter_groups(model, config.freeze, config.layer_rates)
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, config.learning_rate, config.momentum, weight_decay=config.weight_decay)
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
@@ -431,7 +413,7 @@ class Trainer:
     def _step(self, done: float) -> None:
         self.progress.steps += 1
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, done, self.progress.steps)
+            group["lr"] = group["factor"] * learning_rate(self.config, done, self.progress.steps)
         self.processes.average_gradients(self.model)
         self.method.after_backward(self.learner, self.model)
         if self.config.gradient_clip:

@@ -182,10 +182,18 @@ class Learner(Protocol):
         """Whether a domain is one of the run's that no stage so far has learned; False for a probe."""
         ...
 
-    def fine_tune(self, parent: Weights, domain: Domain, method: Method, epochs: int | None = None) -> Weights:
+    def fine_tune(
+        self,
+        parent: Weights,
+        domain: Domain,
+        method: Method,
+        epochs: int | None = None,
+        learning_rate: float | None = None,
+    ) -> Weights:
         """Train on `domain` from `parent` with the method's hooks; done once for the same inputs, then read from the cache.
 
-        A method that learns a domain in two parts gives the `epochs` of each; otherwise it takes those of the run.
+        A method that learns a domain in two parts gives the `epochs`, and the `learning_rate`, of a part; where it gives none
+        they are those of the run.
         """
         ...
 

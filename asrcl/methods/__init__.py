@@ -11,6 +11,7 @@ from asrcl.methods.agem import AveragedGradientEpisodicMemory
 from asrcl.methods.average import FineTuningWithAveraging
 from asrcl.methods.cgalore import CurvatureGuidedProjection
 from asrcl.methods.clrl import RandomLayerTuning
+from asrcl.methods.cssvd import TailSubspaceTuning
 from asrcl.methods.der import DarkExperienceReplay
 from asrcl.methods.ema import ExponentialMovingAverage
 from asrcl.methods.ewc import ElasticWeightConsolidation
@@ -28,11 +29,14 @@ from asrcl.methods.mas import MemoryAwareSynapses
 from asrcl.methods.merged import Merged
 from asrcl.methods.ogd import OrthogonalGradientDescent
 from asrcl.methods.olora import OrthogonalLowRankAdaptation
+from asrcl.methods.osf import OrthogonalSubspaceFineTuning
 from asrcl.methods.packnet import PackNet
 from asrcl.methods.references import FineTuning, Initial, Joint, Separate, Single
 from asrcl.methods.regmean_plus_plus import RegMeanPlusPlus
 from asrcl.methods.replay import ExperienceReplay
 from asrcl.methods.si import SynapticIntelligence
+from asrcl.methods.svr import SingularValueRehearsal
+from asrcl.methods.swa import StochasticWeightAveraging
 
 __all__ = [  # noqa: RUF022 - grouped by purpose
     # writing a method
@@ -68,9 +72,12 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     "MemoryAwareSynapses",
     "OrthogonalGradientDescent",
     "OrthogonalLowRankAdaptation",
+    "OrthogonalSubspaceFineTuning",
     "PackNet",
     "RandomLayerTuning",
+    "StochasticWeightAveraging",
     "SynapticIntelligence",
+    "TailSubspaceTuning",
     # methods that keep something of every domain beside the first domain's model
     "HessianAwareLowRankPerturbation",
     "LowRankAdaptationPerDomain",
@@ -79,6 +86,7 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     "DarkExperienceReplay",
     "ExperienceReplay",
     "RegMeanPlusPlus",
+    "SingularValueRehearsal",
 ]
 
 

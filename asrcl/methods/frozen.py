@@ -23,6 +23,7 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from asrcl.contract.method import Method, register
 from asrcl.contract.protocols import Batch, Domain, Learner
@@ -188,9 +189,19 @@ def hold_all_but(model: nn.Module, trained: Set[str]) -> None:
             hold_statistics(module)
 
 
-def hold_statistics(normalisation: nn.Module) -> None:
-    """Keep a batch normalisation in evaluation mode, though training puts all modules into training mode."""
-    normalisation.register_forward_pre_hook(_in_evaluation)
+def hold_statistics(normalisation: nn.Module) -> RemovableHandle:
+    """Keep a batch normalisation in evaluation mode, though training puts all modules into training mode; gives its hook."""
+    return normalisation.register_forward_pre_hook(_in_evaluation)
+
+
+def statistics_held(model: nn.Module, trained: Set[str]) -> list[RemovableHandle]:
+    """Keep every batch normalisation that has parameters, none of them trained, in evaluation mode; gives the hooks."""
+    hooks = []
+    for path, module in model.named_modules():
+        own = {f"{path}.{name}".lstrip(".") for name, _ in module.named_parameters(recurse=False)}
+        if getattr(module, "running_mean", None) is not None and own and not own & trained:
+            hooks.append(hold_statistics(module))
+    return hooks
 
 
 def _in_evaluation(module: nn.Module, inputs: tuple[object, ...]) -> None:

@@ -15,13 +15,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from asrcl.contract.method import Method, register
 from asrcl.contract.protocols import Learner
 from asrcl.exceptions import InputError
 from asrcl.methods.increments import Factors, perturbed
-from asrcl.methods.per_domain import PerDomainMethod, matrices, no_target, unwrapped
+from asrcl.methods.per_domain import PerDomainMethod, parametrized, unwrapped
 from asrcl.state import StateDict
 
 
@@ -104,17 +103,4 @@ def _checked(rank: int) -> int:
 def _wrapped(learner: Learner, model: nn.Module, rank: int, scale: float, targets: Sequence[str]) -> nn.Module:
     """The model with updates on the chosen weights; these and the head of the domain alone are trained."""
     generator = torch.Generator().manual_seed(learner.seed * 10_007 + learner.stage)
-    domain = learner.domains[-1]
-    own = learner.private(domain)
-    found = list(matrices(model, targets, (*own, *learner.foreign(domain))))  # its own head is trained whole, others' not at all
-    if not found:
-        raise no_target("targets", targets, model)
-    for name, value in model.named_parameters():
-        value.requires_grad_(name in own)
-    updates: dict[int, LowRankUpdate] = {}  # a weight that several layers share has one
-    for module, name, _ in found:
-        weight = getattr(module, name)
-        if id(weight) not in updates:
-            updates[id(weight)] = LowRankUpdate(weight, rank, scale, generator)
-        parametrize.register_parametrization(module, name, updates[id(weight)])
-    return model
+    return parametrized(learner, model, targets, lambda name, weight: LowRankUpdate(weight, rank, scale, generator))

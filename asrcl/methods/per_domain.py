@@ -6,7 +6,7 @@ knows no domain, a probe or one that is still to come, is decoded with the share
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final, Protocol
@@ -161,6 +161,36 @@ def matrices(
             meant = matches(full, targets) and not matches(full, without)
             if value.ndim > 1 and meant and (embeddings or id(value) not in embedded):
                 yield module, name, full
+
+
+def parametrized(
+    learner: Learner, model: nn.Module, targets: Sequence[str], make: Callable[[str, Tensor], nn.Module]
+) -> nn.Module:
+    """The model with a parametrization on every weight that globs choose; these and the head of the current domain are trained.
+
+    Args:
+        learner: of the run; other domains' heads are not trained at all, and the domain's own whole.
+        model: a plain one; it is changed.
+        targets: globs of full names.
+        make: gives the parametrization of a weight, by its full name and value; one that several layers share has one.
+
+    Raises:
+        InputError: the globs choose no weight.
+    """
+    domain = learner.domains[-1]
+    own = learner.private(domain)
+    found = list(matrices(model, targets, (*own, *learner.foreign(domain))))
+    if not found:
+        raise no_target("targets", targets, model)
+    for name, value in model.named_parameters():
+        value.requires_grad_(name in own)
+    made: dict[int, nn.Module] = {}
+    for module, inner, name in found:
+        weight = getattr(module, inner)
+        if id(weight) not in made:
+            made[id(weight)] = make(name, weight)
+        parametrize.register_parametrization(module, inner, made[id(weight)])
+    return model
 
 
 def matches(name: str, globs: Sequence[str]) -> bool:

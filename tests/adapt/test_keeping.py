@@ -22,6 +22,7 @@ TIGHT = "probe:+4 blobs1:+30%"
 CASES = [
     *((name, {}) for name in ("agem", "cgalore", "clrl", "der", "ema", "frozen", "hybrid", "lwf_entropy", "ogd", "olora")),
     *((name, {}) for name in ("ft", "fta", "ihr", "laplace", "ewc", "si", "er", "lwf", "lora", "gpm", "l2", "mas", "kfac_ewc")),
+    *(("osf", {"rest": "train"}), ("swa", {}), ("cssvd", {"share": 1.0}), ("svr", {"start": 0.0})),
     ("ihr", {"path": "damping"}),
     ("laplace", {"path": "damping", "damping": 10.0, "rest": "keep"}),
     ("ihr", {"curvature": "sum"}),

@@ -54,6 +54,10 @@ METHODS = {
     "olora": lambda: build_method("olora", rank=2),
     "clrl": lambda: build_method("clrl"),
     "ema": lambda: build_method("ema"),
+    "swa": lambda: build_method("swa"),
+    "cssvd": lambda: build_method("cssvd", share=0.5),
+    "svr": lambda: build_method("svr", epochs=1, start=0.0),
+    "osf": lambda: build_method("osf"),
     "packnet": lambda: build_method("packnet"),
     "frozen": lambda: build_method("frozen"),
     "hybrid": lambda: build_method("hybrid", reference="end"),
@@ -67,7 +71,7 @@ METHODS = {
     "lora_per_domain": lambda: build_method("lora_per_domain", rank=2),
     "halrp": lambda: build_method("halrp", private=[], growth_bound=0.5, importance="trace"),
 }
-STATELESS = ("lora", "lwf", "frozen", "lwf_entropy", "clrl")
+STATELESS = ("lora", "lwf", "frozen", "lwf_entropy", "clrl", "osf", "swa")
 
 
 def scenario(task=None):

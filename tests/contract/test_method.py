@@ -13,7 +13,7 @@ from asrcl.exceptions import InputError
 from asrcl.methods import FineTuning, Method, Weights, build_method, method_class, method_names, register
 
 STANDARD = ("initial", "ft", "fta", "ewc", "er", "ihr", "joint", "laplace", "lora", "separate", "si")
-PROTECTING = ("agem", "cgalore", "clrl", "der", "ema", "ogd", "olora")
+PROTECTING = ("agem", "cgalore", "clrl", "cssvd", "der", "ema", "ogd", "olora", "osf", "svr", "swa")
 PLAIN = ("ft", "fta", "ihr", "laplace", "separate", "joint")
 
 

@@ -77,7 +77,7 @@ def test_gpm_leaves_the_own_head_free(learner):
     assert torch.equal(states[0]["heads.0.weight"], states[2]["heads.0.weight"])
 
 
-@pytest.mark.parametrize("name", ["cgalore", "ogd", "ema", "olora", "clrl"])
+@pytest.mark.parametrize("name", ["cgalore", "ogd", "ema", "olora", "clrl", "swa", "cssvd", "svr", "osf"])
 def test_a_head_moves_in_the_stage_of_its_domain_alone(learner, name):
     states = [stage.models[0] for stage in run_stages(learner, build_method(name), None)]
     assert not torch.equal(states[0]["trunk.1.weight"], states[2]["trunk.1.weight"])

@@ -74,11 +74,11 @@ def test_all_methods_adapt_and_a_second_time_costs_nothing(start):
 
 
 PENALTIES = ("kfac_ewc", "l2", "mas", "lwf", "lwf_entropy")
-PROJECTIONS = ("gpm", "cgalore", "ogd", "agem")
-NEW_PARTS = ("packnet", "lora", "olora", "clrl", "frozen", "hybrid")
+PROJECTIONS = ("gpm", "cgalore", "osf", "ogd", "agem")
+NEW_PARTS = ("packnet", "lora", "olora", "cssvd", "clrl", "frozen", "hybrid", "swa")
 
 
-@pytest.mark.parametrize("name", [*PENALTIES, *PROJECTIONS, "er", "der", *NEW_PARTS])
+@pytest.mark.parametrize("name", [*PENALTIES, *PROJECTIONS, "er", "der", "svr", *NEW_PARTS])
 def test_methods_run_on_a_conformer(start, name):
     """And end with other weights than plain fine-tuning does."""
     config = start("train.adapt.epochs=3", "train.adapt.schedule=constant")  # penalties pull from the second step on

@@ -2,7 +2,8 @@
 
 import yaml
 
-from asrcl.adapt.training import TrainConfig, frozen_parts
+from asrcl.adapt.parts import frozen_parts
+from asrcl.adapt.training import TrainConfig
 from asrcl.experiment.config import config_folder, load_config
 from asrcl.experiment.run import configured_method
 
