@@ -22,6 +22,7 @@ from asrcl.adapt.scenario import Scenario, UnionDomain
 from asrcl.adapt.trackers import TrackedRun, TrackingConfig
 from asrcl.adapt.tracking import MARKER, Tracking
 from asrcl.adapt.training import TrainConfig, Trainer
+from asrcl.contract.adapters import adapter_sizes, attach_adapters
 from asrcl.contract.method import Method
 from asrcl.contract.protocols import Batch, Domain, Task
 from asrcl.contract.weights import Weights, fingerprint, load_weights, save_recorded, save_weights
@@ -195,11 +196,14 @@ class DomainLearner:
         return self._loaded("model", weights)
 
     def _loaded(self, which: str, weights: Weights | StateDict) -> nn.Module:
-        if which not in self._models:
+        state = Weights.of(weights).state
+        sizes = adapter_sizes(state)
+        shape = f"{which} {sizes}"
+        if shape not in self._models:
             with torch.random.fork_rng(devices=[]):  # a teacher may be asked for in the middle of an epoch
-                self._models[which] = self.scenario.build_model().to(self.device)
-        model = self._models[which]
-        model.load_state_dict(Weights.of(weights).state)
+                self._models[shape] = attach_adapters(self.scenario.build_model().to(self.device), sizes)
+        model = self._models[shape]
+        model.load_state_dict(state)
         model.zero_grad(set_to_none=True)
         return model
 

@@ -214,10 +214,10 @@ def curvature_record(curvature: Curvature) -> dict[str, Any]:
 
 
 def _squares(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, float]:
-    """Squared L2 norm of the change of every floating tensor."""
+    """Squared L2 norm of the change of every floating tensor, from 0 where it was not there (an adapter's)."""
     return {
-        name: float((new[name].double() - value.double()).square().sum())
-        for name, value in old.items()
+        name: float((value.double() - old[name].double() if name in old else value.double()).square().sum())
+        for name, value in new.items()
         if value.is_floating_point()
     }
 

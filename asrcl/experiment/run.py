@@ -29,6 +29,7 @@ from asrcl.adapt import (
 )
 from asrcl.adapt.baselines import BaselineCard
 from asrcl.adapt.trust import TrustRegion, TrustSettings
+from asrcl.contract.adapters import adapter_sizes, attach_adapters
 from asrcl.curvature import Curvature
 from asrcl.exceptions import InputError
 from asrcl.experiment import launch
@@ -339,6 +340,7 @@ def _checkpoint_in_scenario(config: Config, checkpoint: Path, domain: str) -> tu
         names = ", ".join(item.name for item in scenario.domains)
         raise InputError(f"domain {domain}: not in this scenario; it has {names}")
     model, state = scenario.build_model(), load_recorded(checkpoint, THE_STAGE)
+    attach_adapters(model, adapter_sizes(state))
     check_fits(model, state, checkpoint)
     model.load_state_dict(state)
     return scenario, chosen[0], model.to(config.device)

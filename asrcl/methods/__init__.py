@@ -7,6 +7,7 @@ from asrcl.contract import method as _contract
 from asrcl.contract.method import Method, method_class, method_names, register
 from asrcl.contract.protocols import Learner
 from asrcl.contract.weights import Weights
+from asrcl.methods.adapters import AdaptersPerDomain
 from asrcl.methods.agem import AveragedGradientEpisodicMemory
 from asrcl.methods.average import FineTuningWithAveraging
 from asrcl.methods.cgalore import CurvatureGuidedProjection
@@ -79,6 +80,7 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     "SynapticIntelligence",
     "TailSubspaceTuning",
     # methods that keep something of every domain beside the first domain's model
+    "AdaptersPerDomain",
     "HessianAwareLowRankPerturbation",
     "LowRankAdaptationPerDomain",
     # methods with a memory

@@ -75,7 +75,7 @@ class FrozenTraining(Method):
         heads = heads_of(model, self.heads, learner.private(learner.domains[-1]))
         blocks = blocks_of(model, heads, self.groups)
         if self.groups is None:
-            blocks = in_forward_order(blocks, model, lambda: learner.task.outputs(model, _first_batch(learner)))
+            blocks = in_forward_order(blocks, model, lambda: learner.task.outputs(model, first_batch(learner)))
         chosen = blocks if self.blocks is None else blocks[max(0, len(blocks) - self.blocks) :]
         hold_all_but(model, heads.union(*(block.entries for block in chosen)))
         if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -169,7 +169,8 @@ def in_forward_order(blocks: Sequence[Block], model: nn.Module, forward: Callabl
     return [blocks[number] for number in sorted(range(len(blocks)), key=keys.__getitem__)]
 
 
-def _first_batch(learner: Learner) -> Batch:
+def first_batch(learner: Learner) -> Batch:
+    """A batch of the current domain's training data, on the learner's device, to see how a model is gone through."""
     return next(iter(learner.domains[-1].batches("train", shuffle=False, seed=0))).to(learner.device)
 
 

@@ -94,6 +94,7 @@ class HessianAwareLowRankPerturbation(PerDomainMethod):
         targets: Sequence[str] = ("*",),
         private: Sequence[str] = ("heads.*",),
     ) -> None:
+        super().__init__()
         for name, value, known in (("ranks", ranks, RANKS), ("importance", importance, IMPORTANCES)):
             if value not in known:
                 raise InputError(f"method.{name}={value}: choose from {', '.join(known)}")

@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from asrcl.contract.adapters import is_of_adapter
 from asrcl.contract.weights import fingerprint, load_weights, save_weights
 from asrcl.exceptions import InputError
 from asrcl.state import StateDict
@@ -71,8 +72,9 @@ class Increment:
 
     Attributes:
         factors: by the name of a weight.
-        own: tensors that take the place of the shared ones (biases, normalisations, a head), by name.
-        base: `asrcl.contract.weights.fingerprint` of the shared tensors that the factors belong to; "" where it is not known.
+        own: tensors that take the place of the shared ones (biases, normalisations, a head), or are added (adapters), by name.
+        base: `asrcl.contract.weights.fingerprint` of the shared tensors that the factors belong to, of all where there are no
+            factors; "" where it is not known.
     """
 
     factors: dict[str, Factors]
@@ -85,12 +87,13 @@ class Increment:
         Raises:
             InputError: the shared weights lack a tensor, or are not those that the increment was made for.
         """
-        if missing := [name for name in (*self.factors, *self.own) if name not in shared]:
+        added = {name: value for name, value in self.own.items() if is_of_adapter(name)}
+        if missing := [name for name in (*self.factors, *self.own) if name not in shared and name not in added]:
             raise InputError(f"increment: the model has no tensor {missing[0]}; it was made for another model")
-        if self.base and self.base != (found := fingerprint({name: shared[name] for name in self.factors})):
+        if self.base and self.base != (found := fingerprint({name: shared[name] for name in self.factors or shared})):
             raise InputError(f"increment: made for shared weights {self.base}, these are {found}; take the model it was made for")
         changed = {name: perturbed(shared[name], factors) for name, factors in self.factors.items()}
-        return {name: changed.get(name, self.own.get(name, value)) for name, value in shared.items()}
+        return {name: changed.get(name, self.own.get(name, value)) for name, value in shared.items()} | added
 
     def numbers(self, biases: bool = True, dense: bool = False) -> int:
         """How many numbers this is: entries of U and V that are not zero, R, S, and the domain's own floating tensors.

@@ -88,6 +88,7 @@ class LowRankAdaptationPerDomain(PerDomainMethod):
     label = "LoRA per domain"
 
     def __init__(self, rank: int = 8, alpha: float = 16.0, targets: Sequence[str] = ("*",)) -> None:
+        super().__init__()
         self.rank, self.alpha, self.targets = _checked(rank), alpha, tuple(targets)
 
     def wrap(self, learner: Learner, model: nn.Module) -> nn.Module:

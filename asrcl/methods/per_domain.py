@@ -45,9 +45,11 @@ class PerDomainMethod(Method):
     """
 
     continues = False
-    increments: dict[str, Increment]
-    base: Weights | None = None
-    _models: dict[str, Weights]
+
+    def __init__(self) -> None:
+        self.base: Weights | None = None
+        self.increments: dict[str, Increment] = {}
+        self._models: dict[str, Weights] = {}
 
     def start_run(self, learner: Learner) -> None:
         self.base, self.increments, self._models = None, {}, {}
@@ -134,8 +136,8 @@ def increment_of(learned: Mapping[str, Tensor], base: Mapping[str, Tensor], fore
     marked = {name.removeprefix(MARK): value for name, value in learned.items() if name.startswith(MARK)}
     factors = Increment.of(marked).factors
     rest = {name: value for name, value in learned.items() if not name.startswith(MARK) and name not in factors}
-    own = {name: value for name, value in rest.items() if name not in foreign and not torch.equal(value, base[name])}
-    return Increment(factors, own, fingerprint({name: base[name] for name in factors}))
+    own = {n: v for n, v in rest.items() if n not in foreign and not (n in base and torch.equal(v, base[n]))}
+    return Increment(factors, own, fingerprint({name: base[name] for name in factors or base}))
 
 
 def matrices(

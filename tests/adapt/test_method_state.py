@@ -68,6 +68,7 @@ METHODS = {
     "mas": lambda: build_method("mas", strength=1.0),
     "ihr": lambda: build_method("ihr", curvature="sum"),
     "lora": lambda: build_method("lora", rank=2),
+    "adapters": lambda: build_method("adapters", bottleneck=2),
     "lora_per_domain": lambda: build_method("lora_per_domain", rank=2),
     "halrp": lambda: build_method("halrp", private=[], growth_bound=0.5, importance="trace"),
 }

@@ -14,15 +14,16 @@ from asrcl.methods import FineTuning, Method, Weights, build_method, method_clas
 
 STANDARD = ("initial", "ft", "fta", "ewc", "er", "ihr", "joint", "laplace", "lora", "separate", "si")
 PROTECTING = ("agem", "cgalore", "clrl", "cssvd", "der", "ema", "ogd", "olora", "osf", "svr", "swa")
+PER_DOMAIN = ("adapters", "halrp", "lora_per_domain")
 PLAIN = ("ft", "fta", "ihr", "laplace", "separate", "joint")
 
 
 def test_methods_that_come_with_the_package():
-    assert {*STANDARD, *PROTECTING} <= set(method_names())
+    assert {*STANDARD, *PROTECTING, *PER_DOMAIN} <= set(method_names())
     assert method_names() == sorted(method_names())
 
 
-@pytest.mark.parametrize("name", (*STANDARD, *PROTECTING))
+@pytest.mark.parametrize("name", (*STANDARD, *PROTECTING, *PER_DOMAIN))
 def test_every_method_can_be_built_by_name(name):
     method = build_method(name)
     assert isinstance(method, Method) and method.name == name and method.label != ""
@@ -30,7 +31,7 @@ def test_every_method_can_be_built_by_name(name):
     assert inspect.getdoc(method_class(name))
 
 
-@pytest.mark.parametrize("name", (*STANDARD, *PROTECTING))
+@pytest.mark.parametrize("name", (*STANDARD, *PROTECTING, *PER_DOMAIN))
 def test_a_state_of_another_method_is_refused(name):
     with pytest.raises(InputError, match=rf"method {name}.*unknown\.w"):
         build_method(name).load_state_dict({"unknown.w": torch.zeros(2)})
@@ -41,7 +42,7 @@ def test_unknown_method_lists_the_known_ones():
         build_method("ihrr")
 
 
-@pytest.mark.parametrize("name", (*STANDARD, *PROTECTING))
+@pytest.mark.parametrize("name", (*STANDARD, *PROTECTING, *PER_DOMAIN))
 def test_unknown_option_is_named(name):
     with pytest.raises(InputError, match=rf"method {name}.*temperature; it has \w+"):
         build_method(name, temperature=1)
@@ -97,7 +98,7 @@ def test_hooks_do_nothing_by_default():
 # --- keys
 
 
-@pytest.mark.parametrize("name", (*STANDARD, *PROTECTING))
+@pytest.mark.parametrize("name", (*STANDARD, *PROTECTING, *PER_DOMAIN))
 def test_only_methods_that_train_as_fine_tuning_share_its_weights(name):
     assert (build_method(name).key() == {}) == (name in PLAIN)
 

@@ -17,7 +17,8 @@ from asrcl.files import hash_json
 from asrcl.scoring import RunResult
 
 METHODS = sorted(load_config().tree["methods"].keys() - {"uoe"})  # but what names parts of a Conformer
-SLOW_LEARNERS = ["initial", "fta", "ihr", "ihr_paper", "laplace", "lora", "lora_per_domain"]  # two epochs do for the others
+SLOW_LEARNERS = ["initial", "fta", "ihr", "ihr_paper", "laplace", "lora", "lora_per_domain", "adapters", "cssvd", "svr"]
+"""Two epochs do for the others."""
 
 
 def scenario_of(config):

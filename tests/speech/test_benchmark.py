@@ -75,7 +75,7 @@ def test_all_methods_adapt_and_a_second_time_costs_nothing(start):
 
 PENALTIES = ("kfac_ewc", "l2", "mas", "lwf", "lwf_entropy")
 PROJECTIONS = ("gpm", "cgalore", "osf", "ogd", "agem")
-NEW_PARTS = ("packnet", "lora", "olora", "cssvd", "clrl", "frozen", "hybrid", "swa")
+NEW_PARTS = ("adapters", "packnet", "lora", "olora", "cssvd", "clrl", "frozen", "hybrid", "swa")
 
 
 @pytest.mark.parametrize("name", [*PENALTIES, *PROJECTIONS, "er", "der", "svr", *NEW_PARTS])
@@ -112,6 +112,17 @@ def test_decoding_a_checkpoint(start):
     config = start()
     errors = experiment.decode_checkpoint(config, experiment.initial_path(config, 1), "high", "dev")
     assert len(errors) == 2 and errors.length > 0
+
+
+def test_decoding_a_checkpoint_that_has_adapters(start):
+    """As the run decoded the domain, which is not as the shared model does."""
+    config = start("train.adapt.learning_rate=0.05")
+    experiment.adapt_all(config, ["adapters"], [1], decode=True, save=True)
+    place, result = config.home / "adapters" / "1", RunResult.load(config.home / "adapters" / "1" / "results.json")
+    found = experiment.decode_checkpoint(config, place / "stage2" / "model.safetensors", "high", "test")
+    assert (found.total, found.character_errors) == (result.errors[1][1], result.character_errors[1][1])
+    plain = experiment.decode_checkpoint(config, experiment.initial_path(config, 1), "high", "test")
+    assert [item.hypothesis for item in plain.items] != [item.hypothesis for item in found.items]
 
 
 def test_tuning_writes_a_table(start):
