@@ -128,15 +128,16 @@ class Merged(Method):
         start = old
         for epochs in shares[:-1]:
             new = learner.fine_tune(start, domain, self._inner, epochs)
-            merged = self._merged(learner, domain, start, new)
+            merged = self._whole(learner, domain, start, new)
             start = Weights({**merged.state, **{name: new[name] for name in learner.private(domain)}})
         self._round = start
         return learner.fine_tune(start, domain, self._inner, shares[-1])
 
     def merge_domain(self, learner: Learner, domain: Domain, old: Weights, new: Weights) -> Weights:
-        return self._merged(learner, domain, old if self.rounds == 1 else self._round or old, new)
+        return self._whole(learner, domain, old if self.rounds == 1 else self._round or old, new)
 
-    def _merged(self, learner: Learner, domain: Domain, old: Weights, new: Weights) -> Weights:
+    def _whole(self, learner: Learner, domain: Domain, old: Weights, new: Weights) -> Weights:
+        """The merge of one round."""
         learned = Weights.of(self._inner.merge_domain(learner, domain, old, new))
         if not self._ready:
             return learned
