@@ -77,6 +77,8 @@ class Merged(Method):
         self._round: Weights | None = None  # what the last round of the domain starts from
         if self.base not in ("previous", "initial"):
             raise InputError(f"merge.base={self.base}: choose previous or initial")
+        if self.base == "initial" and (not kind.several or self._weighs_new):
+            raise InputError(f"merge.base=initial: merge method {kind.name} takes the update of one stage; leave base out")
         common = {name: value for name, value in options.items() if name in COMMON}
         knobs = {name: value for name, value in options.items() if name not in COMMON}
         kind.check(knobs)

@@ -21,6 +21,7 @@ SIZES = {"train": 64, "dev": 64, "test": 48}
 TIGHT = "probe:+4 blobs1:+30%"
 CASES = [
     *((name, {}) for name in ("agem", "cgalore", "clrl", "der", "ema", "frozen", "hybrid", "lwf_entropy", "ogd", "olora")),
+    ("regmean_plus_plus", {}),
     *((name, {}) for name in ("ft", "fta", "ihr", "laplace", "ewc", "si", "er", "lwf", "lora", "gpm", "l2", "mas", "kfac_ewc")),
     *(("osf", {"rest": "train"}), ("swa", {}), ("cssvd", {"share": 1.0}), ("svr", {"start": 0.0})),
     ("ihr", {"path": "damping"}),

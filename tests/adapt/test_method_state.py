@@ -43,6 +43,7 @@ METHODS = {
     "counting": Counting,
     "si": lambda: build_method("si", strength=0.5),
     "er": lambda: build_method("er", budget=12),
+    "regmean_plus_plus": lambda: build_method("regmean_plus_plus", budget=12),
     "er reservoir": lambda: build_method("er", budget=12, filling="reservoir", distillation=0.5),
     "der": lambda: build_method("der", budget=12),
     "agem": lambda: build_method("agem", budget=12),

@@ -13,9 +13,9 @@ from asrcl.exceptions import InputError
 from asrcl.methods import FineTuning, Method, Weights, build_method, method_class, method_names, register
 
 STANDARD = ("initial", "ft", "fta", "ewc", "er", "ihr", "joint", "laplace", "lora", "separate", "si")
-PROTECTING = ("agem", "cgalore", "clrl", "cssvd", "der", "ema", "ogd", "olora", "osf", "svr", "swa")
+PROTECTING = ("agem", "cgalore", "clrl", "cssvd", "der", "ema", "ogd", "olora", "osf", "regmean_plus_plus", "svr", "swa")
 PER_DOMAIN = ("adapters", "halrp", "lora_per_domain")
-PLAIN = ("ft", "fta", "ihr", "laplace", "separate", "joint")
+PLAIN = ("ft", "fta", "ihr", "laplace", "separate", "joint", "regmean_plus_plus")
 
 
 def test_methods_that_come_with_the_package():

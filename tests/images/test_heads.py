@@ -9,6 +9,7 @@ from image_cases import configured
 from asrcl.adapt import run_stages
 from asrcl.experiment.registry import benchmark_of
 from asrcl.experiment.run import learner_of
+from asrcl.merge import methods
 from asrcl.methods import build_method
 
 PAIRS = "scenario.domains=[{name: '01', classes: [0, 1]}, {name: '23', classes: [2, 3]}, {name: '45', classes: [4, 5]}]"
@@ -77,9 +78,23 @@ def test_gpm_leaves_the_own_head_free(learner):
     assert torch.equal(states[0]["heads.0.weight"], states[2]["heads.0.weight"])
 
 
-@pytest.mark.parametrize("name", ["cgalore", "ogd", "ema", "olora", "clrl", "swa", "cssvd", "svr", "osf"])
+@pytest.mark.parametrize(
+    "name", ["cgalore", "ogd", "ema", "olora", "clrl", "swa", "cssvd", "svr", "osf", "regmean_plus_plus"]
+)
 def test_a_head_moves_in_the_stage_of_its_domain_alone(learner, name):
     states = [stage.models[0] for stage in run_stages(learner, build_method(name), None)]
+    assert not torch.equal(states[0]["trunk.1.weight"], states[2]["trunk.1.weight"])
+    for head in range(3):
+        moved = [not torch.equal(one[f"heads.{head}.weight"], two[f"heads.{head}.weight"]) for one, two in pairwise(states)]
+        assert moved == [head == 1, head == 2]
+
+
+@pytest.mark.parametrize("name", sorted(methods().keys() - {"keep"}))
+def test_every_merge_leaves_the_heads_of_other_domains_alone(learner, name):
+    """Those that count updates from the initial model too: a head that an earlier stage trained is no update of this one."""
+    kind = methods()[name]
+    options = {"method": name, **({"base": "initial"} if kind.several and "new_blocks" not in kind.context else {})}
+    states = [stage.models[0] for stage in run_stages(learner, build_method("ft", merge=options), None)]
     assert not torch.equal(states[0]["trunk.1.weight"], states[2]["trunk.1.weight"])
     for head in range(3):
         moved = [not torch.equal(one[f"heads.{head}.weight"], two[f"heads.{head}.weight"]) for one, two in pairwise(states)]

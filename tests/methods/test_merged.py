@@ -104,6 +104,8 @@ def test_the_state_is_that_of_the_method_and_the_curvature(learner):
         ("ft", {"method": "ihr", "rounds": 0}, "merge.rounds=0: a number of rounds, at least 1"),
         ("ft", {"method": "ihr", "rounds": 2, "path": "damping"}, "merge.path=damping: of one round"),
         ("packnet", {"method": "ihr", "rounds": 2}, "nothing to merge|of its own"),
+        ("ft", {"method": "ihr", "base": "initial"}, "merge.base=initial: merge method ihr takes the update of one stage"),
+        ("ft", {"method": "regmean", "base": "initial"}, "merge.base=initial: merge method regmean"),
         ("ft", {"method": "average", "rest": 0.5}, "rest=0.5 would have no effect"),
         ("separate", "average", "nothing to merge"),
         ("lora_per_domain", "average", "nothing to merge"),

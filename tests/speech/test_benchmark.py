@@ -75,7 +75,7 @@ def test_all_methods_adapt_and_a_second_time_costs_nothing(start):
 
 PENALTIES = ("kfac_ewc", "l2", "mas", "lwf", "lwf_entropy")
 PROJECTIONS = ("gpm", "cgalore", "osf", "ogd", "agem")
-NEW_PARTS = ("adapters", "packnet", "lora", "olora", "cssvd", "clrl", "frozen", "hybrid", "swa")
+NEW_PARTS = ("adapters", "packnet", "lora", "olora", "cssvd", "clrl", "frozen", "hybrid", "swa", "regmean_plus_plus")
 
 
 @pytest.mark.parametrize("name", [*PENALTIES, *PROJECTIONS, "er", "der", "svr", *NEW_PARTS])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from copy import copy
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -74,7 +73,8 @@ class LazyBlocks(Mapping[BlockKey, Block]):
 
     def without(self, names: Container[str]) -> LazyBlocks:
         """The same blocks of the same file but for those of some parameters."""
-        rest = copy(self)
+        rest = object.__new__(LazyBlocks)  # a copy would hold the blocks themselves
+        rest.__dict__.update(self.__dict__)
         rest._entries = {key: entry for key, entry in self._entries.items() if key.name not in names}
         rest.outlines = {key: outline for key, outline in self.outlines.items() if key.name not in names}
         return rest

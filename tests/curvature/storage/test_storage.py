@@ -165,6 +165,17 @@ def test_nothing_is_kept_but_what_lives_is_shared(tmp_path, reads):
     assert loaded.blocks[BlockKey("q", 0, 3)].rows == 3 and len(reads) == 4
 
 
+def test_a_part_of_a_curvature_is_taken_without_reading_any(curvature, saved, reads):
+    loaded = Curvature.load(saved)
+    part = loaded.without(["first.weight", "unknown"])
+    assert reads == [] and part.names() == [name for name in curvature.names() if name != "first.weight"]
+    assert part.report() == curvature.without(["first.weight"]).report() and reads == []
+    assert "first.weight" in loaded.names()
+    name = part.names()[0]
+    for key, block in part.blocks_of(name).items():
+        assert_same(Curvature({key: block}), Curvature({key: curvature.blocks[key]}))
+
+
 def test_lazy_curvatures_compute_as_eager_ones(tmp_path):
     curvature = everything()
     curvature.save(tmp_path / "c.safetensors")
