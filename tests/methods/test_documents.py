@@ -1,10 +1,11 @@
 """What the pages show of methods and observers runs."""
 
 import pytest
-from doc_cases import example
+from doc_cases import DOCS, example
 
 from asrcl.adapt import run_stages
 from asrcl.contract import method as contract
+from asrcl.experiment.config import config_folder
 from asrcl.methods import build_method
 from asrcl.testing import tiny_learner, tiny_scenario
 
@@ -31,3 +32,10 @@ def test_the_loop_of_the_page_about_methods(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(example("trying", "adding_a_method.md"), {"__name__": __name__})
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+@pytest.mark.parametrize("page", ["methods.md", "adapt.md"])
+def test_the_page_has_a_row_for_every_method(page):
+    rows = [line.split("|")[1] for line in (DOCS / page).read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    ids = {path.stem for path in (config_folder() / "method").glob("*.yaml")}
+    assert not sorted(name for name in ids if not any(f"`{name}`" in row for row in rows))
