@@ -363,7 +363,11 @@ def test_every_choice_of_hyper_parameters_names_options_that_exist(name):
         configured_method(config, method)
 
 
-@pytest.mark.parametrize("chosen", [[], ["scenario=split_digits"], ["+variants=beyond"]], ids=["speech", "images", "beyond"])
+@pytest.mark.parametrize(
+    "chosen",
+    [[], ["scenario=split_digits"], ["+variants=merges"], ["+variants=beyond"]],
+    ids=["speech", "images", "merges", "beyond"],
+)
 def test_every_method_of_the_search_gets_as_many_settings(chosen):
     """Or all of its space where that has no more; a space names options that exist."""
     config = load_config(chosen)
@@ -374,3 +378,13 @@ def test_every_method_of_the_search_gets_as_many_settings(chosen):
     of_speech = {"uoe"} if "scenario=split_digits" in chosen else set()  # parts of a Conformer
     unsearched = {"initial", "ihr_paper", "separate", "single", "joint"} | of_speech
     assert {search.method for search in found} >= set(config.tree["methods"]) - unsearched
+
+
+def test_every_merge_is_a_method_by_name():
+    """As a method of its own, or with `+variants=merges` behind plain fine-tuning."""
+    tree = load_config(["+variants=merges"]).tree["methods"]
+    merges = [options["merge"] for options in tree.values() if options.get("merge")]
+    behind = {merge if isinstance(merge, str) else merge["method"] for merge in merges}
+    as_methods = {"fta": "average", "ihr": "ihr", "laplace": "laplace"}
+    assert set(as_methods) <= set(tree) and not behind & set(as_methods.values())
+    assert behind | set(as_methods.values()) == {name for name, method in merge_methods().items() if method.takes is None}

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from doc_cases import example
 from merge_cases import bits
 from torch import nn
 
@@ -133,6 +134,14 @@ def test_tied_layers_stay_tied_and_go_with_the_first_use():
     assert blocks_in_order(tied(3), states, loss, data(3)) == [["0.weight", "2.weight"], ["3.weight", "3.bias"]]
     merged = regmean_plus_plus(tied(3), old, new, loss, [data(3), data(4)])
     assert torch.equal(merged["0.weight"], merged["2.weight"])
+
+
+def test_the_example_of_the_page():
+    old, new = net(1), net(2)
+    names = {"model": net(9), "loss_fn": loss, "old_batches": data(1), "new_batches": data(2)}
+    names |= {"old_state": old.state_dict(), "new_state": new.state_dict()}
+    exec(example("layerwise", "merge.md"), names)
+    assert names["merged"].keys() == names["old_state"].keys()
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,9 @@ def mats(
 ) -> Tensor:
     """K-FAC merging: the minimum of all losses' quadratic approximations, whole blocks and not just their diagonals.
 
+    Of one new model and one old curvature it is the two-sided posterior merge `δ = (F_o + F_n)⁻¹ F_n Δ`: the mode of the product
+    of two Gaussian posteriors, one around either model with the precisions F_o and F_n. `laplace` has γ in place of F_n.
+
     Two Kronecker products are solved exactly by joint diagonalisation, more by preconditioned conjugate gradients, dense blocks
     and diagonals exactly. The residual of every Kronecker solve is checked.
 

@@ -64,6 +64,14 @@ def test_mats_solves_the_normal_equations(old, new, s, damping):
     torch.testing.assert_close(step, expected, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("damping", [0.0, 1e-3])
+def test_mats_of_two_models_is_the_two_sided_posterior_merge(damping):
+    (delta,), (old,), (new,) = updates((4, 3)), krons(1, decay=1.0), krons(1, seed=500, decay=1.0)
+    F_o, F_n = dense(old, damping), dense(new, damping)
+    wanted = torch.linalg.inv(F_o + F_n) @ F_n @ delta.flatten()
+    torch.testing.assert_close(mats([delta], blocks=[old], new_blocks=[new], damping=damping).flatten(), wanted)
+
+
 def test_mats_is_the_minimum_of_both_quadratic_losses():
     (delta,), (old,), (new,) = updates((4, 3)), krons(1), krons(1, seed=500)
     step = mats([delta], blocks=[old], new_blocks=[new], damping=0.0).requires_grad_()
