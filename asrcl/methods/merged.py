@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
 from asrcl.contract.method import Method, joined_state, parted_state
@@ -159,10 +160,12 @@ class Merged(Method):
         return self._carried is None or bool(self._carried.terms)
 
     def _merged(self, learner: Learner, domain: Domain, old: Weights, learned: Weights, damping: float) -> Weights:
-        """The merge with its damping times a number; heads that other domains alone use stay as they were."""
+        """The merge with its damping times a number; heads of other domains that this stage has not trained stay as they were."""
         spec = self._spec_for(learner, domain, learned)
         merged = merge(old.state, learned.state, spec if damping == 1 else damped(spec, damping))
-        return Weights({**merged, **{name: old[name] for name in learner.foreign(domain)}})
+        # Counted from the initial model, such a head has an update nevertheless: that of its own stage.
+        idle = {name for name in learner.foreign(domain) if torch.equal(old[name], learned[name])}
+        return Weights({**merged, **{name: old[name] for name in idle}})
 
     def _spec_for(self, learner: Learner, domain: Domain, learned: Weights) -> MergeSpec:
         given: dict[str, Any] = {"task": self._spec.task or learner.stage}

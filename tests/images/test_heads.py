@@ -101,6 +101,12 @@ def test_every_merge_leaves_the_heads_of_other_domains_alone(learner, name):
         assert moved == [head == 1, head == 2]
 
 
+def test_a_merge_takes_in_what_replay_teaches_the_heads_of_earlier_domains(learner):
+    method = build_method("der", merge={"method": "interpolate", "strength": 0.5})
+    *_, second, third = (stage.models[0] for stage in run_stages(learner, method, None))
+    assert not torch.equal(second["heads.0.weight"], third["heads.0.weight"])
+
+
 @pytest.mark.parametrize("name, moving", [("der", {0, 1, 2}), ("lwf_entropy", {0, 1, 2})])
 def test_replay_and_distillation_train_the_heads_of_earlier_domains_along(learner, name, moving):
     *_, second, third = (stage.models[0] for stage in run_stages(learner, build_method(name), None))
