@@ -122,7 +122,8 @@ class DenseFactor(Factor):
 
     def multiply(self, X_DN: Tensor) -> Tensor:
         """Return the product of the matrix with `X`."""
-        return (self.matrix.to(X_DN) @ X_DN) * self.unit
+        product_DN = self.matrix.to(X_DN) @ X_DN
+        return product_DN if self.unit == 1 else product_DN * self.unit
 
 
 @dataclass(frozen=True)

@@ -106,8 +106,8 @@ class Filter:
 
 def half_quadratic(block: Block, delta: Tensor) -> Tensor:
     """`½ deltaᵀ F delta`, a scalar whose gradient `F delta` is computed with the value, not by autograd."""
-    image = block.multiply(delta.detach())
-    return (delta * image).sum() - 0.5 * (delta.detach() * image).sum()
+    product = (delta * block.multiply(delta.detach())).sum()
+    return product - 0.5 * product.detach()
 
 
 def block_state(kept: Mapping[BlockKey, Block]) -> StateDict:
