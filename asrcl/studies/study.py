@@ -38,6 +38,7 @@ STUDIES: Final[dict[str, str]] = {
     "update_magnitude": "asrcl.studies.update_magnitude:UpdateMagnitude",
     "quadratic": "asrcl.studies.quadratic.study:Quadratic",
     "plasticity": "asrcl.studies.plasticity.study:Plasticity",
+    "plasticity_rl": "asrcl.studies.reinforcement.study:PlasticityRl",
 }
 """Name of a study -> "module:class"."""
 

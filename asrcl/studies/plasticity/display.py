@@ -86,8 +86,8 @@ def _overview(main: Mapping[str, History], report: ReportSettings) -> Table:
         trainable = [100 * float(np.mean([step is not None for step in row])) for row in steps]
         reached = [float(step) for row in steps for step in row if step is not None]
         ends = np.array([task.end_accuracy for task in tasks]).mean(0)
-        learned = [_spread(early), _spread(late), _spread(early - late), _spread(ends), _spread(trainable, 0)]
-        hidden = [_spread(last["effective_rank"], 1), _spread(last["dead_units"], 0), _spread(last["weight_norm"], 1)]
+        learned = [spread(early), spread(late), spread(early - late), spread(ends), spread(trainable, 0)]
+        hidden = [spread(last["effective_rank"], 1), spread(last["dead_units"], 0), spread(last["weight_norm"], 1)]
         rows.append([LABELS[name], *learned, f"{np.mean(reached):.0f}" if reached else "–", *hidden])
     return plain(header, rows)
 
@@ -103,8 +103,8 @@ def _spectra_table(main: Mapping[str, History], report: ReportSettings) -> Table
                 looked = [spectrum[key] for index in indices for spectrum in history.spectra.get(index, {}).get(moment, [])]
                 if looked:
                     shares = 100 * np.array([spectrum["epsilon_rank"] for spectrum in looked])
-                    ranks = _spread([spectrum["effective_rank"] for spectrum in looked], 0)
-                    rows.append([LABELS[name], title, when, *(_spread(column, 2) for column in shares.T), ranks])
+                    ranks = spread([spectrum["effective_rank"] for spectrum in looked], 0)
+                    rows.append([LABELS[name], title, when, *(spread(column, 2) for column in shares.T), ranks])
     return plain(header, rows)
 
 
@@ -163,9 +163,9 @@ def _abruptness(gradually: Mapping[str, Mapping[float, History]], report: Report
         for width, history in runs.items():
             accuracy = accuracies(history)
             early, late = accuracy[: report.early].mean(0), accuracy[-report.late :].mean(0)
-            dead = _spread(history.states[-1]["dead_units"], 0)
+            dead = spread(history.states[-1]["dead_units"], 0)
             rows.append(
-                [LABELS[name], f"{width:g}", _spread(early), _spread(late), _spread(early - late), _spread(history.fresh), dead]
+                [LABELS[name], f"{width:g}", spread(early), spread(late), spread(early - late), spread(history.fresh), dead]
             )
     means = [f"first {report.early}", f"last {report.late}", "decline"]
     return plain(["Regulariser", "change over", *means, "unseen tasks", "dead units"], rows)
@@ -176,7 +176,8 @@ def accuracies(history: History) -> np.ndarray:
     return np.array([task.accuracy for task in history.tasks])
 
 
-def _spread(values: Sequence[float] | np.ndarray, digits: int = 3) -> str:
+def spread(values: Sequence[float] | np.ndarray, digits: int = 3) -> str:
+    """Mean ± standard deviation (n - 1), or the value where there is one alone."""
     array = np.asarray(values, dtype=float)
     deviation = f" ± {array.std(ddof=1):.{digits}f}" if len(array) > 1 else ""
     return f"{array.mean():.{digits}f}{deviation}"
@@ -193,8 +194,8 @@ def look_of(name: str) -> Look:
     return Look(COLOURS[place % len(COLOURS)], "-" if place < len(COLOURS) else "-.", MARKERS[(place + 1) % len(MARKERS)])
 
 
-def _line(axes: Axes, name: str, x: Sequence[float] | np.ndarray, values: np.ndarray, markers: bool = True) -> None:
-    """Mean over the columns with a band of one standard deviation."""
+def draw_line(axes: Axes, name: str, x: Sequence[float] | np.ndarray, values: np.ndarray, markers: bool = True) -> None:
+    """Draw the mean over the columns of `[points, seeds]` in the look of a regulariser, with a band of one standard deviation."""
     look, mean = look_of(name), values.mean(1)
     style = look.style(5 if markers else 0)
     axes.plot(x, mean, label=LABELS[name], **style)
@@ -203,7 +204,8 @@ def _line(axes: Axes, name: str, x: Sequence[float] | np.ndarray, values: np.nda
         axes.fill_between(x, mean - deviation, mean + deviation, color=look.colour, alpha=0.15, linewidth=0)
 
 
-def _finish(axes: Axes, title: str, x: str, y: str = "") -> None:
+def finish(axes: Axes, title: str, x: str, y: str = "") -> None:
+    """Give axes their title, labels and a light grid."""
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel(x, fontsize=9)
     axes.set_ylabel(y, fontsize=9)
@@ -226,14 +228,14 @@ def curves_figure(main: Mapping[str, History], report: ReportSettings) -> Figure
         values = accuracies(history)
         kernel = np.ones(smooth) / smooth
         means = np.stack([np.convolve(column, kernel, mode="valid") for column in values.T], axis=1)
-        _line(axes[0], name, np.arange(len(means)) + (smooth - 1) / 2 + 1, means, markers=False)
+        draw_line(axes[0], name, np.arange(len(means)) + (smooth - 1) / 2 + 1, means, markers=False)
         if spectra and history.spectra:
             shares = 100 * _spectrum_values(history, lambda found: found["hessian"]["epsilon_rank"][report.shown])
-            _line(axes[1], name, [index + 1 for index in history.spectra], shares)
+            draw_line(axes[1], name, [index + 1 for index in history.spectra], shares)
     running = f", running mean of {smooth}" if smooth > 1 else ""
-    _finish(axes[0], f"Online accuracy (before each update){running}", "task")
+    finish(axes[0], f"Online accuracy (before each update){running}", "task")
     if spectra:
-        _finish(axes[1], f"Eigenvalues of the Hessian above {report.epsilons[report.shown]:g} at task start, %", "task")
+        finish(axes[1], f"Eigenvalues of the Hessian above {report.epsilons[report.shown]:g} at task start, %", "task")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9, frameon=False)
     return figure
 
@@ -247,23 +249,23 @@ def measures_figure(main: Mapping[str, History], report: ReportSettings) -> Figu
     for name, history in main.items():
         tasks = np.arange(1, len(history.states) + 1)
         for axis, key in zip(axes[0], states, strict=True):
-            _line(axis, name, tasks, np.array([state[key] for state in history.states]), markers=False)
+            draw_line(axis, name, tasks, np.array([state[key] for state in history.states]), markers=False)
         reached = np.array([[100 * (step is not None) for step in task.steps_to_tau] for task in history.tasks])
         width = max(1, len(reached) // 8)
         blocks = [reached[start : start + width].mean(0) for start in range(0, len(reached), width)]
-        _line(axes[1][0], name, [start + (width + 1) / 2 for start in range(0, len(reached), width)], np.array(blocks))
+        draw_line(axes[1][0], name, [start + (width + 1) / 2 for start in range(0, len(reached), width)], np.array(blocks))
         if history.spectra:
             places = [index + 1 for index in history.spectra]
             shares = 100 * _spectrum_values(history, lambda found: found["ggn"]["epsilon_rank"][report.shown])
-            _line(axes[1][1], name, places, shares)
-            _line(axes[1][2], name, places, _spectrum_values(history, lambda found: found["kfac_ranks"]["G"]))
+            draw_line(axes[1][1], name, places, shares)
+            draw_line(axes[1][2], name, places, _spectrum_values(history, lambda found: found["kfac_ranks"]["G"]))
     for axis in axes[1][1:]:
         axis.set_visible(any(history.spectra for history in main.values()))
     for axis, title in zip(axes[0], states.values(), strict=True):
-        _finish(axis, title, "task")
-    _finish(axes[1][0], f"Tasks whose loss reached {report.tau:g}, %", "task")
-    _finish(axes[1][1], f"Eigenvalues of the GGN above {report.epsilons[report.shown]:g}, %", "task")
-    _finish(axes[1][2], "Effective rank of K-FAC's factors G", "task")
+        finish(axis, title, "task")
+    finish(axes[1][0], f"Tasks whose loss reached {report.tau:g}, %", "task")
+    finish(axes[1][1], f"Eigenvalues of the GGN above {report.epsilons[report.shown]:g}, %", "task")
+    finish(axes[1][2], "Effective rank of K-FAC's factors G", "task")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9, frameon=False)
     return figure
 
@@ -279,14 +281,14 @@ def abruptness_figure(
     left, right = figure.subplots(1, 2)
     for name, runs in gradually.items():
         widths = list(runs)
-        _line(left, name, widths, np.array([accuracies(history)[-report.late :].mean(0) for history in runs.values()]))
-        _line(right, name, widths, np.array([history.fresh for history in runs.values()]))
+        draw_line(left, name, widths, np.array([accuracies(history)[-report.late :].mean(0) for history in runs.values()]))
+        draw_line(right, name, widths, np.array([history.fresh for history in runs.values()]))
     if "reset" in main:
         fresh = look_of("reset")
         level = accuracies(main["reset"])[-report.late :].mean()
         right.axhline(level, color=fresh.colour, linestyle=fresh.line, linewidth=fresh.width, label="fresh networks")
     across = "part of a task over which it replaces the previous one (0: abrupt)"
-    _finish(left, f"Online accuracy, last {report.late} tasks of the stream", across)
-    _finish(right, "Online accuracy of unseen tasks learned afterwards", across)
+    finish(left, f"Online accuracy, last {report.late} tasks of the stream", across)
+    finish(right, "Online accuracy of unseen tasks learned afterwards", across)
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9, frameon=False)
     return figure

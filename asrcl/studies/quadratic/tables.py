@@ -204,12 +204,12 @@ def spread(values: Tensor, digits: int = 3) -> str:
     return f"{decimal(float(values.mean()), digits)} ± {decimal(float(values.std()), digits)}"
 
 
-def paired(first: Tensor, second: Tensor) -> str:
+def paired(first: Tensor, second: Tensor, digits: int = 3) -> str:
     """The mean difference over seeds with Student's 95 % interval."""
     gap = first - second
     half = float(gap.std()) / math.sqrt(len(gap)) * float(stats.t.ppf(0.975, len(gap) - 1))
-    low, high = (decimal(float(gap.mean()) + sign * half, 3, signed=True) for sign in (-1, 1))
-    return f"{decimal(float(gap.mean()), 3, signed=True)} ({low} to {high})"
+    low, high = (decimal(float(gap.mean()) + sign * half, digits, signed=True) for sign in (-1, 1))
+    return f"{decimal(float(gap.mean()), digits, signed=True)} ({low} to {high})"
 
 
 def over(found: object) -> str:
