@@ -32,18 +32,18 @@ class Learning:
         gradient_norm: to which gradients are clipped.
     """
 
-    tasks: int = 20
+    tasks: int = 12
     steps: int = 8192
     late: float = 0.25
     episode: int | None = None
     environments: int = 8
-    rollout: int = 128
-    batch: int = 64
+    rollout: int = 64
+    batch: int = 128
     epochs: int = 10
-    hidden: tuple[int, ...] = (64, 64)
-    rate: float = 1e-3
+    hidden: tuple[int, ...] = (32, 32)
+    rate: float = 3e-3
     betas: tuple[float, float] = (0.9, 0.999)
-    discount: float = 0.99
+    discount: float = 0.98
     trace: float = 0.95
     entropy: float = 0.0
     value: float = 0.5
@@ -69,9 +69,9 @@ class Regulariser:
 
 REGULARISERS: Final[dict[str, Regulariser]] = {
     "bp": Regulariser(),
-    "l2": Regulariser(decay=1e-3),
-    "er": Regulariser(er_rate=1e-3),
-    "l2_er": Regulariser(decay=1e-3, er_rate=1e-3),
+    "l2": Regulariser(decay=1e-5),
+    "er": Regulariser(er_rate=1e-2),
+    "l2_er": Regulariser(decay=1e-5, er_rate=1e-2),
     "reset": Regulariser(fresh=True),
 }
 """Name -> regulariser; names and labels are those of `asrcl.studies.plasticity.regularisers`."""
