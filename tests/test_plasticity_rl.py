@@ -279,7 +279,7 @@ def test_the_published_size_is_a_valid_study():
     [
         ("regularisers=[redo]", "redo is unknown; choose from bp"),
         ("options.l2.rate=1", r"options\.l2: rate is unknown; it has decay"),
-        ("options.er.decay=1 regularisers=[bp]", r"options\.er: no such regulariser is run"),
+        ("options.redo.decay=1", "redo is unknown; choose from bp"),
         ("world=moon", "world=moon: unknown; choose from cart_pole"),
         ("batch=60", "batch=60: must divide rollout \\* environments = 512"),
         ("steps=5000", "steps=5000: must be a multiple of rollout \\* environments = 512"),

@@ -67,7 +67,7 @@ def changes_figure(runs: Runs, late: float) -> Figure:
     figure = new_figure(9.6, 6.2)
     axes = figure.subplots(2, 2).ravel()
     tasks = len(next(iter(runs.values()))[0])
-    smooth = max(1, tasks // 8)
+    smooth = max(1, tasks // 4)
     kernel = np.ones(smooth) / smooth
     for name, found in runs.items():
         means = np.stack([np.convolve(column, kernel, mode="valid") for column in returns(found).T], axis=1)

@@ -57,10 +57,7 @@ class PlasticityRl(Learning):
                 f"late={self.late:g}: this part of steps={self.steps} must hold an episode of each environment, "
                 f"{self.environments} of {episode} steps; give more steps, or shorter episodes"
             )
-        for name in self.options:
-            if name not in self.regularisers:
-                raise InputError(f"options.{name}: no such regulariser is run; those run are {', '.join(self.regularisers)}")
-        for name in self.regularisers:
+        for name in (*self.regularisers, *self.options):  # those of the published size may be more than are run
             regulariser(name, self.options.get(name, {}))
 
     @property
