@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -180,7 +181,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         operations = plain.learn(counting=True)[0].operations
         counted = {name: case.learn(counting=True)[0].operations for name, case in cases.items()}
         times: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
-        for _ in range(options.rounds):
+        for number in range(options.rounds):
+            print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
             for name, case in cases.items():
                 reference = plain.learn()[0].seconds
                 spent, before = case.learn()

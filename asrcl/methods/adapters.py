@@ -56,7 +56,9 @@ class AdaptersPerDomain(PerDomainMethod):
 
     def _channels(self, learner: Learner, model: nn.Module) -> dict[str, int]:
         """Names of the modules to be adapted, with C of each, which a forward pass shows."""
-        names = [block.name for block in blocks_of(model, heads_of(model, HEADS, learner.private(learner.domains[-1])))]
+        domain = learner.domains[-1]
+        heads = heads_of(model, HEADS, learner.private(domain) | learner.foreign(domain))
+        names = [block.name for block in blocks_of(model, heads)]
         modules = {name: module for name, module in model.named_modules() if name in names and matches(name, self.blocks)}
         found: dict[str, int] = {}
 
