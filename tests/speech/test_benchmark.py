@@ -89,6 +89,15 @@ def test_methods_run_on_a_conformer(start, name):
     assert (own.stages[1]["model"] == plain.stages[1]["model"]) == agrees
 
 
+def test_merges_run_on_a_conformer_by_name(start):
+    """Those with curvature of both sides, and those that count updates from the initial model."""
+    config, names = start("+variants=merges"), ["karcher", "model_stock", "wudi", "fisher", "regmean", "two_sided"]
+    experiment.adapt_all(config, ["ft", *names], [1], decode=True)
+    found = {name: RunResult.load(config.home / name / "1" / "results.json").stages[1]["model"] for name in ("ft", *names)}
+    found.pop("model_stock")  # takes the first update alone whole: plain fine-tuning but for running statistics
+    assert len(set(found.values())) == len(found)
+
+
 def test_adapting_first_and_decoding_later_gives_the_same(start):
     config = start()
     experiment.adapt_all(config, ["ft"], [1])
