@@ -81,6 +81,20 @@ def test_more_rounds_than_epochs_are_refused(learner):
         states(learner, build_method("ft", merge={"method": "ihr", "rounds": 99}))
 
 
+BOTH = [("regmean", "running"), ("mats", "running"), ("mats", "sum"), ("fisher", "last")]
+
+
+@pytest.mark.parametrize(("name", "curvature"), BOTH)
+def test_merges_of_both_sides_have_the_new_domain_and_those_before(learner, name, curvature):
+    found = states(learner, build_method("ft", merge={"method": name, "curvature": curvature}))
+    start, domains = learner.scenario.initial, learner.scenario.domains
+    new = learner.fine_tune(found[1], domains[2], build_method("ft"))
+    terms = [learner.estimate_curvature(weights, d, "kron") for weights, d in zip((start, found[1], new), domains, strict=True)]
+    old = {"running": [terms[0] + terms[1]], "sum": terms[:2], "last": terms[1:2]}[curvature]
+    wanted = merge(found[1].state, new.state, name, curvature=old, new_curvature=terms[2], task=3)
+    assert fingerprint(found[2]) == fingerprint(wanted)
+
+
 def test_the_state_is_that_of_the_method_and_the_curvature(learner):
     method = build_method("ewc", merge="ihr")
     states(learner, method)
