@@ -125,6 +125,13 @@ def _merge_of(config: Config, method: str) -> dict[str, Any]:
     return {"method": merge} if isinstance(merge, str) else dict(merge)
 
 
+def _of_a_variant(config: Config, method: str, setting: Setting) -> dict[str, Any]:
+    """What the file of what was chosen says of a variant besides: then a configuration that lacks the variant has it, too."""
+    name = config.tree["methods"][method]["name"]
+    merged = any(option.startswith(OF_THE_MERGE) for option in setting)
+    return ({} if name == method else {"name": name}) | ({"merge": _merge_of(config, method)} if merged else {})
+
+
 def search_all(
     config: Config, wanted: Sequence[Search], seeds: Sequence[int], protocol: str = "first", rise: float | None = None
 ) -> dict[str, list[Setting]]:
@@ -166,7 +173,8 @@ def search_all(
         if rise is not None and tables[search.method][0]["rise"] > rise:
             logger.warning("%s: no setting raised the first domain's error rate by at most %g points", search.method, rise)
         _write(config, search, tables[search.method], failed, {"seeds": list(seeds), "protocol": protocol, "rise": rise})
-    _write_chosen(config.home / "tuning" / f"{protocol}.yaml", tables, protocol)
+    starts = {method: _of_a_variant(config, method, rows[0]) for method, rows in tables.items()}
+    _write_chosen(config.home / "tuning" / f"{protocol}.yaml", tables, starts, protocol)
     return tables
 
 
@@ -217,19 +225,19 @@ def _write(config: Config, search: Search, rows: list[Setting], failed: list[Set
     )
 
 
-def _write_chosen(path: Path, tables: Mapping[str, list[Setting]], protocol: str) -> None:
+def _write_chosen(path: Path, tables: Mapping[str, list[Setting]], starts: Mapping[str, dict[str, Any]], protocol: str) -> None:
     """The best setting of every method as a file for `conf/tuned/<scenario>.yaml`; methods of other searches stay."""
     with file_lock(path.with_suffix(".lock")):
-        _add_chosen(path, tables, protocol)
+        _add_chosen(path, tables, starts, protocol)
 
 
-def _add_chosen(path: Path, tables: Mapping[str, list[Setting]], protocol: str) -> None:
+def _add_chosen(path: Path, tables: Mapping[str, list[Setting]], starts: Mapping[str, dict[str, Any]], protocol: str) -> None:
     chosen: dict[str, Any] = {}
     if os.path.lexists(path):
         with reading(path, "delete it, and asrcl tune writes it anew"):
             chosen = dict((yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("methods") or {})
     for method, rows in tables.items():
-        options: dict[str, Any] = {}
+        options = starts[method]
         for name, value in rows[0].items():
             if name not in RATES:
                 *above, last = ["run", *name.split(".")] if name.startswith(OF_THE_RUN) else name.split(".")

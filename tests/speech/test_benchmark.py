@@ -144,6 +144,20 @@ def test_tuning_writes_a_table(start):
     assert kept["chosen"] == {"strength": rows[0]["strength"]}
 
 
+def test_what_was_chosen_for_a_variant_stands_by_itself(start, tones):
+    """A merge by name, tuned with the variants and read without them."""
+    config = start("+variants=merges")
+    space = {"merge": [{"method": "slerp", "strength": strength} for strength in (0.1, 0.9)]}
+    (rows,) = search_all(config, searches(config, ["slerp"], space), [1]).values()
+    (tones.conf / "tuned").mkdir(exist_ok=True)
+    shutil.copy(config.home / "tuning" / "first.yaml", tones.conf / "tuned" / "tones.yaml")
+    try:
+        known = start().tree["methods"]
+        assert known["slerp"] == {"name": "ft", "merge": rows[0]["merge"]} and "karcher" not in known
+    finally:
+        (tones.conf / "tuned" / "tones.yaml").unlink()
+
+
 def test_options_of_the_run_are_searched_too_and_what_was_chosen_is_a_file_of_the_configuration(start, tones, tmp_path, caplog):
     caplog.set_level("INFO")
     config = start()
@@ -178,7 +192,8 @@ def test_options_of_a_merge_behind_a_method_are_searched_and_chosen_where_they_b
     unmerged = search_all(config, searches(config, ["fta"], {"strength": [0.0, 1.0], "train.adapt.epochs": [1]}), [1])["fta"]
     assert {row["strength"]: row["old"] for row in unmerged} == {row["merge.strength"]: row["old"] for row in rows}
     chosen = yaml.safe_load((config.home / "tuning" / "first.yaml").read_text())["methods"]["ft_half"]
-    assert chosen == {"merge": {"strength": rows[0]["merge.strength"]}, "run": {"train": {"adapt": {"epochs": 1}}}}
+    merge = {"method": "interpolate", "strength": rows[0]["merge.strength"]}
+    assert chosen == {"name": "ft", "merge": merge, "run": {"train": {"adapt": {"epochs": 1}}}}
     with pytest.raises(InputError, match=r"methods.ft has no merge behind it; add merge: "):
         searches(config, ["ft"], {"merge.strength": [0.5]})
 
