@@ -223,7 +223,7 @@ def test_a_setting_that_diverges_is_left_out_and_named(start, monkeypatch):
     def diverging(learner, method, domains):
         if learner.train.learning_rate > 1:
             raise DivergedError("the loss is nan")
-        return {"old": 1.0, "new": 2.0, "average": 1.5}
+        return {"old": 1.0, "new": 2.0, "average": 1.5, "rise": 0.0}
 
     monkeypatch.setattr(tuning, "dev_rates", diverging)
     space = {"train.adapt.learning_rate": [2.0, 1e-3]}
