@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +13,12 @@ import soundfile
 import torch
 from datasets import Dataset
 
+from asrcl.experiment import run as experiment
+from asrcl.experiment.config import Config, load_config
 from asrcl.speech.corpora import Utterance, to_dataset
 from asrcl.speech.domain import SpeechBatch
 from asrcl.speech.model import ConformerASR
+from asrcl.speech.prepare import prepare_data, prepare_tokens
 from asrcl.speech.tokenizer import PieceTokenizer, train_tokenizer
 
 TINY = {
@@ -107,3 +112,25 @@ def make_corpus(tmp_path: Path) -> Callable[..., Dataset]:
         return to_dataset(rows)
 
     return build
+
+
+@pytest.fixture(scope="module")
+def trained(tones: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an experiment whose initial model is there; read only."""
+    exp = tmp_path_factory.mktemp("exp")
+    config = load_config(tones.overrides(exp))
+    prepare_data(config)
+    prepare_tokens(config)
+    experiment.train(config, 1)
+    return exp
+
+
+@pytest.fixture
+def start(trained: Path, tones: Any, tmp_path: Path) -> Callable[..., Config]:
+    """A copy of it, and its configuration: (*overrides)."""
+    shutil.copytree(trained, tmp_path / "exp")
+
+    def configure(*overrides: str) -> Config:
+        return load_config(tones.overrides(tmp_path / "exp", *overrides))
+
+    return configure

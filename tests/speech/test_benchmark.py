@@ -9,12 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
 from doc_cases import example
 
-from asrcl.adapt import DivergedError, load_weights, save_weights
+from asrcl.adapt import load_weights, save_weights
 from asrcl.exceptions import InputError
-from asrcl.experiment import launch, tuning
+from asrcl.experiment import launch
 from asrcl.experiment import run as experiment
 from asrcl.experiment.config import load_config
 from asrcl.experiment.tuning import search_all, searches
@@ -30,28 +29,6 @@ spec = importlib.util.spec_from_file_location("ship_initial", ROOT / "tools" / "
 ship_initial = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(ship_initial)
 METHODS = ["initial", "ft", "fta", "ewc", "ihr"]
-
-
-@pytest.fixture(scope="module")
-def trained(tones, tmp_path_factory):
-    """The folder of an experiment whose initial model is there; read only."""
-    exp = tmp_path_factory.mktemp("exp")
-    config = load_config(tones.overrides(exp))
-    prepare_data(config)
-    prepare_tokens(config)
-    experiment.train(config, 1)
-    return exp
-
-
-@pytest.fixture
-def start(trained, tones, tmp_path):
-    """A copy of it, and its configuration: (*overrides)."""
-    shutil.copytree(trained, tmp_path / "exp")
-
-    def configure(*overrides):
-        return load_config(tones.overrides(tmp_path / "exp", *overrides))
-
-    return configure
 
 
 def cached(config):
@@ -134,70 +111,6 @@ def test_decoding_a_checkpoint_that_has_adapters(start):
     assert [item.hypothesis for item in plain.items] != [item.hypothesis for item in found.items]
 
 
-def test_tuning_writes_a_table(start):
-    config = start()
-    (rows,) = search_all(config, searches(config, ["fta"], {"strength": [0.1, 0.9]}), [1]).values()
-    assert [set(row) for row in rows] == [{"strength", "old", "new", "average", "rise"}] * 2
-    assert rows[0]["average"] <= rows[1]["average"]
-    kept = read_json(config.home / "tuning" / "fta.json")
-    assert kept["rows"] == rows and kept["space"] == {"strength": [0.1, 0.9]} and kept["protocol"] == "first"
-    assert kept["chosen"] == {"strength": rows[0]["strength"]}
-
-
-def test_what_was_chosen_for_a_variant_stands_by_itself(start, tones):
-    """A merge by name, tuned with the variants and read without them."""
-    config = start("+variants=merges")
-    space = {"merge": [{"method": "slerp", "strength": strength} for strength in (0.1, 0.9)]}
-    (rows,) = search_all(config, searches(config, ["slerp"], space), [1]).values()
-    (tones.conf / "tuned").mkdir(exist_ok=True)
-    shutil.copy(config.home / "tuning" / "first.yaml", tones.conf / "tuned" / "tones.yaml")
-    try:
-        known = start().tree["methods"]
-        assert known["slerp"] == {"name": "ft", "merge": rows[0]["merge"]} and "karcher" not in known
-    finally:
-        (tones.conf / "tuned" / "tones.yaml").unlink()
-
-
-def test_options_of_the_run_are_searched_too_and_what_was_chosen_is_a_file_of_the_configuration(start, tones, tmp_path, caplog):
-    caplog.set_level("INFO")
-    config = start()
-    space = {"train.adapt.learning_rate": [1e-4, 5e-2], "curvature.fisher": ["mc"], "tau": [0.5]}
-    found = search_all(config, searches(config, ["ihr"], space), [1])
-    keys = [read_json(path) for path in (config.home / "cache").glob("*/*/key.json")]
-    assert {key["train"]["learning_rate"] for key in keys if "train" in key} >= {1e-4, 5e-2}
-    assert {key["curvature"]["fisher"] for key in keys if "structure" in key} == {"mc"}
-    search_all(config, searches(config, ["ft"], {"train.adapt.epochs": [1, 2]}), [1])
-    chosen = (config.home / "tuning" / "first.yaml").read_text()
-    (tones.conf / "tuned").mkdir(exist_ok=True)
-    (tones.conf / "tuned" / "tones.yaml").write_text(chosen)
-    try:
-        overrides = [word for word in tones.overrides(tmp_path / "exp") if word != "train=nano"]
-        tuned = load_config(overrides)
-        ihr, _ = experiment.configured_method(tuned, "ihr")
-        assert ihr.tree["train"]["adapt"]["learning_rate"] == found["ihr"][0]["train.adapt.learning_rate"]
-        assert ihr.tree["curvature"]["fisher"] == "mc" and tuned.tree["methods"]["ihr"]["tau"] == 0.5
-        assert tuned.tree["curvature"]["fisher"] == load_config().tree["curvature"]["fisher"], "other methods are left alone"
-        assert "epochs" in tuned.tree["methods"]["ft"]["run"]["train"]["adapt"]
-        typed = load_config([*overrides, "train.adapt.learning_rate=7e-3"])
-        assert experiment.configured_method(typed, "ihr")[0].tree["train"]["adapt"]["learning_rate"] == 7e-3
-        assert "ihr: train.adapt.learning_rate as typed, not as in methods.ihr.run" in caplog.text
-    finally:
-        (tones.conf / "tuned" / "tones.yaml").unlink()
-
-
-def test_options_of_a_merge_behind_a_method_are_searched_and_chosen_where_they_belong(start):
-    config = start("+methods.ft_half={like: ft, merge: {method: interpolate, strength: 0.5}}")
-    wanted = searches(config, ["ft_half"], {"merge.strength": [0.0, 1.0], "train.adapt.epochs": [1]})
-    (rows,) = search_all(config, wanted, [1]).values()
-    unmerged = search_all(config, searches(config, ["fta"], {"strength": [0.0, 1.0], "train.adapt.epochs": [1]}), [1])["fta"]
-    assert {row["strength"]: row["old"] for row in unmerged} == {row["merge.strength"]: row["old"] for row in rows}
-    chosen = yaml.safe_load((config.home / "tuning" / "first.yaml").read_text())["methods"]["ft_half"]
-    merge = {"method": "interpolate", "strength": rows[0]["merge.strength"]}
-    assert chosen == {"name": "ft", "merge": merge, "run": {"train": {"adapt": {"epochs": 1}}}}
-    with pytest.raises(InputError, match=r"methods.ft has no merge behind it; add merge: "):
-        searches(config, ["ft"], {"merge.strength": [0.5]})
-
-
 def test_only_what_has_been_learned_may_be_evaluated(start):
     config = start("evaluation.domains=seen")
     experiment.adapt_all(config, ["ft"], [1], decode=True)
@@ -215,55 +128,6 @@ def test_a_model_of_other_data_learns_the_first_domain_too(start):
     experiment.adapt_all(config, ["ft"], [1])
     first = load_weights(config.home / "ft" / "1" / "stage1" / "model.safetensors")
     assert any(not torch.equal(value, initial[name]) for name, value in first.items())
-
-
-def test_a_setting_that_diverges_is_left_out_and_named(start, monkeypatch):
-    config = start()
-
-    def diverging(learner, method, domains):
-        if learner.train.learning_rate > 1:
-            raise DivergedError("the loss is nan")
-        return {"old": 1.0, "new": 2.0, "average": 1.5, "rise": 0.0}
-
-    monkeypatch.setattr(tuning, "dev_rates", diverging)
-    space = {"train.adapt.learning_rate": [2.0, 1e-3]}
-    (rows,) = search_all(config, searches(config, ["ft"], space), [1]).values()
-    assert [row["train.adapt.learning_rate"] for row in rows] == [1e-3]
-    assert read_json(config.home / "tuning" / "ft.json")["diverged"] == [{"train.adapt.learning_rate": 2.0}]
-    with pytest.raises(InputError, match=r"ft: .* 1 settings"):
-        search_all(config, searches(config, ["ft"], {"train.adapt.learning_rate": [2.0]}), [1])
-
-
-def test_what_is_typed_is_not_searched(start):
-    with pytest.raises(InputError, match=r"train.adapt.epochs: "):
-        searches(start("train.adapt.epochs=2"), ["ft"])
-
-
-def test_a_search_may_be_constrained_by_what_the_first_domain_loses(start, monkeypatch, caplog):
-    config = start()
-    found = {0.0: (9.0, 0.0), 0.5: (6.0, 0.4), 0.75: (5.0, 0.6), 1.0: (4.0, 2.0)}  # average, rise
-
-    def rates(learner, method, domains):
-        average, rise = found[method.strength]
-        return {"old": 1.0, "new": 2.0, "average": average, "rise": rise}
-
-    monkeypatch.setattr(tuning, "dev_rates", rates)
-    wanted = searches(config, ["fta"], {"strength": list(found)})
-    for limit, order in ((None, [1.0, 0.75, 0.5, 0.0]), (0.5, [0.5, 0.0, 0.75, 1.0]), (-1.0, [0.0, 0.5, 0.75, 1.0])):
-        (rows,) = search_all(config, wanted, [1], "first", limit).values()
-        assert [row["strength"] for row in rows] == order
-        record = read_json(config.home / "tuning" / "fta.json")
-        assert record["rise"] == limit and record["chosen"]["strength"] == order[0]
-    assert "fta: no setting raised the first domain's error rate by at most -1 points" in caplog.text
-
-
-def test_all_adaptations_are_searched_in_another_order(start):
-    config = start()
-    search_all(config, searches(config, ["fta"], {"strength": [0.5]}), [1], "sequence")
-    kept = read_json(config.home / "tuning" / "fta-sequence.json")
-    assert kept["domains"] == ["low", "high"] and kept["protocol"] == "sequence"
-    with pytest.raises(InputError, match=r"search.order=\['high', 'low'\]: .*low, high"):
-        search_all(start("search.order=[high,low]"), searches(config, ["fta"], {"strength": [0.5]}), [1], "sequence")
 
 
 def test_a_probe_is_scored_after_every_stage_and_enters_nothing_else(start):
