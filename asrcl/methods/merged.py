@@ -137,7 +137,9 @@ class Merged(Method):
         return learner.fine_tune(start, domain, self._inner, shares[-1])
 
     def merge_domain(self, learner: Learner, domain: Domain, old: Weights, new: Weights) -> Weights:
-        return self._whole(learner, domain, old if self.rounds == 1 else self._round or old, new)
+        start = old if self.rounds == 1 else self._round
+        assert start is not None, "a domain is learned before it is merged"
+        return self._whole(learner, domain, start, new)
 
     def _whole(self, learner: Learner, domain: Domain, old: Weights, new: Weights) -> Weights:
         """The merge of one round."""

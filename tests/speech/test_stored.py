@@ -21,21 +21,10 @@ from asrcl.speech.prepare import load_domains, open_tokenizer, prepare_data, pre
 from asrcl.speech.synthetic import synthesise
 
 
-@pytest.fixture(scope="module")
-def prepared(tones, tmp_path_factory):
-    """The folder of an experiment with its data, tokeniser and initial model; read only."""
-    exp = tmp_path_factory.mktemp("exp")
-    config = load_config(tones.overrides(exp))
-    prepare_data(config)
-    prepare_tokens(config)
-    experiment.train(config, 1)
-    return exp
-
-
 @pytest.fixture
-def config(prepared, tones, tmp_path):
-    shutil.copytree(prepared, tmp_path / "exp")
-    return load_config(tones.overrides(tmp_path / "exp"))
+def config(start):
+    """An experiment with its data, tokeniser and initial model."""
+    return start()
 
 
 def flip(path):
