@@ -10,7 +10,13 @@ With `rounds: R` a domain's epochs are shared out over R rounds, each of which s
     w_0 = old,   w_r = merge(w_{r-1}, fine-tune of w_{r-1} for 1/R of the epochs)
 
 so that what a merge took away can be learned once more where the old domains' loss is flat. The curvature stays that of the
-weights before the domain.
+weights before the domain. With `anchor: domain` every round is merged with the weights before the domain,
+
+    w_0 = old,   w_r = merge(old, fine-tune of w_{r-1} for 1/R of the epochs)
+
+so that the sum of all steps is filtered, not each by itself, and no direction is let through in every round anew. With the
+Laplace merge this is proximal descent: where the rounds come to rest, the new domain's gradient balances the penalty
+1/2 (w - old)^T F (w - old) (docs/beyond_ihr.md).
 """
 
 from __future__ import annotations
@@ -44,8 +50,9 @@ class Merged(Method):
         merge: the name of a merge method, or its options: `method`; `curvature`, of which earlier domains
             (`asrcl.methods.carried`) where the method uses one; `base`, from which updates are counted: the "previous" stage's
             weights, or the "initial" model's, so that what was merged so far is an update of its own (the default of
-            methods that need several updates); `rounds`, how often a domain is learned and merged within its epochs; `path`,
-            how less is taken where named domains are to be kept;
+            methods that need several updates); `rounds`, how often a domain is learned and merged within its epochs, and `anchor`,
+            whether a round is merged with what it started from ("round", the default) or with the weights before the "domain";
+            `path`, how less is taken where named domains are to be kept;
             `task`, `rest`, `statistics`, `layers`, `budget` of `asrcl.merge.MergeSpec`; and the options of the method itself.
             Methods that weigh the new domain too have its curvature estimated at the learned weights.
 
@@ -69,8 +76,11 @@ class Merged(Method):
         self.path = options.pop("path", STRAIGHT)
         self.base = options.pop("base", "initial" if kind.least > 1 else "previous")
         self.rounds = options.pop("rounds", 1)
+        self.anchor = options.pop("anchor", "round")
         if not isinstance(self.rounds, int) or self.rounds < 1:
             raise InputError(f"merge.rounds={self.rounds}: a number of rounds, at least 1")
+        if self.anchor not in ("round", "domain"):
+            raise InputError(f"merge.anchor={self.anchor}: choose round or domain")
         if self.rounds > 1 and type(inner).learn is not Method.learn:
             raise InputError(f"method {inner.name}: learns a domain in a way of its own, so merge.rounds must be 1")
         if self.rounds > 1 and self.path != STRAIGHT:
@@ -131,7 +141,7 @@ class Merged(Method):
         start = old
         for epochs in shares[:-1]:
             new = learner.fine_tune(start, domain, self._inner, epochs)
-            merged = self._whole(learner, domain, start, new)
+            merged = self._whole(learner, domain, self._anchor(old, start), new)
             start = Weights({**merged.state, **{name: new[name] for name in learner.private(domain)}})
         self._round = start
         return learner.fine_tune(start, domain, self._inner, shares[-1])
@@ -139,7 +149,11 @@ class Merged(Method):
     def merge_domain(self, learner: Learner, domain: Domain, old: Weights, new: Weights) -> Weights:
         start = old if self.rounds == 1 else self._round
         assert start is not None, "a domain is learned before it is merged"
-        return self._whole(learner, domain, start, new)
+        return self._whole(learner, domain, self._anchor(old, start), new)
+
+    def _anchor(self, old: Weights, start: Weights) -> Weights:
+        """What a round is merged with: the weights before the domain, or those that the round started from."""
+        return old if self.anchor == "domain" else start
 
     def _whole(self, learner: Learner, domain: Domain, old: Weights, new: Weights) -> Weights:
         """The merge of one round."""

@@ -76,6 +76,20 @@ def test_rounds_share_the_epochs_and_start_from_what_was_merged(learner):
     assert fingerprint(kept[-1]) == fingerprint(start.state)
 
 
+def test_anchored_rounds_are_merged_with_the_weights_before_the_domain(learner):
+    start, second = learner.scenario.initial, learner.scenario.domains[1]
+    spec = {"method": "interpolate", "strength": 0.5}
+    found = states(learner, build_method("ft", merge={**spec, "rounds": 2, "anchor": "domain"}))
+    model, ft = start, build_method("ft")
+    for epochs in (learner.epochs // 2, learner.epochs - learner.epochs // 2):
+        model = Weights(merge(start.state, learner.fine_tune(model, second, ft, epochs).state, **spec))
+    assert fingerprint(found[1]) == fingerprint(model)
+    free = states(learner, build_method("ft", merge={**spec, "rounds": 2}))
+    assert fingerprint(free[1]) != fingerprint(model)
+    once = states(learner, build_method("ft", merge={**spec, "anchor": "domain"}))
+    assert fingerprint(once[-1]) == fingerprint(states(learner, build_method("ft", merge=spec))[-1])
+
+
 def test_more_rounds_than_epochs_are_refused(learner):
     with pytest.raises(InputError, match=r"merge.rounds=99: more than the \d+ epochs \(train.adapt.epochs\) that they share"):
         states(learner, build_method("ft", merge={"method": "ihr", "rounds": 99}))
@@ -116,6 +130,7 @@ def test_the_state_is_that_of_the_method_and_the_curvature(learner):
         ("ft", {"method": "average", "path": "damping"}, "merge.path=damping"),
         ("ft", {"method": "ties", "base": "first"}, "merge.base=first: choose previous or initial"),
         ("ft", {"method": "ihr", "rounds": 0}, "merge.rounds=0: a number of rounds, at least 1"),
+        ("ft", {"method": "ihr", "rounds": 2, "anchor": "old"}, "merge.anchor=old: choose round or domain"),
         ("ft", {"method": "ihr", "rounds": 2, "path": "damping"}, "merge.path=damping: of one round"),
         ("packnet", {"method": "ihr", "rounds": 2}, "nothing to merge|of its own"),
         ("ft", {"method": "ihr", "base": "initial"}, "merge.base=initial: merge method ihr takes the update of one stage"),
