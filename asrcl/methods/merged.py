@@ -50,7 +50,7 @@ class Merged(Method):
         merge: the name of a merge method, or its options: `method`; `curvature`, of which earlier domains
             (`asrcl.methods.carried`) where the method uses one; `base`, from which updates are counted: the "previous" stage's
             weights, or the "initial" model's, so that what was merged so far is an update of its own (the default of
-            methods that need several updates); `rounds`, how often a domain is learned and merged within its epochs, and `anchor`,
+            methods that need several updates); `rounds`, how often a domain is learned and merged in its epochs, and `anchor`,
             whether a round is merged with what it started from ("round", the default) or with the weights before the "domain";
             `path`, how less is taken where named domains are to be kept;
             `task`, `rest`, `statistics`, `layers`, `budget` of `asrcl.merge.MergeSpec`; and the options of the method itself.
