@@ -351,7 +351,8 @@ def _with_likes(methods: Mapping[str, Any]) -> dict[str, Any]:
             if not isinstance(model, dict) or "like" in model:
                 raise InputError(f"methods.{name}.like={like}: no method of the configuration that has options of its own")
             runs = [each["run"] for each in (model, options) if isinstance(each.get("run"), dict)]
-            options = {**{k: v for k, v in model.items() if k != "label"}, **{k: v for k, v in options.items() if k != "like"}}
+            inherited = {k: v for k, v in model.items() if k not in ("label", "chosen")}
+            options = {**inherited, **{k: v for k, v in options.items() if k != "like"}}
             options |= {"run": OmegaConf.to_container(OmegaConf.merge(*runs))} if len(runs) == 2 else {}
         found[name] = options
     return found

@@ -151,7 +151,8 @@ def configured_method(config: Config, name: str, **changes: Any) -> tuple[Config
 
     Args:
         config: the experiment; `methods.<name>.run` holds options of the run that are otherwise for this method, but for those
-            that the user has typed, and `methods.<name>.label` is what tables call it.
+            that the user has typed, `methods.<name>.label` is what tables call it, and `methods.<name>.chosen` what they say of
+            where its options come from.
         name: under `methods`.
         **changes: further options of the method.
 
@@ -163,6 +164,7 @@ def configured_method(config: Config, name: str, **changes: Any) -> tuple[Config
         raise InputError(f"method {name}: not in the configuration; choose from {', '.join(known)}")
     options = {**known[name], **changes}
     own, label = options.pop("run", None) or {}, options.pop("label", None)
+    options.pop("chosen", None)
     if typed := config.typed_over(own):
         logger.info("%s: %s as typed, not as in methods.%s.run", name, ", ".join(typed), name)
     built = build_method(options.pop("name"), **options)

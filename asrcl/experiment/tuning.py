@@ -173,9 +173,16 @@ def search_all(
         if rise is not None and tables[search.method][0]["rise"] > rise:
             logger.warning("%s: no setting raised the first domain's error rate by at most %g points", search.method, rise)
         _write(config, search, tables[search.method], failed, {"seeds": list(seeds), "protocol": protocol, "rise": rise})
-    starts = {method: _of_a_variant(config, method, rows[0]) for method, rows in tables.items()}
+    told = {search.method: _told(search, seeds, protocol, rise) for search in wanted}
+    starts = {method: _of_a_variant(config, method, rows[0]) | {"chosen": told[method]} for method, rows in tables.items()}
     _write_chosen(config.home / "tuning" / f"{protocol}.yaml", tables, starts, protocol)
     return tables
+
+
+def _told(search: Search, seeds: Sequence[int], protocol: str, rise: float | None) -> str:
+    """What reports say of how a method's options were chosen."""
+    limit = "" if rise is None else f", ≤{rise:g}"
+    return f"{protocol}{limit}, {len(search.settings)} settings, seeds {' '.join(map(str, seeds))}"
 
 
 def _order(rise: float | None, row: Setting) -> tuple[float, float]:

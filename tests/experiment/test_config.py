@@ -92,13 +92,15 @@ def test_defaults_compose_with_all_methods():
     config.settings(CurvatureConfig, "curvature")
     assert set(config.tree["methods"]) == set(shipped("method"))
     for options in config.tree["methods"].values():
-        build_method(options["name"], **{key: value for key, value in options.items() if key not in ("name", "run", "label")})
+        own = {key: value for key, value in options.items() if key not in ("name", "run", "label", "chosen")}
+        build_method(options["name"], **own)
 
 
 def test_a_method_like_another_takes_what_was_chosen_for_that():
     like = "+methods.mine={like: ewc, mode: sum}"
     tree = load_config([like, "methods.ewc.strength=7", "+methods.ewc.run={train: {adapt: {epochs: 2}}}"]).tree
-    assert tree["methods"]["mine"] == {**tree["methods"]["ewc"], "mode": "sum"}
+    model = {name: value for name, value in tree["methods"]["ewc"].items() if name != "chosen"}  # that is not chosen for this one
+    assert tree["methods"]["mine"] == {**model, "mode": "sum"} and "chosen" in tree["methods"]["ewc"]
     own = "+methods.mine={like: ewc, run: {keep: 'probe:+1', train: {adapt: {learning_rate: 3e-5}}}}"
     tree = load_config([own, "+methods.ewc.run={train: {adapt: {epochs: 2}}}"]).tree
     theirs = tree["methods"]["ewc"]["run"]

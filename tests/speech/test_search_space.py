@@ -24,6 +24,9 @@ def test_tuning_writes_a_table(start):
     assert kept["chosen"] == {"strength": rows[0]["strength"]}
 
 
+CHOSEN = "first, 2 settings, seeds 1"
+
+
 def test_what_was_chosen_for_a_variant_stands_by_itself(start, tones):
     """A merge by name, tuned with the variants and read without them."""
     config = start("+variants=merges")
@@ -33,7 +36,7 @@ def test_what_was_chosen_for_a_variant_stands_by_itself(start, tones):
     shutil.copy(config.home / "tuning" / "first.yaml", tones.conf / "tuned" / "tones.yaml")
     try:
         known = start().tree["methods"]
-        assert known["slerp"] == {"name": "ft", "merge": rows[0]["merge"]} and "karcher" not in known
+        assert known["slerp"] == {"name": "ft", "merge": rows[0]["merge"], "chosen": CHOSEN} and "karcher" not in known
     finally:
         (tones.conf / "tuned" / "tones.yaml").unlink()
 
@@ -73,7 +76,7 @@ def test_options_of_a_merge_behind_a_method_are_searched_and_chosen_where_they_b
     assert {row["strength"]: row["old"] for row in unmerged} == {row["merge.strength"]: row["old"] for row in rows}
     chosen = yaml.safe_load((config.home / "tuning" / "first.yaml").read_text())["methods"]["ft_half"]
     merge = {"method": "interpolate", "strength": rows[0]["merge.strength"]}
-    assert chosen == {"name": "ft", "merge": merge, "run": {"train": {"adapt": {"epochs": 1}}}}
+    assert chosen == {"name": "ft", "merge": merge, "chosen": CHOSEN, "run": {"train": {"adapt": {"epochs": 1}}}}
     with pytest.raises(InputError, match=r"methods.ft has no merge behind it; add merge: "):
         searches(config, ["ft"], {"merge.strength": [0.5]})
 

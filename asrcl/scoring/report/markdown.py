@@ -17,6 +17,7 @@ from asrcl.scoring.display.terminal import aligned_table
 from asrcl.scoring.report.keep_tables import keep_tables
 from asrcl.scoring.report.orders import Orders, summarise_orders, told_together
 from asrcl.scoring.report.plots import draw_heatmaps, draw_orders, draw_pareto, draw_stages
+from asrcl.scoring.report.setting_tables import setting_tables
 from asrcl.scoring.report.step_tables import step_tables
 from asrcl.scoring.report.summary import ScenarioSummary, summarise
 from asrcl.scoring.report.tables import (
@@ -213,9 +214,11 @@ def _scenario_section(summary: ScenarioSummary, pictures: Sequence[str]) -> str:
         _probes(summary),
         *_written(summary),
         *pictures,
-        *(f"### {step.name}\n\n{step.caption}\n\n{markdown(step.table)}" for step in keep_tables(summary)),
-        *(f"### {step.name}\n\n{step.caption}\n\n{markdown(step.table)}" for step in step_tables(summary)),
-        *(f"### {step.name}\n\n{step.caption}\n\n{markdown(step.table)}" for step in trust_tables(summary)),
+        *(
+            f"### {step.name}\n\n{step.caption}\n\n{markdown(step.table)}"
+            for tables in (keep_tables, step_tables, setting_tables, trust_tables)
+            for step in tables(summary)
+        ),
         "### Matrices\n",
         f"{summary.rate_name} in %, mean over seeds; row: after this stage, column: on this domain.\n",
         *(markdown(matrix_table(summary, method)) for method in summary.methods),

@@ -149,7 +149,7 @@ def _over_orders(members: Sequence[tuple[ScenarioSummary, MethodSummary]], domai
         student_interval([method.mean("forgetting") for _, method in members]),
         _disparities(members, domains),
         _mean([_growth(run) for order in runs for run in order]),
-        _mean([_slowdown(summary, run) for summary, method in members for run in summary.runs_of(method.method)]),
+        _mean([slowdown(summary, run) for summary, method in members for run in summary.runs_of(method.method)]),
         np.stack([mean_known([stage_averages(matrix) for matrix in method.matrices]) for _, method in members]),
     )
 
@@ -173,7 +173,8 @@ def _growth(run: RunResult) -> float:
     return last / first if first else math.nan
 
 
-def _slowdown(summary: ScenarioSummary, run: RunResult) -> float:
+def slowdown(summary: ScenarioSummary, run: RunResult) -> float:
+    """Seconds of learning over those of plain fine-tuning with the same seed; nan where either is not kept."""
     plain = [other for other in summary.runs if other.kind == "fine_tuning" and other.seed == run.seed]
     seconds = learning_seconds(plain[0]) if plain else math.nan
     return learning_seconds(run) / seconds if seconds else math.nan

@@ -336,6 +336,12 @@ def parameters(run: RunResult) -> tuple[float, float]:
     return first, last
 
 
+def kept_bytes(run: RunResult) -> float:
+    """Bytes that the method handed on to the last stage beside the weights; nan where not kept."""
+    stage = max(len(run.domains) - 2, 0)
+    return _number(run, stage, "kept_bytes", _record(run, stage).get("kept_bytes"))
+
+
 def run_seconds(run: RunResult) -> float | None:
     """Everything in the run's costs.json whose name ends in `_seconds`, added up; None without such a file."""
     found = _seconds(run)

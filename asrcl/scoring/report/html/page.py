@@ -21,6 +21,7 @@ from asrcl.scoring.report.html.sections import Scenario
 from asrcl.scoring.report.keep_tables import keep_tables
 from asrcl.scoring.report.looks import looks
 from asrcl.scoring.report.orders import Orders, summarise_orders, told_together
+from asrcl.scoring.report.setting_tables import setting_tables
 from asrcl.scoring.report.step_tables import step_tables
 from asrcl.scoring.report.summary import ScenarioSummary
 from asrcl.scoring.report.tables import (
@@ -218,7 +219,7 @@ def _scenario(view: Scenario, index: int, budget: int, brief: bool) -> dict[str,
         "sweeps": [_drawn(sweep) for sweep in view.sweep_views()],
         "sweeps_legend": _legend(view, {sweep.method for sweep in view.sweeps}),
         "kept": keep_tables(summary),
-        "steps": step_tables(summary),
+        "steps": [*step_tables(summary), *setting_tables(summary)],
         "trust": trust_tables(summary),
         **(_NO_CHARTS if brief else _charts(view, budget)),
     }

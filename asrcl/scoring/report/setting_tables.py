@@ -1,0 +1,92 @@
+"""What every method was given and what it took: how its hyper-parameters were chosen, their values, time, and what it keeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from asrcl.scoring.display.numbers import NONE
+from asrcl.scoring.display.table import Cell, Table
+from asrcl.scoring.report.orders import slowdown
+from asrcl.scoring.report.step_tables import StepTable
+from asrcl.scoring.report.summary import MethodSummary, ScenarioSummary, mean_known
+from asrcl.scoring.results.run_result import RunResult
+from asrcl.scoring.results.stage_records import kept_bytes
+
+_ABOUT: Final = ("name", "label", "run", "chosen", "like", "merge")
+_CAPTION: Final = (
+    "Chosen: how hyper-parameters were found, as `methods.NAME.chosen` of the configuration says: the protocol of `asrcl tune` "
+    "(first: after the first adaptation; sequence: after all of them; with ≤: of the settings that raise the first domain's dev "
+    "error rate by no more than so many points) and the number of settings tried; a dash: defaults, or what the command says. "
+    "Options: those that are searched, of the method and of the merge behind it. Time: seconds of learning over those of plain "
+    "fine-tuning with the same seeds, at what learning rate and epochs each has. Kept: what a method hands on from domain to "
+    "domain beside the weights (curvature, memory, gates), in MB after the last but one stage."
+)
+
+
+def setting_tables(summary: ScenarioSummary) -> list[StepTable]:
+    """The table, where runs say with which configuration they were made; otherwise none."""
+    rows, keys = [], []
+    for method in summary.methods:
+        runs = summary.runs_of(method.method)
+        if all("methods" in run.config for run in runs):
+            rows.append(_row(summary, method, runs))
+            keys.append(method.method)
+    if not rows:
+        return []
+    header = ["Method", "chosen", "learning rate", "epochs", "options", "time", "kept"]
+    return [StepTable("Hyper-parameters and costs", _CAPTION, Table(header, rows, keys))]
+
+
+def _row(summary: ScenarioSummary, method: MethodSummary, runs: Sequence[RunResult]) -> list[Cell]:
+    trained = method.role != "initial"
+    adapt = [dict(run.config["train"]["adapt"]) if trained else {} for run in runs]
+    time = float(mean_known([np.array(slowdown(summary, run)) for run in runs]))
+    kept = float(mean_known([np.array(kept_bytes(run)) for run in runs]))
+    return [
+        Cell(method.label),
+        Cell(_one([str(own.get("chosen") or NONE) for own in map(_own, runs)])),
+        Cell(_one([f"{each['learning_rate']:g}" if each else NONE for each in adapt])),
+        Cell(_one([str(each["epochs"]) if each else NONE for each in adapt])),
+        Cell(_one(list(map(_options, runs)))),
+        Cell(NONE if math.isnan(time) or not trained else f"{time:.2f}", time),
+        Cell(NONE if math.isnan(kept) else f"{kept / 1e6:.1f}", kept),
+    ]
+
+
+def _one(found: Sequence[str]) -> str:
+    """What all seeds say; otherwise everything that is said."""
+    return " or ".join(dict.fromkeys(found))
+
+
+def _own(run: RunResult) -> dict[str, Any]:
+    """The options of the run's method in its configuration; empty where it was run under another name."""
+    found = run.config["methods"].get(run.method)
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def _options(run: RunResult) -> str:
+    """Those options of the run's method that its search space names, or all where it has none; and its merge."""
+    own = _own(run)
+    search = run.config.get("search")
+    space = search.get("methods", {}).get(run.method) if isinstance(search, Mapping) else None
+    names = [name for name in own if name not in _ABOUT and (not isinstance(space, Mapping) or name in space)]
+    curvature = run.config.get("curvature", {}).get("fisher")
+    searched = isinstance(space, Mapping) and "curvature.fisher" in space
+    drawn = [f"fisher={curvature}"] if curvature and searched else []
+    return ", ".join([*(f"{name}={_written(own[name])}" for name in names), *drawn, *_merge(own.get("merge"))]) or NONE
+
+
+def _merge(merge: Any) -> Iterator[str]:
+    if isinstance(merge, Mapping):
+        rest = ", ".join(f"{name}={_written(value)}" for name, value in merge.items() if name != "method")
+        yield f"merge: {merge.get('method')}" + (f" ({rest})" if rest else "")
+    elif merge is not None:
+        yield f"merge: {merge}"
+
+
+def _written(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else "1/t" if value is None else str(value)
