@@ -134,7 +134,7 @@ def _learn(learner: DomainLearner, method: Method, domain: Domain, keeper: Keepe
     moved = Moved(domain, old and (learner.parent or old), new, end, method.continues)
     learner.leave(end)
     learner.record["parameters"] = method.parameters(learner)
-    learner.record["kept_bytes"] = sum(value.nbytes for value in method.state_dict().values())
+    learner.record["kept_bytes"] = method.kept_bytes(learner)
     for observer in learner.observers:
         learner.record |= observer.after_stage(learner, moved)
     return True

@@ -181,6 +181,10 @@ class Method:
         to_come = set.intersection(*(set(learner.foreign(domain)) for domain in learner.domains))
         return sum(v.numel() for name, v in learner.weights.items() if name not in to_come and v.is_floating_point())
 
+    def kept_bytes(self, learner: Learner) -> int:
+        """Bytes that are handed on to the next domain beside the weights: of the state, and of items of earlier domains."""
+        return sum(value.nbytes for value in self.state_dict().values())
+
     def write(self, folder: Path) -> None:
         """Write what a user may want of a stage besides its weights, such as what each domain adds to a shared model."""
 

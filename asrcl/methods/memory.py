@@ -72,6 +72,12 @@ class WithMemory(Method):
         """Whether there is an item to draw."""
         return any(map(len, self._positions.values()))
 
+    def kept_bytes(self, learner: Learner) -> int:
+        """The items as the model gets them, and which they are."""
+        held = [self._item(learner, name, int(place)) for name, places in self._positions.items() for place in places]
+        tensors = [value for item in held for value in getattr(item, "__dict__", {}).values() if isinstance(value, Tensor)]
+        return super().kept_bytes(learner) + sum(value.nbytes for value in tensors)
+
     # --- filling
 
     def end_domain(self, learner: Learner, domain: Domain, old: Weights | None, new: Weights) -> Weights:

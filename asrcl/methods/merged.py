@@ -201,6 +201,10 @@ class Merged(Method):
             self._carried.add(learner, domain, end)
         return end
 
+    def kept_bytes(self, learner: Learner) -> int:
+        own = 0 if self._carried is None else sum(value.nbytes for value in self._carried.state_dict().values())
+        return self._inner.kept_bytes(learner) + own
+
     def parameters(self, learner: Learner) -> int:
         return self._inner.parameters(learner)
 

@@ -194,3 +194,18 @@ def test_distillation_on_memory_from_itself_has_no_gradient_and_no_weight_is_pla
 def test_bad_options_are_refused(option):
     with pytest.raises(InputError, match=rf"method\.{next(iter(option))}"):
         build_method("er", **option)
+
+
+def test_what_is_kept_is_counted_with_the_items(tmp_path):
+    learner, method = tiny_learner(tmp_path, tiny_scenario(3)), build_method("er", budget=9)
+    kept = [stage.record["kept_bytes"] for stage in run_stages(learner, method, None)]
+    item = learner.scenario.domains[0].item("train", 0)
+    size = sum(value.nbytes for value in vars(item).values() if isinstance(value, torch.Tensor))
+    state = sum(value.nbytes for value in method.state_dict().values())
+    assert kept[1] == kept[2] == state + 9 * size and size > 0
+    plain = tiny_learner(tmp_path / "plain", tiny_scenario(3))
+    assert [stage.record["kept_bytes"] for stage in run_stages(plain, build_method("ft"), None)] == [0, 0, 0]
+    ihr = [stage.record["kept_bytes"] for stage in run_stages(plain, build_method("ft", merge="ihr"), None)]
+    assert ihr[0] == ihr[1] > 0
+    both = run_stages(learner, build_method("er", budget=9, merge="ihr"), None)
+    assert [stage.record["kept_bytes"] for stage in both][1] == kept[1] + ihr[1]
