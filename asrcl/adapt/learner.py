@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -398,6 +399,22 @@ class DomainLearner:
 
         entry = self._timed("errors", key, make, cost)
         return found[0] if found else Errors.load(entry / "errors.jsonl")
+
+    def confidence(self, weights: Weights | StateDict, domain: Domain, split: str = "test", cost: str = "errors") -> list[float]:
+        """How sure these weights are of every item that `evaluate` gives, in its order; the time goes to `<cost>_seconds`.
+
+        An item of which nothing was recognised has minus infinity.
+        """
+        weights = Weights.of(weights)
+        errors = self.evaluate(weights, domain, split, cost)
+        key = {"model": weights.hash, "data": domain.fingerprint(split), "task": self.task.describe(), **self._model_key()}
+
+        def make(folder: Path) -> None:
+            found = self.task.confidence(self.model_with(weights), domain, split, errors)
+            write_json(folder / "confidence.json", [value if math.isfinite(value) else None for value in found])
+
+        entry = self._timed("confidence", key, make, cost)
+        return [-math.inf if value is None else value for value in read_json(entry / "confidence.json")]
 
     def _model_key(self) -> dict[str, Any]:
         return {"model_config": self.scenario.model_config} if self.scenario.model_config else {}

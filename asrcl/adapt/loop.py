@@ -104,15 +104,20 @@ def run_stages(learner: DomainLearner, method: Method, split: str | None, count:
         probes: list[Errors | None] = [None] * len(scenario.probes)
         if _learn(learner, method, domain, keeper):
             models = [method.weights_for(learner, each) or learner.weights for each in scenario.domains]
-            measured = scenario.evaluation.after(number, len(domains)) if split else ()
-            for n in measured:
-                errors[n] = learner.evaluate(models[n], domains[n], split or "")
-            if measured and split == "test":
+            due = scenario.evaluation.after(number, len(domains)) if split else ()
+            for n in due:
+                errors[n] = measured_by(learner, method, domains[n], split or "")
+            if due and split == "test":
                 for n, probe in enumerate(scenario.probes):
-                    weights = method.weights_for(learner, probe)
-                    probes[n] = learner.evaluate(weights, probe, split) if weights else None
+                    probes[n] = method.evaluate(learner, probe, split)
         _log_stage(learner, method, domain.name, [*errors, *probes])
         yield Stage(models, errors, probes, learner.record, learner.costs)
+
+
+def measured_by(learner: DomainLearner, method: Method, domain: Domain, split: str) -> Errors:
+    """Errors of a method on a domain of the run after the current stage; where it has no model for it, of the last weights."""
+    found = method.evaluate(learner, domain, split)
+    return learner.evaluate(learner.weights, domain, split) if found is None else found
 
 
 def _learn(learner: DomainLearner, method: Method, domain: Domain, keeper: Keeper | None) -> bool:

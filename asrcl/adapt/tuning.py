@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from asrcl.adapt.learner import DomainLearner
-from asrcl.adapt.loop import run_stages
+from asrcl.adapt.loop import measured_by, run_stages
 from asrcl.contract.method import Method
 from asrcl.exceptions import InputError
 from asrcl.methods import build_method
@@ -61,11 +61,13 @@ def dev_rates(learner: DomainLearner, method: Method, domains: int | None = 2) -
     """
     if len(learner.scenario.domains) < 2:
         raise InputError(f"scenario {learner.scenario.name}: tuning needs a second domain")
-    before, *_, after = run_stages(learner, method, None, count=domains)
-    seen = learner.scenario.domains[:domains]
-    rates = [learner.evaluate(model, domain, "dev").rate for model, domain in zip(after.models, seen, strict=False)]
-    rise = rates[0] - learner.evaluate(before.models[0], seen[0], "dev").rate
-    return {"old": float(np.mean(rates[:-1])), "new": rates[-1], "average": float(np.mean(rates)), "rise": rise}
+    seen, before = learner.scenario.domains[:domains], math.nan
+    for number, _ in enumerate(run_stages(learner, method, None, count=domains)):
+        if number == 0:
+            before = measured_by(learner, method, seen[0], "dev").rate
+    rates = [measured_by(learner, method, domain, "dev").rate for domain in seen]
+    average = float(np.mean(rates))
+    return {"old": float(np.mean(rates[:-1])), "new": rates[-1], "average": average, "rise": rates[0] - before}
 
 
 def tune(

@@ -2,7 +2,7 @@
 
 For every domain after the one that the initial model knows, a run calls
 
-    start_domain -> learn -> merge_domain -> end_domain -> weights_for (each domain that is evaluated)
+    start_domain -> learn -> merge_domain -> end_domain -> evaluate, by default with weights_for (each domain that is evaluated)
 
 and `learn` by default fine-tunes, which calls
 
@@ -31,6 +31,7 @@ from asrcl.contract.protocols import Batch, Domain, Learner
 from asrcl.contract.weights import Weights
 from asrcl.exceptions import InputError
 from asrcl.merge import merge
+from asrcl.scoring import Errors
 from asrcl.state import StateDict
 
 PLAIN: Final = (str, int, float, bool, type(None))
@@ -38,7 +39,7 @@ TRAINING_HOOKS: Final = ("wrap", "unwrap", "start_epoch", "loss", "penalty", "af
 """The hooks that decide what a fine-tune is; a method that overrides one does not share plain fine-tuning's weights."""
 HOOKS: Final = (
     *("start_run", "start_domain", "learn", *TRAINING_HOOKS, "merge_domain", "at_strength", "end_domain"),
-    *("weights_for", "parameters", "write"),
+    *("weights_for", "evaluate", "parameters", "write"),
 )
 CODE_LETTERS: Final = 16
 
@@ -172,6 +173,11 @@ class Method:
     def weights_for(self, learner: Learner, domain: Domain) -> Weights | None:
         """Weights to use for a domain or a probe after the current stage, by default those it ended with; None: it has none."""
         return learner.weights
+
+    def evaluate(self, learner: Learner, domain: Domain, split: str) -> Errors | None:
+        """Errors on a domain's or a probe's split after the current stage, by default of `weights_for`; None: no model for it."""
+        weights = self.weights_for(learner, domain)
+        return None if weights is None else learner.evaluate(weights, domain, split)
 
     def parameters(self, learner: Learner) -> int:
         """How many numbers the models of all domains so far take up together; by default one model, with their heads alone.

@@ -115,6 +115,13 @@ class Task(Protocol):
         """Errors of the model on a split, counted item by item."""
         ...
 
+    def confidence(self, model: nn.Module, domain: Domain, split: str, errors: Errors) -> list[float]:
+        """How sure the model is of what it recognised: the log probability of each hypothesis per token, in nats.
+
+        `errors` is what `evaluate` gave for the same model and split; the result is in the order of its items.
+        """
+        ...
+
     def describe(self) -> dict[str, Any]:
         """What changes a gradient, under `loss`, and what changes a score, under `evaluation`; JSON values, for cache keys."""
         ...
@@ -211,6 +218,14 @@ class Learner(Protocol):
 
     def frozen(self, weights: Weights) -> nn.Module:
         """A second model with these weights, in evaluation mode and without gradients: a teacher. Valid until the next call."""
+        ...
+
+    def evaluate(self, weights: Weights, domain: Domain, split: str = "test") -> Errors:
+        """Errors of these weights on a split, item by item; decoded once, then read from the cache."""
+        ...
+
+    def confidence(self, weights: Weights, domain: Domain, split: str = "test") -> list[float]:
+        """`Task.confidence` of these weights, in the order of the items of `evaluate`; likewise kept."""
         ...
 
     def estimate_curvature(self, weights: Weights, domain: Domain, structure: Literal["kron", "diagonal"]) -> Curvature:

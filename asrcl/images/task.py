@@ -70,6 +70,18 @@ class ImageTask:
                 items.append(ItemErrors(identity, identity, int(label != guess), 0, 0, 1, names[label], names[guess]))
         return Errors(items, "image")
 
+    @torch.no_grad()
+    def confidence(self, model: nn.Module, domain: Domain, split: str, errors: Errors) -> list[float]:
+        """Log probability of the class that was said."""
+        model.eval()
+        device = next(model.parameters()).device
+        found: dict[str, float] = {}
+        for batch in domain.batches(split, shuffle=False, seed=0):
+            assert isinstance(batch, ImageBatch)
+            logits = model(batch.pixels.to(device), batch.domain)
+            found.update(zip(batch.ids, functional.log_softmax(logits.float(), -1).amax(-1).tolist(), strict=True))
+        return [found[item.id] for item in errors.items]
+
     def describe(self) -> dict[str, object]:
         """Everything that changes a gradient (`loss`) or a score (`evaluation`)."""
         loss = {"task": "images", "revision": REVISION, "label_smoothing": self.label_smoothing}

@@ -35,6 +35,7 @@ from asrcl.methods.packnet import PackNet
 from asrcl.methods.references import FineTuning, Initial, Joint, Separate, Single
 from asrcl.methods.regmean_plus_plus import RegMeanPlusPlus
 from asrcl.methods.replay import ExperienceReplay
+from asrcl.methods.selected import Selected
 from asrcl.methods.si import SynapticIntelligence
 from asrcl.methods.svr import SingularValueRehearsal
 from asrcl.methods.swa import StochasticWeightAveraging
@@ -45,6 +46,7 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     "Method",
     "Weights",
     "Merged",
+    "Selected",
     "build_method",
     "method_class",
     "method_names",
@@ -92,11 +94,17 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
 ]
 
 
-def build_method(name: str, *, merge: str | Mapping[str, Any] | None = None, **options: Any) -> Method:
-    """Make a method from its name and options; with `merge`, every stage is merged with the weights before it (`Merged`).
+def build_method(
+    name: str, *, merge: str | Mapping[str, Any] | None = None, select: str | None = None, **options: Any
+) -> Method:
+    """Make a method from its name and options.
+
+    With `merge`, every stage is merged with the weights before it (`Merged`); with `select`, of models per domain the surest
+    decodes an item (`Selected`).
 
     Raises:
         InputError: an unknown name or option; the message lists the known ones.
     """
     method = _contract.build_method(name, **options)
-    return method if merge is None else Merged(method, merge)
+    method = method if merge is None else Merged(method, merge)
+    return method if select is None else Selected(method, select)

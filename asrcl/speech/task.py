@@ -5,6 +5,7 @@ Shapes: B utterances, T frames, S encoder frames, L tokens, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -133,6 +134,27 @@ class RecognitionTask:
             return count_errors(references, hypotheses, speakers)
         return count_normalised(references, hypotheses, speakers, self.scoring)
 
+    @torch.no_grad()
+    def confidence(self, model: nn.Module, domain: Domain, split: str, errors: Errors) -> list[float]:
+        """Minus the loss (CTC and attention, as trained) of what was recognised, taken for the label, per token and end.
+
+        An utterance of which nothing was recognised has minus infinity.
+        """
+        recogniser, device = recogniser_of(model), next(model.parameters()).device
+        found: dict[str, float] = {}
+        said = {item.id: self.tokenizer.encode(item.raw_hypothesis or item.hypothesis) for item in errors.items}
+        model.eval()
+        for batch in domain.batches(split, shuffle=False, seed=0):
+            assert isinstance(batch, SpeechBatch)
+            texts = [torch.tensor(said[name] or [0]) for name in batch.ids]  # what is empty is not looked at
+            lengths = torch.tensor([len(text) for text in texts])
+            batch = replace(batch, tokens=nn.utils.rnn.pad_sequence(texts, batch_first=True), token_lengths=lengths).to(device)
+            outputs = model(batch)
+            for place, name in enumerate(batch.ids):
+                loss = recogniser.loss(_one(outputs, place), _row(batch, place), Objective(self.ctc_weight))
+                found[name] = -float(loss) / (len(said[name]) + 1) if said[name] else -math.inf
+        return [found[item.id] for item in errors.items]
+
     def describe(self) -> dict[str, Any]:
         """Everything that changes a gradient (`loss`) or a score (`evaluation`)."""
         loss = {
@@ -147,3 +169,15 @@ class RecognitionTask:
         if self.scoring is not None:  # with the version of the rules, which decide the counts as much as their name does
             evaluation["scoring"] = {**asdict(self.scoring), "rules": self._rules}
         return {"loss": loss, "evaluation": evaluation}
+
+
+def _one(outputs: Outputs, place: int) -> Outputs:
+    """The outputs of one utterance of a batch, as padded as there."""
+    masks = tuple(None if mask is None else mask[place : place + 1] for mask in outputs.masks)
+    return Outputs(tuple(logits[place : place + 1] for logits in outputs.logits), masks)
+
+
+def _row(batch: SpeechBatch, place: int) -> SpeechBatch:
+    """One utterance of a batch, as padded as there."""
+    rows = ("ids", "speakers", "references", "features", "lengths", "tokens", "token_lengths")
+    return replace(batch, **{name: getattr(batch, name)[place : place + 1] for name in rows})

@@ -69,6 +69,18 @@ class ClassificationTask:
             items += [_item(*row) for row in zip(batch.ids, batch.labels.tolist(), guesses, strict=True)]
         return Errors(items, self.unit)
 
+    @torch.no_grad()
+    def confidence(self, model: nn.Module, domain: Domain, split: str, errors: Errors) -> list[float]:
+        """Log probability of the class that was said."""
+        model.eval()
+        device = next(model.parameters()).device
+        found: dict[str, float] = {}
+        for batch in domain.batches(split, shuffle=False, seed=0):
+            assert isinstance(batch, VectorBatch)
+            logits = model(batch.inputs.to(device))
+            found.update(zip(batch.ids, functional.log_softmax(logits.float(), -1).amax(-1).tolist(), strict=True))
+        return [found[item.id] for item in errors.items]
+
     def describe(self) -> dict[str, object]:
         """Everything that changes a gradient (`loss`) or a score (`evaluation`)."""
         loss = {"task": "classification", "label_smoothing": self.label_smoothing}

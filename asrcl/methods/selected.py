@@ -1,0 +1,121 @@
+"""Models per domain without being told the domain: every item is taken from the model that is surest of it (`select:`).
+
+    methods.lora_selected: {like: lora_per_domain, select: confidence}
+
+A method with a model for each domain, the first domain's among them, never forgets, but has to be told which domain an item is
+from. With `select: confidence` nobody tells it: every model recognises the item, and the hypothesis is taken of which its own
+model is surest,
+
+    k* = argmax_k  log p_k(h_k | x) / (|h_k| + 1),     h_k = what model k recognises of x
+
+(`Task.confidence`; of equals the earliest domain's). No data of earlier domains are kept, and no classifier of domains is
+trained; it takes as many decodes as there are domains. Choosing between dialect-specific recognisers utterance by utterance is
+old (Soto et al., "Selection and combination of hypotheses for dialectal speech recognition", ICASSP 2016); here the recognisers
+are a shared model and what each domain adds to it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from asrcl.contract.method import Method
+from asrcl.contract.protocols import Domain, Learner
+from asrcl.contract.weights import Weights
+from asrcl.exceptions import InputError
+from asrcl.scoring import Errors
+from asrcl.state import StateDict
+
+
+class Selected(Method):
+    """A method with models per domain, every item decoded by the model that is surest of what it recognises.
+
+    Args:
+        inner: the method that learns; its `weights_for` gives every domain learned so far a model.
+        select: "confidence".
+
+    Raises:
+        InputError: another way to select, or an inner method that decodes all domains with one model.
+    """
+
+    continues = False
+
+    def __init__(self, inner: Method, select: str) -> None:
+        if select != "confidence":
+            raise InputError(f"method {inner.name}: select={select!r}: choose confidence, or leave it out")
+        if type(inner).weights_for is Method.weights_for or inner.decoded_by == "initial_model":
+            raise InputError(
+                f"method {inner.name}: decodes all domains with one model, so select= has nothing to choose from; it is for "
+                "lora_per_domain, adapters, halrp, packnet and separate"
+            )
+        self._inner = inner
+        self.name, self.label = inner.name, f"{inner.label}, by confidence"  # type: ignore[misc]
+
+    @property
+    def trains_plainly(self) -> bool:
+        """As the inner method."""
+        return self._inner.trains_plainly
+
+    def key(self) -> dict[str, Any]:
+        """Fine-tunes are the inner method's."""
+        return self._inner.key()
+
+    def state_dict(self) -> StateDict:
+        return self._inner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self._inner.load_state_dict(state)
+
+    def start_run(self, learner: Learner) -> None:
+        self._inner.start_run(learner)
+
+    def start_domain(self, learner: Learner, domain: Domain) -> None:
+        if learner.private(domain):
+            raise InputError(
+                f"method {self.name}: select=confidence: domain {domain.name} has a head of its own, so models of several "
+                "domains do not speak of the same classes; use a scenario whose domains share one head"
+            )
+        self._inner.start_domain(learner, domain)
+
+    def learn(self, learner: Learner, domain: Domain, old: Weights) -> Weights | None:
+        return self._inner.learn(learner, domain, old)
+
+    def merge_domain(self, learner: Learner, domain: Domain, old: Weights, new: Weights) -> Weights:
+        return self._inner.merge_domain(learner, domain, old, new)
+
+    def end_domain(self, learner: Learner, domain: Domain, old: Weights | None, new: Weights) -> Weights:
+        return self._inner.end_domain(learner, domain, old, new)
+
+    def weights_for(self, learner: Learner, domain: Domain) -> Weights | None:
+        return self._inner.weights_for(learner, domain)
+
+    def evaluate(self, learner: Learner, domain: Domain, split: str) -> Errors | None:
+        models: dict[str, tuple[str, Weights]] = {}
+        for known in learner.domains:
+            weights = self._inner.weights_for(learner, known)
+            if weights is not None:
+                models.setdefault(weights.hash, (known.name, weights))
+        if not models:
+            return None
+        names, weights_of = zip(*models.values(), strict=True)
+        found = [learner.evaluate(weights, domain, split) for weights in weights_of]
+        if len(models) == 1:
+            return found[0]
+        sure = [learner.confidence(weights, domain, split) for weights in weights_of]
+        best = [max(range(len(models)), key=lambda k: (sure[k][item], -k)) for item in range(len(found[0]))]
+        shares = Counter(names[k] for k in best)
+        learner.record.setdefault("selected", {})[domain.name] = {name: shares[name] for name in names}
+        return Errors([found[k].items[item] for item, k in enumerate(best)], found[0].unit, found[0].scoring)
+
+    def parameters(self, learner: Learner) -> int:
+        return self._inner.parameters(learner)
+
+    def kept_bytes(self, learner: Learner) -> int:
+        return self._inner.kept_bytes(learner)
+
+    def write(self, folder: Path) -> None:
+        self._inner.write(folder)
