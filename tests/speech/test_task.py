@@ -1,5 +1,6 @@
 """The recognition task: its loss against a calculation by hand, what happens in training only, decoding, counting."""
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ from torch.nn import functional
 
 from asrcl.contract.protocols import Task
 from asrcl.exceptions import InputError
-from asrcl.scoring import Scoring
+from asrcl.scoring import Errors, Scoring
 from asrcl.speech.decoding import DecodeConfig, decode
 from asrcl.speech.task import RecognitionTask, SpecAugmentConfig, spec_augment
 from asrcl.speech.tokenizer import BLANK, BOS, EOS
@@ -222,3 +223,24 @@ def test_description_separates_gradients_from_scores(tokenizer):
     heavier = RecognitionTask(tokenizer, ctc_weight=0.5, augment=SpecAugmentConfig()).describe()
     assert greedy["loss"] == base["loss"] and greedy["evaluation"] != base["evaluation"]
     assert heavier["loss"] != base["loss"] and heavier["evaluation"] == base["evaluation"]
+
+
+def test_confidence_is_the_loss_of_what_was_recognised_per_token_whatever_it_is_batched_with(scripted, tokenizer):
+    model, batch = scripted
+    task = RecognitionTask(tokenizer)
+    errors = task.evaluate(model, Fixed(batch), "test")
+    found = task.confidence(model, Fixed(batch), "test", errors)
+    for item, value in zip(errors.items, found, strict=True):
+        tokens = torch.tensor([tokenizer.encode(item.hypothesis)])
+        place = batch.ids.index(item.id)
+        one = next(part for part in batch.items() if part.ids == (item.id,))
+        one = replace(one, tokens=tokens, token_lengths=torch.tensor([tokens.shape[1]]))
+        frames = Scripted(model.ctc_head.logits[place : place + 1, : model.padding(one)[0].shape[1]])
+        head, model.ctc_head = model.ctc_head, frames
+        with torch.no_grad():
+            wanted = -float(task.curvature_loss(model, one)) / (tokens.shape[1] + 1)
+        model.ctc_head = head
+        assert value == pytest.approx(wanted, rel=1e-4)
+    said = [replace(errors.items[0], hypothesis=""), *errors.items[1:]]
+    nothing = task.confidence(model, Fixed(batch), "test", Errors(said))
+    assert nothing[0] == -math.inf and nothing[1] == pytest.approx(found[1], rel=1e-4)

@@ -14,7 +14,7 @@ from asrcl.scoring.report.orders import slowdown
 from asrcl.scoring.report.step_tables import StepTable
 from asrcl.scoring.report.summary import MethodSummary, ScenarioSummary, mean_known
 from asrcl.scoring.results.run_result import RunResult
-from asrcl.scoring.results.stage_records import kept_bytes
+from asrcl.scoring.results.stage_records import kept_bytes, selected
 
 _ABOUT: Final = ("name", "label", "run", "chosen", "like", "merge")
 _CAPTION: Final = (
@@ -28,7 +28,32 @@ _CAPTION: Final = (
 
 
 def setting_tables(summary: ScenarioSummary) -> list[StepTable]:
-    """The table, where runs say with which configuration they were made; otherwise none."""
+    """Hyper-parameters and costs, and which models decoded what; without what no run tells of."""
+    return [*_settings(summary), *_selections(summary)]
+
+
+def _selections(summary: ScenarioSummary) -> list[StepTable]:
+    """Of methods that choose between models, the share of each domain's items that every model decoded after the last stage."""
+    rows, keys, last = [], [], len(summary.domains) - 1
+    for method in summary.methods:
+        found = [selected(run, last) for run in summary.runs_of(method.method)]
+        for domain in dict.fromkeys(domain for run in found for domain in run):
+            counts = {name: math.fsum(run.get(domain, {}).get(name, 0.0) for run in found) for name in summary.domains}
+            every = math.fsum(counts.values())
+            shares = [100 * count / every if every else math.nan for count in counts.values()]
+            cells = [Cell(NONE if math.isnan(share) else f"{share:.0f}", share) for share in shares]
+            rows.append([Cell(method.label), Cell(domain), *cells])
+            keys.append(method.method)
+    caption = (
+        "Share in % of the items of a row's domain or probe that the model of a column's domain decoded, being the surest of what it "
+        "recognised (`select: confidence`); after the last stage, all seeds together."
+    )
+    table = Table(["Method", "items of", *(f"by {name}" for name in summary.domains)], rows, keys)
+    return [StepTable("Which model decoded", caption, table)] if rows else []
+
+
+def _settings(summary: ScenarioSummary) -> list[StepTable]:
+    """The table of hyper-parameters, where runs say with which configuration they were made."""
     rows, keys = [], []
     for method in summary.methods:
         runs = summary.runs_of(method.method)

@@ -342,6 +342,17 @@ def kept_bytes(run: RunResult) -> float:
     return _number(run, stage, "kept_bytes", _record(run, stage).get("kept_bytes"))
 
 
+def selected(run: RunResult, stage: int) -> dict[str, dict[str, float]]:
+    """Per domain or probe, how many of its items the model of each domain decoded; empty for a method that does not choose."""
+    found = _record(run, stage).get("selected") or {}
+    if not isinstance(found, Mapping) or not all(isinstance(counts, Mapping) for counts in found.values()):
+        raise _unreadable(run, stage, "selected", "must be an object of objects")
+    return {
+        str(domain): {str(name): _number(run, stage, f"selected.{domain}.{name}", value) for name, value in counts.items()}
+        for domain, counts in found.items()
+    }
+
+
 def run_seconds(run: RunResult) -> float | None:
     """Everything in the run's costs.json whose name ends in `_seconds`, added up; None without such a file."""
     found = _seconds(run)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 pytest.importorskip("matplotlib")
+from asrcl.exceptions import InputError
 from asrcl.scoring import RunResult
 from asrcl.scoring.report.markdown import write_results
 from asrcl.scoring.report.setting_tables import setting_tables
@@ -62,3 +63,16 @@ def test_runs_without_their_configuration_have_no_table_and_reports_show_one(tmp
     assert setting_tables(summarise([bare])[0]) == []
     text = write_results(summarise([run("ewc", strength=1.0, chosen="first, 12 settings")]), tmp_path).read_text(encoding="utf-8")
     assert "### Hyper-parameters and costs" in text and "| EWC | first, 12 settings |" in text
+
+
+def test_which_model_decoded_what_is_told_of_methods_that_choose():
+    chosen = run("lora_selected")
+    chosen.stages[2]["selected"] = {"a": {"a": 3, "b": 1, "c": 0}, "probe": {"a": 1, "b": 0, "c": 3}}
+    tables = {step.name: step.table for step in setting_tables(summarise([run("ft"), chosen])[0])}
+    found = tables["Which model decoded"]
+    assert found.header == ["Method", "items of", "by a", "by b", "by c"]
+    assert [row[1:] for row in found.texts()] == [["a", "75", "25", "0"], ["probe", "25", "0", "75"]]
+    assert "Which model decoded" not in {step.name for step in setting_tables(summarise([run("ft")])[0])}
+    chosen.stages[2]["selected"] = {"a": [3]}
+    with pytest.raises(InputError, match=r"stages\[2\].selected must be an object of objects"):
+        setting_tables(summarise([chosen])[0])
