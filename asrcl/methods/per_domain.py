@@ -98,6 +98,10 @@ class PerDomainMethod(Method):
         """The shared model with the head of its domain, and all increments (`Increment.numbers`)."""
         return self.shared_numbers(learner) + sum(increment.numbers(biases) for increment in self.increments.values())
 
+    def kept_bytes(self, learner: Learner) -> int:
+        """What the domains add; the shared model is the weights that all else is beside."""
+        return sum(value.nbytes for increment in self.increments.values() for value in increment.state().values())
+
     def shared_numbers(self, learner: Learner) -> int:
         """How many numbers the shared model has, with the head of the first domain alone."""
         assert self.base is not None

@@ -80,3 +80,10 @@ def test_it_stands_in_reports_as_a_method_and_not_as_the_oracle_that_it_is_made_
 def test_what_cannot_be_selected_is_refused(name, options, named):
     with pytest.raises(InputError, match=named):
         build_method(name, **options)
+
+
+def test_what_is_kept_is_what_domains_add(learner):
+    method = build_method("lora_per_domain", select="confidence", **LORA)
+    kept = [stage.record["kept_bytes"] for stage in run_stages(learner, method, None)]
+    held = [value.nbytes for name, value in method.state_dict().items() if name.startswith("increments.")]
+    assert kept[0] == 0 < kept[1] < kept[2] == sum(held)
