@@ -55,6 +55,10 @@ class _ModelPerDomain(Method):
             return self._own[domain.name]
         return learner.initial if learner.to_come(domain) else None
 
+    def kept_bytes(self, learner: Learner) -> int:
+        """The models of all domains but the last one's, which are the weights."""
+        return sum(value.nbytes for weights in [*self._own.values()][:-1] for value in weights.values())
+
     def parameters(self, learner: Learner) -> int:
         """A whole model for every domain, each with its own head."""
         return sum(

@@ -87,3 +87,6 @@ def test_what_is_kept_is_what_domains_add(learner):
     kept = [stage.record["kept_bytes"] for stage in run_stages(learner, method, None)]
     held = [value.nbytes for name, value in method.state_dict().items() if name.startswith("increments.")]
     assert kept[0] == 0 < kept[1] < kept[2] == sum(held)
+    whole = sum(value.nbytes for value in learner.scenario.initial.values())
+    stages = run_stages(learner, build_method("separate", select="confidence"), None)
+    assert [stage.record["kept_bytes"] for stage in stages] == [0, whole, 2 * whole]
