@@ -38,6 +38,8 @@ from asrcl.state import StateDict
 logger = logging.getLogger(__name__)
 
 METHOD_STATE: Final = "method.safetensors"
+CONFIDENCE_REVISION: Final = 1
+"""Part of the keys of confidences; raise it when a task computes others for the same hypotheses."""
 HASH_LETTERS: Final = 6
 
 
@@ -400,20 +402,22 @@ class DomainLearner:
         entry = self._timed("errors", key, make, cost)
         return found[0] if found else Errors.load(entry / "errors.jsonl")
 
-    def confidence(self, weights: Weights | StateDict, domain: Domain, split: str = "test", cost: str = "errors") -> list[float]:
-        """How sure these weights are of every item that `evaluate` gives, in its order; the time goes to `<cost>_seconds`.
-
-        An item of which nothing was recognised has minus infinity.
-        """
+    def confidence(self, weights: Weights | StateDict, domain: Domain, split: str, errors: Errors) -> list[float]:
+        """How sure these weights are of every item of what `evaluate` gave for them; the time goes to `errors_seconds`."""
         weights = Weights.of(weights)
-        errors = self.evaluate(weights, domain, split, cost)
-        key = {"model": weights.hash, "data": domain.fingerprint(split), "task": self.task.describe(), **self._model_key()}
+        key = {
+            "model": weights.hash,
+            "data": domain.fingerprint(split),
+            "task": self.task.describe(),
+            "revision": CONFIDENCE_REVISION,
+            **self._model_key(),
+        }
 
         def make(folder: Path) -> None:
             found = self.task.confidence(self.model_with(weights), domain, split, errors)
             write_json(folder / "confidence.json", [value if math.isfinite(value) else None for value in found])
 
-        entry = self._timed("confidence", key, make, cost)
+        entry = self._timed("confidence", key, make, "errors")
         return [-math.inf if value is None else value for value in read_json(entry / "confidence.json")]
 
     def _model_key(self) -> dict[str, Any]:

@@ -173,6 +173,7 @@ def _continual_methods(config: Any) -> Any:
     from rich.table import Table
 
     from asrcl.experiment.run import configured_method
+    from asrcl.scoring.results.run_result import NO_OPTIONS
 
     title = "Continual-learning methods: asrcl adapt | decode | tune | run --methods NAMES"
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
@@ -180,7 +181,7 @@ def _continual_methods(config: Any) -> Any:
         table.add_column(column, overflow="fold")
     for name, entry in sorted(config.tree["methods"].items()):
         _, method = configured_method(config, name)
-        options = " ".join(f"{key}={value}" for key, value in entry.items() if key not in ("name", "run", "label"))
+        options = " ".join(f"{key}={value}" for key, value in entry.items() if key not in NO_OPTIONS)
         table.add_row(cell(name), cell(options), cell((inspect.getdoc(type(method)) or "").partition("\n")[0]))
     return table
 

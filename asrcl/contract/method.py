@@ -39,7 +39,7 @@ TRAINING_HOOKS: Final = ("wrap", "unwrap", "start_epoch", "loss", "penalty", "af
 """The hooks that decide what a fine-tune is; a method that overrides one does not share plain fine-tuning's weights."""
 HOOKS: Final = (
     *("start_run", "start_domain", "learn", *TRAINING_HOOKS, "merge_domain", "at_strength", "end_domain"),
-    *("weights_for", "evaluate", "parameters", "write"),
+    *("weights_for", "evaluate", "parameters", "kept_bytes", "write"),
 )
 CODE_LETTERS: Final = 16
 
@@ -92,8 +92,8 @@ class Method:
     @property
     def has_strength(self) -> bool:
         """Whether less of a stage can be taken: its weights decode all domains, and the next stage starts from them."""
-        own = type(self).weights_for is Method.weights_for and self.decoded_by == "stage_model"
-        return own and self.continues
+        one = type(self).weights_for is Method.weights_for and type(self).evaluate is Method.evaluate
+        return one and self.decoded_by == "stage_model" and self.continues
 
     def key(self) -> dict[str, Any]:
         """What distinguishes this method's fine-tunes from those of others; equal keys share one.

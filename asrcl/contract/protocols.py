@@ -116,7 +116,7 @@ class Task(Protocol):
         ...
 
     def confidence(self, model: nn.Module, domain: Domain, split: str, errors: Errors) -> list[float]:
-        """How sure the model is of what it recognised: the log probability of each hypothesis per token, in nats.
+        """How sure the model is of what it recognised: the log probability of each hypothesis per token, in nats; -inf at worst.
 
         `errors` is what `evaluate` gave for the same model and split; the result is in the order of its items.
         """
@@ -224,8 +224,8 @@ class Learner(Protocol):
         """Errors of these weights on a split, item by item; decoded once, then read from the cache."""
         ...
 
-    def confidence(self, weights: Weights, domain: Domain, split: str = "test") -> list[float]:
-        """`Task.confidence` of these weights, in the order of the items of `evaluate`; likewise kept."""
+    def confidence(self, weights: Weights, domain: Domain, split: str, errors: Errors) -> list[float]:
+        """`Task.confidence` of these weights in what `evaluate` gave for them, in the order of its items; likewise kept."""
         ...
 
     def estimate_curvature(self, weights: Weights, domain: Domain, structure: Literal["kron", "diagonal"]) -> Curvature:

@@ -18,10 +18,10 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Final, TypeVar, get_type_hints
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -57,6 +57,17 @@ def config_folder() -> Path:
         if (folder / "config.yaml").is_file():
             return folder
     raise InputError(f"{package}: found no conf/config.yaml beside or inside the package; install asrcl again")
+
+
+CHANGED: Final = ", changed"
+"""What `methods.NAME.chosen` ends with where not all is as it was chosen."""
+_ALIKE: Final = {"like", "label", "select", "chosen"}
+"""What an entry that is like another may set and train as that one does."""
+
+
+def typed_names(overrides: Sequence[str]) -> set[str]:
+    """Names of the settings and groups that overrides set."""
+    return {override.partition("=")[0].lstrip("+~") for override in overrides}
 
 
 @dataclass(frozen=True)
@@ -106,7 +117,7 @@ class Config:
     @property
     def typed(self) -> set[str]:
         """Names of the settings and groups that the user has set by an override."""
-        return {override.partition("=")[0].lstrip("+~") for override in self.overrides}
+        return typed_names(self.overrides)
 
     def typed_over(self, changes: Mapping[str, Any]) -> list[str]:
         """Names of the changes that `changed(..., keep_typed=True)` leaves out, the user having set them or their group."""
@@ -249,6 +260,7 @@ def _load(overrides: Sequence[str]) -> Config:
     check_types(tree, _TYPES)
     tree["methods"] = _with_likes(tree["methods"])
     _check_methods(tree["methods"])
+    tree["methods"] = _with_changes(tree["methods"], typed_names(overrides))
     import_plugins(tree["imports"])
     benchmark = benchmark_of(tree)
     scenario = {"probes": [], **{k: v for k, v in tree["scenario"].items() if v not in (None, [], "")}}
@@ -351,9 +363,22 @@ def _with_likes(methods: Mapping[str, Any]) -> dict[str, Any]:
             if not isinstance(model, dict) or "like" in model:
                 raise InputError(f"methods.{name}.like={like}: no method of the configuration that has options of its own")
             runs = [each["run"] for each in (model, options) if isinstance(each.get("run"), dict)]
-            inherited = {k: v for k, v in model.items() if k not in ("label", "chosen")}
+            told = {"chosen": f"as {like}{CHANGED if options.keys() - _ALIKE else ''}"} if "chosen" in model else {}
+            inherited = {k: v for k, v in model.items() if k != "label"} | told
             options = {**inherited, **{k: v for k, v in options.items() if k != "like"}}
             options |= {"run": OmegaConf.to_container(OmegaConf.merge(*runs))} if len(runs) == 2 else {}
+        found[name] = options
+    return found
+
+
+def _with_changes(methods: Mapping[str, Any], typed: Set[str]) -> dict[str, Any]:
+    """Methods whose `chosen` says so where the user has set something that was chosen, or that it was chosen with."""
+    common = any(name == group or name.startswith(f"{group}.") for name in typed for group in ("train", "curvature"))
+    found = {}
+    for name, options in methods.items():
+        own = any(each.startswith(f"methods.{name}.") and each.rpartition(".")[2] not in ("label", "chosen") for each in typed)
+        if isinstance(options, dict) and "chosen" in options and (common or own):
+            options = {**options, "chosen": f"{str(options['chosen']).removesuffix(CHANGED)}{CHANGED}"}
         found[name] = options
     return found
 

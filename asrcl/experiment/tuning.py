@@ -31,6 +31,7 @@ from asrcl.experiment.reading import reading
 from asrcl.experiment.run import build_scenario, configured_method, learner_of
 from asrcl.files import file_lock, write_text
 from asrcl.methods import Method
+from asrcl.scoring.results.run_result import NO_OPTIONS
 from asrcl.scoring.results.stage_records import RATES
 from asrcl.search import grid
 
@@ -93,7 +94,7 @@ def _checked(config: Config, space: dict[str, Any]) -> dict[str, list[Any]]:
     for name, values in space.items():
         if not isinstance(values, list):
             raise InputError(f"search space: {name}={values}: give a list of values")
-        if name in ("name", "run"):
+        if name in NO_OPTIONS:
             raise InputError(f"search space: {name}: is no option of a method; search options of the run by their own names")
         if "." in name and not name.startswith((*OF_THE_RUN, OF_THE_MERGE)):
             known = ", ".join((*OF_THE_RUN, OF_THE_MERGE))
@@ -129,7 +130,8 @@ def _of_a_variant(config: Config, method: str, setting: Setting) -> dict[str, An
     """What the file of what was chosen says of a variant besides: then a configuration that lacks the variant has it, too."""
     name = config.tree["methods"][method]["name"]
     merged = any(option.startswith(OF_THE_MERGE) for option in setting)
-    return ({} if name == method else {"name": name}) | ({"merge": _merge_of(config, method)} if merged else {})
+    chosen_from = {key: value for key, value in config.tree["methods"][method].items() if key == "select"}
+    return ({} if name == method else {"name": name, **chosen_from}) | ({"merge": _merge_of(config, method)} if merged else {})
 
 
 def search_all(

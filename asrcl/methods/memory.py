@@ -74,9 +74,12 @@ class WithMemory(Method):
 
     def kept_bytes(self, learner: Learner) -> int:
         """The items as the model gets them, and which they are."""
-        held = [self._item(learner, name, int(place)) for name, places in self._positions.items() for place in places]
-        tensors = [value for item in held for value in getattr(item, "__dict__", {}).values() if isinstance(value, Tensor)]
-        return super().kept_bytes(learner) + sum(value.nbytes for value in tensors)
+        total = super().kept_bytes(learner)
+        for domain in learner.domains:
+            for place in self._positions.get(domain.name, torch.empty(0)):
+                item = domain.item("train", int(place))
+                total += sum(value.nbytes for value in getattr(item, "__dict__", {}).values() if isinstance(value, Tensor))
+        return total
 
     # --- filling
 

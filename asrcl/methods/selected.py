@@ -42,18 +42,17 @@ class Selected(Method):
         InputError: another way to select, or an inner method that decodes all domains with one model.
     """
 
-    continues = False
-
     def __init__(self, inner: Method, select: str) -> None:
         if select != "confidence":
             raise InputError(f"method {inner.name}: select={select!r}: choose confidence, or leave it out")
-        if type(inner).weights_for is Method.weights_for or inner.decoded_by == "initial_model":
+        if type(inner).weights_for is Method.weights_for:
             raise InputError(
                 f"method {inner.name}: decodes all domains with one model, so select= has nothing to choose from; it is for "
                 "lora_per_domain, adapters, halrp, packnet and separate"
             )
         self._inner = inner
-        self.name, self.label = inner.name, f"{inner.label}, by confidence"  # type: ignore[misc]
+        self.name, self.continues = inner.name, inner.continues  # type: ignore[misc]
+        self.label = f"{inner.label}, by confidence"
 
     @property
     def trains_plainly(self) -> bool:
@@ -74,12 +73,16 @@ class Selected(Method):
         self._inner.start_run(learner)
 
     def start_domain(self, learner: Learner, domain: Domain) -> None:
-        if learner.private(domain):
-            raise InputError(
-                f"method {self.name}: select=confidence: domain {domain.name} has a head of its own, so models of several "
-                "domains do not speak of the same classes; use a scenario whose domains share one head"
-            )
+        self._check(domain)
         self._inner.start_domain(learner, domain)
+
+    def _check(self, domain: Domain) -> None:
+        """Refuse what is decoded with the name of its own domain, whichever model decodes it."""
+        if not domain.item("train", 0).mixable:
+            raise InputError(
+                f"method {self.name}: select=confidence: domain {domain.name} has a head or a language of its own, which every "
+                "model would be told; use a scenario whose domains share them"
+            )
 
     def learn(self, learner: Learner, domain: Domain, old: Weights) -> Weights | None:
         return self._inner.learn(learner, domain, old)
@@ -88,6 +91,7 @@ class Selected(Method):
         return self._inner.merge_domain(learner, domain, old, new)
 
     def end_domain(self, learner: Learner, domain: Domain, old: Weights | None, new: Weights) -> Weights:
+        self._check(domain)
         return self._inner.end_domain(learner, domain, old, new)
 
     def weights_for(self, learner: Learner, domain: Domain) -> Weights | None:
@@ -105,7 +109,7 @@ class Selected(Method):
         found = [learner.evaluate(weights, domain, split) for weights in weights_of]
         if len(models) == 1:
             return found[0]
-        sure = [learner.confidence(weights, domain, split) for weights in weights_of]
+        sure = [learner.confidence(weights, domain, split, said) for weights, said in zip(weights_of, found, strict=True)]
         best = [max(range(len(models)), key=lambda k: (sure[k][item], -k)) for item in range(len(found[0]))]
         shares = Counter(names[k] for k in best)
         learner.record.setdefault("selected", {})[domain.name] = {name: shares[name] for name in names}

@@ -38,10 +38,12 @@ class Objective:
     Attributes:
         ctc_weight: weight of the CTC part, the attention part having the rest; a model with one head has nothing else.
         label_smoothing: of the cross entropy.
+        zero_infinity: whether CTC of an utterance with more tokens than frames counts as 0, and not as infinite.
     """
 
     ctc_weight: float = 0.3
     label_smoothing: float = 0.0
+    zero_infinity: bool = True
 
 
 @runtime_checkable
@@ -170,7 +172,7 @@ def joint_loss(outputs: Outputs, batch: SpeechBatch, objective: Objective) -> Te
         batch: the utterances.
         objective: the weights.
     """
-    ctc = ctc_loss(outputs, batch)
+    ctc = ctc_loss(outputs, batch, zero_infinity=objective.zero_infinity)
     if len(outputs.logits) == 1:
         return ctc / len(batch)
     entropy = functional.cross_entropy(
@@ -183,8 +185,8 @@ def joint_loss(outputs: Outputs, batch: SpeechBatch, objective: Objective) -> Te
     return (objective.ctc_weight * ctc + (1 - objective.ctc_weight) * entropy) / len(batch)
 
 
-def ctc_loss(outputs: Outputs, batch: SpeechBatch, blank: int = BLANK) -> Tensor:
-    """CTC of the first head, summed over the utterances; 0 for one with more tokens than frames."""
+def ctc_loss(outputs: Outputs, batch: SpeechBatch, blank: int = BLANK, zero_infinity: bool = True) -> Tensor:
+    """CTC of the first head, summed over the utterances; of one with more tokens than frames 0, or infinite."""
     frames = outputs.masks[0]
     assert frames is not None, "a CTC head has padded frames"
     return functional.ctc_loss(
@@ -194,7 +196,7 @@ def ctc_loss(outputs: Outputs, batch: SpeechBatch, blank: int = BLANK) -> Tensor
         batch.token_lengths,
         blank=blank,
         reduction="sum",
-        zero_infinity=True,
+        zero_infinity=zero_infinity,
     )
 
 

@@ -18,10 +18,13 @@ from asrcl.contract.outputs import Outputs, distillation
 from asrcl.contract.protocols import Domain
 from asrcl.scoring import Errors, Scoring, count_errors, count_normalised
 from asrcl.speech.decoding import DecodeConfig
-from asrcl.speech.domain import SpeechBatch
+from asrcl.speech.domain import SpeechBatch, bucket
 from asrcl.speech.recogniser import Objective, recogniser_of
 from asrcl.speech.tokenizer import Tokenizer
 from asrcl.text import normaliser
+
+SCORED_TOKENS = 2048
+"""Padded tokens of the hypotheses that are scored at once; the logits of each are as many as the vocabulary has tokens."""
 
 REVISION = 2
 """Part of the cache keys of training and curvature; raise when the same settings would give other gradients."""
@@ -136,23 +139,29 @@ class RecognitionTask:
 
     @torch.no_grad()
     def confidence(self, model: nn.Module, domain: Domain, split: str, errors: Errors) -> list[float]:
-        """Minus the loss (CTC and attention, as trained) of what was recognised, taken for the label, per token and end.
+        """Minus the loss (CTC and attention, as trained) with what was recognised as the label, per token and end.
 
-        An utterance of which nothing was recognised has minus infinity.
+        What is scored is the text as the tokeniser writes it, be the tokens that the search found others. An utterance has minus
+        infinity of which nothing was recognised, more than the decoder has room for, or more than CTC can align.
         """
         recogniser, device = recogniser_of(model), next(model.parameters()).device
-        found: dict[str, float] = {}
-        said = {item.id: self.tokenizer.encode(item.raw_hypothesis or item.hypothesis) for item in errors.items}
+        objective = Objective(self.ctc_weight, zero_infinity=not self.ctc_weight)
+        said = {item.id: self.tokenizer.encode(item.written[1]) for item in errors.items}
+        found = dict.fromkeys(said, -math.inf)
         model.eval()
         for batch in domain.batches(split, shuffle=False, seed=0):
             assert isinstance(batch, SpeechBatch)
-            texts = [torch.tensor(said[name] or [0]) for name in batch.ids]  # what is empty is not looked at
-            lengths = torch.tensor([len(text) for text in texts])
-            batch = replace(batch, tokens=nn.utils.rnn.pad_sequence(texts, batch_first=True), token_lengths=lengths).to(device)
-            outputs = model(batch)
-            for place, name in enumerate(batch.ids):
-                loss = recogniser.loss(_one(outputs, place), _row(batch, place), Objective(self.ctc_weight))
-                found[name] = -float(loss) / (len(said[name]) + 1) if said[name] else -math.inf
+            room = recogniser.room(batch) if hasattr(recogniser, "room") else math.inf
+            places = [place for place, name in enumerate(batch.ids) if 0 < len(said[name]) <= room]
+            for group in bucket([len(said[batch.ids[place]]) for place in places], SCORED_TOKENS, SCORED_TOKENS):
+                texts = [torch.tensor(said[batch.ids[places[member]]]) for member in group]
+                lengths, tokens = torch.tensor([*map(len, texts)]), nn.utils.rnn.pad_sequence(texts, batch_first=True)
+                rows = replace(_rows(batch, [places[member] for member in group]), tokens=tokens, token_lengths=lengths)
+                rows = rows.to(device)
+                outputs = model(rows)
+                for place, name in enumerate(rows.ids):
+                    loss = float(recogniser.loss(_one(outputs, place), _rows(rows, [place]), objective))
+                    found[name] = -loss / (len(said[name]) + 1) if math.isfinite(loss) else -math.inf
         return [found[item.id] for item in errors.items]
 
     def describe(self) -> dict[str, Any]:
@@ -177,7 +186,8 @@ def _one(outputs: Outputs, place: int) -> Outputs:
     return Outputs(tuple(logits[place : place + 1] for logits in outputs.logits), masks)
 
 
-def _row(batch: SpeechBatch, place: int) -> SpeechBatch:
-    """One utterance of a batch, as padded as there."""
-    rows = ("ids", "speakers", "references", "features", "lengths", "tokens", "token_lengths")
-    return replace(batch, **{name: getattr(batch, name)[place : place + 1] for name in rows})
+def _rows(batch: SpeechBatch, places: list[int]) -> SpeechBatch:
+    """Some utterances of a batch, as padded as there."""
+    texts: dict[str, Any] = {n: tuple(getattr(batch, n)[place] for place in places) for n in ("ids", "speakers", "references")}
+    tensors = {name: getattr(batch, name)[places] for name in ("features", "lengths", "tokens", "token_lengths")}
+    return SpeechBatch(**texts, **tensors, domain=batch.domain, mixable=batch.mixable)

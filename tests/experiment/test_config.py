@@ -96,11 +96,23 @@ def test_defaults_compose_with_all_methods():
         build_method(options["name"], **own)
 
 
+def test_what_was_chosen_is_told_as_changed_where_something_of_it_is_typed():
+    def chosen(*overrides):
+        methods = load_config(overrides).tree["methods"]
+        return {name: methods[name].get("chosen") for name in ("ewc", "ihr", "lora_selected", "si")}
+
+    search = "sequence, 6 settings, seeds 1"
+    assert chosen() == {"ewc": search, "ihr": search, "lora_selected": "as lora_per_domain", "si": None}
+    typed = chosen("methods.ewc.strength=7", "+methods.ihr.label=mine")
+    assert (typed["ewc"], typed["ihr"]) == (f"{search}, changed", search)
+    assert chosen("train.adapt.epochs=4")["ihr"] == f"{search}, changed"
+    assert chosen("tuned=none")["ihr"] is None and chosen("decode=ctc_greedy")["ihr"] == search
+
+
 def test_a_method_like_another_takes_what_was_chosen_for_that():
     like = "+methods.mine={like: ewc, mode: sum}"
     tree = load_config([like, "methods.ewc.strength=7", "+methods.ewc.run={train: {adapt: {epochs: 2}}}"]).tree
-    model = {name: value for name, value in tree["methods"]["ewc"].items() if name != "chosen"}  # that is not chosen for this one
-    assert tree["methods"]["mine"] == {**model, "mode": "sum"} and "chosen" in tree["methods"]["ewc"]
+    assert tree["methods"]["mine"] == {**tree["methods"]["ewc"], "mode": "sum", "chosen": "as ewc, changed"}
     own = "+methods.mine={like: ewc, run: {keep: 'probe:+1', train: {adapt: {learning_rate: 3e-5}}}}"
     tree = load_config([own, "+methods.ewc.run={train: {adapt: {epochs: 2}}}"]).tree
     theirs = tree["methods"]["ewc"]["run"]

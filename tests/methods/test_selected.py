@@ -5,7 +5,7 @@ import pytest
 from asrcl.adapt import dev_rates, run_stages
 from asrcl.exceptions import InputError
 from asrcl.methods import build_method
-from asrcl.testing import tiny_learner, tiny_scenario
+from asrcl.testing import VectorBatch, tiny_learner, tiny_scenario
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_every_item_has_the_hypothesis_of_the_model_that_is_surest_of_it(learner
     assert len({weights.hash for weights in models}) == 3
     for domain, errors in zip(learner.scenario.domains, last.errors, strict=True):
         said = [learner.evaluate(weights, domain).items for weights in models]
-        sure = [learner.confidence(weights, domain) for weights in models]
+        sure = [learner.confidence(weights, domain, "test", learner.evaluate(weights, domain)) for weights in models]
         columns = zip(zip(*sure, strict=True), zip(*said, strict=True), strict=True)
         assert errors.items == [items[column.index(max(column))] for column, items in columns]
         counts = last.record["selected"][domain.name]
@@ -90,3 +90,12 @@ def test_what_is_kept_is_what_domains_add(learner):
     whole = sum(value.nbytes for value in learner.scenario.initial.values())
     stages = run_stages(learner, build_method("separate", select="confidence"), None)
     assert [stage.record["kept_bytes"] for stage in stages] == [0, whole, 2 * whole]
+
+
+def test_domains_that_decoding_is_told_are_refused_before_anything_is_decoded(tmp_path, monkeypatch):
+    """Heads or languages of their own; images say so by `mixable`, and pretrained recognisers with a language per domain."""
+    monkeypatch.setattr(VectorBatch, "mixable", False)
+    own = tiny_learner(tmp_path, tiny_scenario(2))
+    with pytest.raises(InputError, match=r"domain blobs0 has a head or a language of its own.* use a scenario"):
+        list(run_stages(own, build_method("lora_per_domain", select="confidence"), "test"))
+    assert not list(tmp_path.rglob("errors.jsonl"))

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from asrcl.contract.protocols import Task
 from asrcl.exceptions import InputError
-from asrcl.scoring import Errors, Scoring
+from asrcl.scoring import Errors, ItemErrors, Scoring
 from asrcl.speech.decoding import DecodeConfig, decode
 from asrcl.speech.task import RecognitionTask, SpecAugmentConfig, spec_augment
 from asrcl.speech.tokenizer import BLANK, BOS, EOS
@@ -225,22 +225,32 @@ def test_description_separates_gradients_from_scores(tokenizer):
     assert heavier["loss"] != base["loss"] and heavier["evaluation"] == base["evaluation"]
 
 
-def test_confidence_is_the_loss_of_what_was_recognised_per_token_whatever_it_is_batched_with(scripted, tokenizer):
-    model, batch = scripted
+def recognised(batch, *texts):
+    """Errors with these hypotheses."""
+    return Errors([ItemErrors(name, "s", 0, 0, 0, 1, "", text) for name, text in zip(batch.ids, texts, strict=True)])
+
+
+def test_confidence_is_the_loss_of_what_was_recognised_per_token_whatever_it_is_batched_with(tokenizer, make_model, make_batch):
+    model, batch = make_model(vocabulary=len(tokenizer)).eval(), make_batch([240, 200], vocabulary=len(tokenizer))
     task = RecognitionTask(tokenizer)
-    errors = task.evaluate(model, Fixed(batch), "test")
+    errors = recognised(batch, "turn on the light", "jazz")
     found = task.confidence(model, Fixed(batch), "test", errors)
     for item, value in zip(errors.items, found, strict=True):
         tokens = torch.tensor([tokenizer.encode(item.hypothesis)])
-        place = batch.ids.index(item.id)
         one = next(part for part in batch.items() if part.ids == (item.id,))
         one = replace(one, tokens=tokens, token_lengths=torch.tensor([tokens.shape[1]]))
-        frames = Scripted(model.ctc_head.logits[place : place + 1, : model.padding(one)[0].shape[1]])
-        head, model.ctc_head = model.ctc_head, frames
         with torch.no_grad():
             wanted = -float(task.curvature_loss(model, one)) / (tokens.shape[1] + 1)
-        model.ctc_head = head
         assert value == pytest.approx(wanted, rel=1e-4)
-    said = [replace(errors.items[0], hypothesis=""), *errors.items[1:]]
-    nothing = task.confidence(model, Fixed(batch), "test", Errors(said))
+    nothing = task.confidence(model, Fixed(batch), "test", recognised(batch, "", "jazz"))
     assert nothing[0] == -math.inf and nothing[1] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_what_ctc_cannot_align_is_the_least_sure(tokenizer, make_model, make_batch):
+    model, batch = make_model(vocabulary=len(tokenizer)).eval(), make_batch([240, 200], vocabulary=len(tokenizer))
+    frames = int(model.padding(batch)[0].sum(1).max())
+    said = recognised(batch, "a" * frames, "jazz")  # a blank must part equal letters
+    sure = RecognitionTask(tokenizer).confidence(model, Fixed(batch), "test", said)
+    assert sure[0] == -math.inf and math.isfinite(sure[1])
+    free = RecognitionTask(tokenizer, ctc_weight=0.0).confidence(model, Fixed(batch), "test", said)
+    assert all(map(math.isfinite, free))  # attention alone is asked

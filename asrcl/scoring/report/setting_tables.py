@@ -13,17 +13,18 @@ from asrcl.scoring.display.table import Cell, Table
 from asrcl.scoring.report.orders import slowdown
 from asrcl.scoring.report.step_tables import StepTable
 from asrcl.scoring.report.summary import MethodSummary, ScenarioSummary, mean_known
-from asrcl.scoring.results.run_result import RunResult
+from asrcl.scoring.results.run_result import NO_OPTIONS, RunResult
 from asrcl.scoring.results.stage_records import kept_bytes, selected
 
-_ABOUT: Final = ("name", "label", "run", "chosen", "like", "merge")
+_COLUMNS: Final = ("train.adapt.learning_rate", "train.adapt.epochs")
 _CAPTION: Final = (
     "Chosen: how hyper-parameters were found, as `methods.NAME.chosen` of the configuration says: the protocol of `asrcl tune` "
     "(first: after the first adaptation; sequence: after all of them; with ≤: of the settings that raise the first domain's dev "
-    "error rate by no more than so many points) and the number of settings tried; a dash: defaults, or what the command says. "
-    "Options: those that are searched, of the method and of the merge behind it. Time: seconds of learning over those of plain "
-    "fine-tuning with the same seeds, at what learning rate and epochs each has. Kept: what a method hands on from domain to "
-    "domain beside the weights (curvature, memory, gates), in MB after the last but one stage."
+    "error rate by no more than so many points) and settings tried; as NAME: those of another; changed: not all is as it was "
+    "chosen; a dash: defaults. Options: those that are searched, of the method and of the merge behind it. Time: seconds of "
+    "learning over those of plain fine-tuning with the same seeds, at what learning rate and epochs each has. Kept: what a "
+    "method hands on from domain to domain beside the weights (curvature, a memory, other domains' additions or models), in MB "
+    "after the last but one stage."
 )
 
 
@@ -68,18 +69,20 @@ def _settings(summary: ScenarioSummary) -> list[StepTable]:
 
 def _row(summary: ScenarioSummary, method: MethodSummary, runs: Sequence[RunResult]) -> list[Cell]:
     trained = method.role != "initial"
-    adapt = [dict(run.config["train"]["adapt"]) if trained else {} for run in runs]
     time = float(mean_known([np.array(slowdown(summary, run)) for run in runs]))
     kept = float(mean_known([np.array(kept_bytes(run)) for run in runs]))
     return [
         Cell(method.label),
         Cell(_one([str(own.get("chosen") or NONE) for own in map(_own, runs)])),
-        Cell(_one([f"{each['learning_rate']:g}" if each else NONE for each in adapt])),
-        Cell(_one([str(each["epochs"]) if each else NONE for each in adapt])),
+        *(Cell(_one([_column(_at(run, name)) if trained else NONE for run in runs])) for name in _COLUMNS),
         Cell(_one(list(map(_options, runs)))),
         Cell(NONE if math.isnan(time) or not trained else f"{time:.2f}", time),
         Cell(NONE if math.isnan(kept) else f"{kept / 1e6:.1f}", kept),
     ]
+
+
+def _column(value: Any) -> str:
+    return NONE if value is None else f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def _one(found: Sequence[str]) -> str:
@@ -95,23 +98,33 @@ def _own(run: RunResult) -> dict[str, Any]:
 
 def _options(run: RunResult) -> str:
     """Those options of the run's method that its search space names, or all where it has none; and its merge."""
-    own = _own(run)
-    search = run.config.get("search")
-    space = search.get("methods", {}).get(run.method) if isinstance(search, Mapping) else None
-    names = [name for name in own if name not in _ABOUT and (not isinstance(space, Mapping) or name in space)]
-    curvature = run.config.get("curvature", {}).get("fisher")
-    searched = isinstance(space, Mapping) and "curvature.fisher" in space
-    drawn = [f"fisher={curvature}"] if curvature and searched else []
-    return ", ".join([*(f"{name}={_written(own[name])}" for name in names), *drawn, *_merge(own.get("merge"))]) or NONE
+    own = {name: value for name, value in _own(run).items() if name not in NO_OPTIONS}
+    merge = own.pop("merge", None)
+    space = _at(run, f"search.methods.{run.method}")
+    if isinstance(space, Mapping):
+        own = {name: value for name, value in own.items() if name in space}
+        of_run = [name for name in space if "." in name and name not in _COLUMNS and not name.startswith("merge.")]
+        own |= {name.rpartition(".")[2]: value for name in of_run if (value := _at(run, name)) is not None}
+    return ", ".join([*(f"{name}={_written(name, value)}" for name, value in own.items()), *_merge(merge)]) or NONE
+
+
+def _at(run: RunResult, name: str) -> Any:
+    """What the configuration has under a name with dots; None for nothing."""
+    node: Any = run.config
+    for key in name.split("."):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node
 
 
 def _merge(merge: Any) -> Iterator[str]:
     if isinstance(merge, Mapping):
-        rest = ", ".join(f"{name}={_written(value)}" for name, value in merge.items() if name != "method")
+        rest = ", ".join(f"{name}={_written(name, value)}" for name, value in merge.items() if name != "method")
         yield f"merge: {merge.get('method')}" + (f" ({rest})" if rest else "")
     elif merge is not None:
         yield f"merge: {merge}"
 
 
-def _written(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else "1/t" if value is None else str(value)
+def _written(name: str, value: Any) -> str:
+    if value is None:
+        return "1/t" if name == "strength" else "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)

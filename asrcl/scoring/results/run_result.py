@@ -54,6 +54,10 @@ class ProbeCounts:
     written: list[Written | None] = field(default_factory=list)
 
 
+NO_OPTIONS: Final = ("name", "label", "run", "chosen", "like")
+"""What entries of `config["methods"]` have beside the options of a method."""
+
+
 @dataclass
 class RunResult:
     """The outcome of one run: a method, a seed, the domains in their order, and the counts after every stage.

@@ -87,7 +87,7 @@ class HubCTC(nn.Module):
 
     def loss(self, outputs: Outputs, batch: SpeechBatch, objective: Objective) -> Tensor:
         """CTC, summed over an utterance, mean over utterances."""
-        return ctc_loss(outputs, batch, self.blank) / len(batch)
+        return ctc_loss(outputs, batch, self.blank, objective.zero_infinity) / len(batch)
 
     @torch.no_grad()
     def transcribe(self, batch: SpeechBatch, options: DecodeConfig, tokenizer: Tokenizer) -> list[str]:

@@ -59,6 +59,10 @@ class SequenceRecogniser(nn.Module):
             raise InputError(f"model.language: says nothing of {batch.domain}; it has {', '.join(self._prompts)}")
         return found
 
+    def room(self, batch: SpeechBatch) -> int:
+        """How many tokens a text of a batch may have."""
+        return int(self.longest) - len(self.prompt(batch))
+
     def encode(self, batch: SpeechBatch) -> tuple[Tensor, Tensor | None]:
         """Encoder states `[B, S, D]`, and the mask `[B, S]` of those that the decoder may attend to; None for all."""
         raise NotImplementedError
@@ -70,8 +74,8 @@ class SequenceRecogniser(nn.Module):
         prompt = self.prompt(batch)
         tokens = torch.cat([_repeated(prompt, states), batch.tokens], dim=1)
         if tokens.shape[1] > self.longest:
-            name, room = batch.ids[int(batch.token_lengths.argmax())], self.longest - len(prompt)
-            what = f"its text has {batch.tokens.shape[1]} tokens, the model has room for {room}"
+            name = batch.ids[int(batch.token_lengths.argmax())]
+            what = f"its text has {batch.tokens.shape[1]} tokens, the model has room for {self.room(batch)}"
             raise InputError(f"utterance {name}: {what}; split it or leave it out")
         masked = {} if mask is None else {"encoder_attention_mask": mask}  # Whisper's decoder knows none
         hidden = decoder(input_ids=tokens, encoder_hidden_states=states, use_cache=False, **masked).last_hidden_state

@@ -1,7 +1,9 @@
 """Moonshine, wav2vec 2.0 and HuBERT here are what Transformers runs, one utterance at a time; padding changes nothing."""
 
 import json
+import math
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from asrcl.exceptions import InputError
 from asrcl.experiment import run
 from asrcl.experiment.config import load_config
 from asrcl.experiment.registry import benchmark_of
-from asrcl.scoring import RunResult
+from asrcl.scoring import Errors, ItemErrors, RunResult
 from asrcl.speech.decoding import DecodeConfig
 from asrcl.speech.domain import SpeechBatch
 from asrcl.speech.pretrained.tokens import CharacterTokenizer
@@ -201,3 +203,32 @@ def test_the_loss_is_ctc_of_transformers(tmp_path):
     for item in batch.items():
         wanted = reference(item.features[..., 0], labels=item.tokens).loss
         assert model.loss(model(item), item, Objective()).item() == pytest.approx(wanted.item(), rel=1e-4)
+
+
+class Fixed:
+    """A split of one batch."""
+
+    name = "fixed"
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def batches(self, split, *, shuffle, seed):
+        return iter([self.batch])
+
+
+@torch.no_grad()
+def test_confidence_is_minus_the_loss_of_the_hypothesis_alone(folder):
+    model, tokenizer = build(folder)
+    batch, task = batch_of(tokenizer), RecognitionTask(tokenizer)
+    texts = ["no", "on", "it please"]
+    items = [ItemErrors(name, "s", 0, 0, 0, 1, "", text) for name, text in zip(batch.ids, texts, strict=True)]
+    found = task.confidence(model, Fixed(batch), "test", Errors(items))
+    for one, text, value in zip(batch.items(), texts, found, strict=True):
+        tokens = torch.tensor([tokenizer.encode(text)])
+        alone = replace(one, tokens=tokens, token_lengths=torch.tensor([tokens.shape[1]]))
+        wanted = -float(task.curvature_loss(model, alone)) / (tokens.shape[1] + 1)
+        assert value == pytest.approx(wanted, rel=1e-3)
+    long = [replace(items[0], hypothesis="no " * 400), replace(items[1], hypothesis=""), items[2]]
+    unsure = task.confidence(model, Fixed(batch), "test", Errors(long))
+    assert unsure[:2] == [-math.inf, -math.inf] and unsure[2] == pytest.approx(found[2], rel=1e-3)

@@ -1,6 +1,8 @@
 """Whisper here is Whisper as Transformers runs it: same features, logits, loss and hypotheses; padding changes nothing."""
 
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from asrcl.contract.weights import state_of
 from asrcl.curvature import estimate
 from asrcl.exceptions import InputError
 from asrcl.files import read_json, write_json
+from asrcl.scoring import Errors, ItemErrors
 from asrcl.speech.decoding import DecodeConfig
 from asrcl.speech.domain import SpeechBatch
 from asrcl.speech.features import features_of
@@ -251,3 +254,20 @@ def test_a_name_that_is_nowhere_is_refused(monkeypatch):
 def test_english_alone_has_no_other_language(whisper_folder):
     with pytest.raises(InputError, match="English alone"):
         build(whisper_folder, language="de")
+
+
+@torch.no_grad()
+def test_confidence_of_whisper_is_the_mean_log_probability_of_text_and_end_as_transformers_has_it(whisper_folder, tmp_path):
+    batch, model, theirs = batch_of(whisper_folder, tmp_path), build(whisper_folder), reference(whisper_folder)
+    tokenizer = Whisper.tokenizer(str(whisper_folder))
+    domain = SimpleNamespace(batches=lambda split, shuffle, seed: iter([batch]))
+    texts = ["Hm.", "Turn on", "no room" * 20]
+    items = [ItemErrors(name, "s", 0, 0, 0, 1, "", text) for name, text in zip(batch.ids, texts, strict=True)]
+    found = RecognitionTask(tokenizer).confidence(model, domain, "test", Errors(items))
+    assert found[2] == -math.inf
+    prompt, features = list(model.prompt(batch)), reference_features(whisper_folder)
+    for place, text in enumerate(texts[:2]):
+        said = tokenizer.encode(text)
+        logits = theirs(features[place : place + 1], decoder_input_ids=torch.tensor([prompt + said])).logits[0, len(prompt) - 1 :]
+        target = torch.tensor([*said, theirs.config.eos_token_id])
+        assert found[place] == pytest.approx(-float(functional.cross_entropy(logits, target)), rel=1e-3)
