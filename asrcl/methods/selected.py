@@ -8,22 +8,26 @@ model is surest,
 
     k* = argmax_k  log p_k(h_k | x) / (|h_k| + 1),     h_k = what model k recognises of x
 
-(`Task.confidence`; of equals the earliest domain's). No data of earlier domains are kept, and no classifier of domains is
-trained; it takes as many decodes as there are domains. Choosing between dialect-specific recognisers utterance by utterance is
-old (Soto et al., "Selection and combination of hypotheses for dialectal speech recognition", ICASSP 2016); here the recognisers
-are a shared model and what each domain adds to it.
+(`Task.confidence`; of equals the earliest domain's). With `select: calibrated` each model's confidence counts from its own mean
+on the dev set of its own domain, measured when that was learned and kept as one number: where domains differ in how sure one can
+be of them (digits, free speech), a model of an easy one is sure of what it gets wrong. No data of earlier domains are kept, and
+no classifier of domains is trained; it takes as many decodes as there are domains. Choosing between dialect-specific recognisers
+utterance by utterance is old (Soto et al., "Selection and combination of hypotheses for dialectal speech recognition", ICASSP
+2016); here the recognisers are a shared model and what each domain adds to it.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from asrcl.contract.method import Method
+from asrcl.contract.method import Method, joined_state, parted_state
 from asrcl.contract.protocols import Domain, Learner
 from asrcl.contract.weights import Weights
 from asrcl.exceptions import InputError
@@ -36,23 +40,24 @@ class Selected(Method):
 
     Args:
         inner: the method that learns; its `weights_for` gives every domain learned so far a model.
-        select: "confidence".
+        select: "confidence" or "calibrated" (see the module).
 
     Raises:
         InputError: another way to select, or an inner method that decodes all domains with one model.
     """
 
     def __init__(self, inner: Method, select: str) -> None:
-        if select != "confidence":
-            raise InputError(f"method {inner.name}: select={select!r}: choose confidence, or leave it out")
+        if select not in ("confidence", "calibrated"):
+            raise InputError(f"method {inner.name}: select={select!r}: choose confidence or calibrated, or leave it out")
         if type(inner).weights_for is Method.weights_for:
             raise InputError(
                 f"method {inner.name}: decodes all domains with one model, so select= has nothing to choose from; it is for "
                 "lora_per_domain, adapters, halrp, packnet and separate"
             )
-        self._inner = inner
+        self._inner, self._calibrated = inner, select == "calibrated"
+        self._usual: StateDict = {}  # per domain float64 [], the mean confidence of its model on its own dev set
         self.name, self.continues = inner.name, inner.continues  # type: ignore[misc]
-        self.label = f"{inner.label}, by confidence"
+        self.label = f"{inner.label}, by {'calibrated ' if self._calibrated else ''}confidence"
 
     @property
     def trains_plainly(self) -> bool:
@@ -64,12 +69,14 @@ class Selected(Method):
         return self._inner.key()
 
     def state_dict(self) -> StateDict:
-        return self._inner.state_dict()
+        return joined_state({"method": self._inner.state_dict(), "usual": self._usual})
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self._inner.load_state_dict(state)
+        inner, self._usual = parted_state(self, state, "method", "usual")
+        self._inner.load_state_dict(inner)
 
     def start_run(self, learner: Learner) -> None:
+        self._usual = {}
         self._inner.start_run(learner)
 
     def start_domain(self, learner: Learner, domain: Domain) -> None:
@@ -80,7 +87,7 @@ class Selected(Method):
         """Refuse what is decoded with the name of its own domain, whichever model decodes it."""
         if not domain.item("train", 0).mixable:
             raise InputError(
-                f"method {self.name}: select=confidence: domain {domain.name} has a head or a language of its own, which every "
+                f"method {self.name}: select: domain {domain.name} has a head or a language of its own, which every "
                 "model would be told; use a scenario whose domains share them"
             )
 
@@ -92,7 +99,22 @@ class Selected(Method):
 
     def end_domain(self, learner: Learner, domain: Domain, old: Weights | None, new: Weights) -> Weights:
         self._check(domain)
-        return self._inner.end_domain(learner, domain, old, new)
+        end = self._inner.end_domain(learner, domain, old, new)
+        if self._calibrated:
+            self._usual[domain.name] = torch.tensor(self._mean_confidence(learner, domain), dtype=torch.float64)
+        return end
+
+    def _mean_confidence(self, learner: Learner, domain: Domain) -> float:
+        """Of a domain's model on its own dev set, without items of which nothing was recognised."""
+        weights = self._inner.weights_for(learner, domain)
+        if weights is None or not domain.size("dev"):
+            raise InputError(
+                f"method {self.name}: select=calibrated: domain {domain.name} has no dev set to calibrate its model on; give it "
+                "one, or use select=confidence"
+            )
+        sure = learner.confidence(weights, domain, "dev", learner.evaluate(weights, domain, "dev"))
+        known = [value for value in sure if math.isfinite(value)]
+        return math.fsum(known) / len(known) if known else 0.0
 
     def weights_for(self, learner: Learner, domain: Domain) -> Weights | None:
         return self._inner.weights_for(learner, domain)
@@ -109,7 +131,11 @@ class Selected(Method):
         found = [learner.evaluate(weights, domain, split) for weights in weights_of]
         if len(models) == 1:
             return found[0]
-        sure = [learner.confidence(weights, domain, split, said) for weights, said in zip(weights_of, found, strict=True)]
+        usual = [float(self._usual.get(name, 0.0)) for name in names]
+        sure = [
+            [value - mean for value in learner.confidence(weights, domain, split, said)]
+            for weights, said, mean in zip(weights_of, found, usual, strict=True)
+        ]
         best = [max(range(len(models)), key=lambda k: (sure[k][item], -k)) for item in range(len(found[0]))]
         shares = Counter(names[k] for k in best)
         learner.record.setdefault("selected", {})[domain.name] = {name: shares[name] for name in names}
@@ -119,7 +145,7 @@ class Selected(Method):
         return self._inner.parameters(learner)
 
     def kept_bytes(self, learner: Learner) -> int:
-        return self._inner.kept_bytes(learner)
+        return self._inner.kept_bytes(learner) + sum(value.nbytes for value in self._usual.values())
 
     def write(self, folder: Path) -> None:
         self._inner.write(folder)

@@ -37,7 +37,7 @@ def test_no_domain_is_told(learner):
     chosen = build_method("lora_per_domain", select="confidence", **LORA)
     *_, by_name = run_stages(learner, told, "test")
     *_, by_item = run_stages(learner, chosen, "test")
-    assert chosen.state_dict().keys() == told.state_dict().keys()
+    assert chosen.state_dict().keys() == {f"method.{name}" for name in told.state_dict()}
     shares = by_item.record["selected"]
     assert any(counts[name] < sum(counts.values()) for name, counts in shares.items())
     assert by_name.errors != by_item.errors
@@ -73,7 +73,7 @@ def test_it_stands_in_reports_as_a_method_and_not_as_the_oracle_that_it_is_made_
     [
         ("ft", {"select": "confidence"}, "decodes all domains with one model"),
         ("initial", {"select": "confidence"}, "decodes all domains with one model"),
-        ("lora_per_domain", {"select": "domain"}, "select='domain': choose confidence"),
+        ("lora_per_domain", {"select": "domain"}, "select='domain': choose confidence or calibrated"),
         ("lora_per_domain", {"select": "confidence", "merge": "ihr"}, "nothing to merge"),
     ],
 )
@@ -82,10 +82,38 @@ def test_what_cannot_be_selected_is_refused(name, options, named):
         build_method(name, **options)
 
 
+def test_calibrated_confidence_counts_from_that_of_each_model_on_its_own_dev_set(learner):
+    method = build_method("lora_per_domain", select="calibrated", **LORA)
+    *_, last = run_stages(learner, method, "test")
+    domains = learner.scenario.domains
+    models = [method.weights_for(learner, domain) for domain in domains]
+    usual = []
+    for weights, domain in zip(models, domains, strict=True):
+        sure = learner.confidence(weights, domain, "dev", learner.evaluate(weights, domain, "dev"))
+        usual.append(sum(sure) / len(sure))
+    assert [float(method.state_dict()[f"usual.{domain.name}"]) for domain in domains] == pytest.approx(usual)
+    said = [learner.evaluate(weights, domains[0]) for weights in models]
+    sure = [learner.confidence(weights, domains[0], "test", errors) for weights, errors in zip(models, said, strict=True)]
+    for place, item in enumerate(last.errors[0].items):
+        best = max(range(3), key=lambda k: sure[k][place] - usual[k])
+        assert item == said[best].items[place]
+    again = build_method("lora_per_domain", select="calibrated", **LORA)
+    again.load_state_dict(method.state_dict())
+    assert again.evaluate(learner, domains[0], "test") == last.errors[0]
+
+
+def test_calibration_needs_a_dev_set(tmp_path, monkeypatch):
+    own = tiny_learner(tmp_path, tiny_scenario(2))
+    first = own.scenario.domains[0]
+    monkeypatch.setattr(type(first), "size", lambda self, split: 0 if split == "dev" else 64)
+    with pytest.raises(InputError, match=r"domain blobs0 has no dev set to calibrate its model on; .* select=confidence"):
+        list(run_stages(own, build_method("lora_per_domain", select="calibrated"), "test"))
+
+
 def test_what_is_kept_is_what_domains_add(learner):
     method = build_method("lora_per_domain", select="confidence", **LORA)
     kept = [stage.record["kept_bytes"] for stage in run_stages(learner, method, None)]
-    held = [value.nbytes for name, value in method.state_dict().items() if name.startswith("increments.")]
+    held = [value.nbytes for name, value in method.state_dict().items() if name.startswith("method.increments.")]
     assert kept[0] == 0 < kept[1] < kept[2] == sum(held)
     whole = sum(value.nbytes for value in learner.scenario.initial.values())
     stages = run_stages(learner, build_method("separate", select="confidence"), None)
