@@ -47,7 +47,7 @@ def _selections(summary: ScenarioSummary) -> list[StepTable]:
             keys.append(method.method)
     caption = (
         "Share in % of the items of a row's domain or probe that the model of a column's domain decoded, being the surest of "
-        "what it recognised (`select: confidence`); after the last stage, all seeds together."
+        "what it recognised (`select`, docs/selection.md); after the last stage, all seeds together."
     )
     table = Table(["Method", "items of", *(f"by {name}" for name in summary.domains)], rows, keys)
     return [StepTable("Which model decoded", caption, table)] if rows else []
