@@ -10,10 +10,12 @@ model is surest,
 
 (`Task.confidence`; of equals the earliest domain's). With `select: calibrated` each model's confidence counts from its own mean
 on the dev set of its own domain, measured when that was learned and kept as one number: where domains differ in how sure one can
-be of them (digits, free speech), a model of an easy one is sure of what it gets wrong. No data of earlier domains are kept, and
-no classifier of domains is trained; it takes as many decodes as there are domains. Choosing between dialect-specific recognisers
-utterance by utterance is old (Soto et al., "Selection and combination of hypotheses for dialectal speech recognition", ICASSP
-2016); here the recognisers are a shared model and what each domain adds to it.
+be of them (digits, free speech), a model of an easy one is sure of what it gets wrong. `select: gated` asks a later domain's
+model only about what sounds like its domain (`asrcl.methods.sound`), and calibrates besides: a decoder that has learned a closed
+list of words is sure of them whatever is said. No data of earlier domains are kept, and no classifier of domains is trained; it
+takes as many decodes as there are domains. Choosing between dialect-specific recognisers utterance by utterance is old (Soto et
+al., "Selection and combination of hypotheses for dialectal speech recognition", ICASSP 2016); here the recognisers are a shared
+model and what each domain adds to it.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -31,8 +33,12 @@ from asrcl.contract.method import Method, joined_state, parted_state
 from asrcl.contract.protocols import Domain, Learner
 from asrcl.contract.weights import Weights
 from asrcl.exceptions import InputError
+from asrcl.methods.sound import HEARD, described, distances, features
 from asrcl.scoring import Errors
 from asrcl.state import StateDict
+
+WAYS: Final = {"confidence": "confidence", "calibrated": "calibrated confidence", "gated": "sound and confidence"}
+"""The values of `select:`, and what tables call them."""
 
 
 class Selected(Method):
@@ -40,24 +46,26 @@ class Selected(Method):
 
     Args:
         inner: the method that learns; its `weights_for` gives every domain learned so far a model.
-        select: "confidence" or "calibrated" (see the module).
+        select: "confidence", "calibrated" or "gated" (see the module).
 
     Raises:
         InputError: another way to select, or an inner method that decodes all domains with one model.
     """
 
     def __init__(self, inner: Method, select: str) -> None:
-        if select not in ("confidence", "calibrated"):
-            raise InputError(f"method {inner.name}: select={select!r}: choose confidence or calibrated, or leave it out")
+        if select not in WAYS:
+            raise InputError(f"method {inner.name}: select={select!r}: choose {', '.join(WAYS)}, or leave it out")
         if type(inner).weights_for is Method.weights_for:
             raise InputError(
                 f"method {inner.name}: decodes all domains with one model, so select= has nothing to choose from; it is for "
                 "lora_per_domain, adapters, halrp, packnet and separate"
             )
-        self._inner, self._calibrated = inner, select == "calibrated"
+        self._inner, self._calibrated, self._gated = inner, select != "confidence", select == "gated"
+        self._sound: StateDict = {}  # per domain what `asrcl.methods.sound.described` keeps of it
+        self._heard: dict[tuple[str, str], dict[str, Tensor]] = {}
         self._usual: StateDict = {}  # per domain float64 [], the mean confidence of its model on its own dev set
         self.name, self.continues = inner.name, inner.continues  # type: ignore[misc]
-        self.label = f"{inner.label}, by {'calibrated ' if self._calibrated else ''}confidence"
+        self.label = f"{inner.label}, by {WAYS[select]}"
 
     @property
     def trains_plainly(self) -> bool:
@@ -69,14 +77,14 @@ class Selected(Method):
         return self._inner.key()
 
     def state_dict(self) -> StateDict:
-        return joined_state({"method": self._inner.state_dict(), "usual": self._usual})
+        return joined_state({"method": self._inner.state_dict(), "usual": self._usual, "sound": self._sound})
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        inner, self._usual = parted_state(self, state, "method", "usual")
+        inner, self._usual, self._sound = parted_state(self, state, "method", "usual", "sound")
         self._inner.load_state_dict(inner)
 
     def start_run(self, learner: Learner) -> None:
-        self._usual = {}
+        self._usual, self._sound, self._heard = {}, {}, {}
         self._inner.start_run(learner)
 
     def start_domain(self, learner: Learner, domain: Domain) -> None:
@@ -102,14 +110,26 @@ class Selected(Method):
         end = self._inner.end_domain(learner, domain, old, new)
         if self._calibrated:
             self._usual[domain.name] = torch.tensor(self._mean_confidence(learner, domain), dtype=torch.float64)
+        if self._gated:
+            train, dev = self._hear(learner, domain, "train", HEARD), self._hear(learner, domain, "dev")
+            self._sound[domain.name] = described(*(torch.stack([*found.values()]) for found in (train, dev)))
         return end
+
+    def _hear(self, learner: Learner, domain: Domain, split: str, most: int | None = None) -> dict[str, Tensor]:
+        """What the first domain's model makes of a split."""
+        first = self._inner.weights_for(learner, learner.domains[0])
+        assert first is not None, "the first domain has a model from its own stage on"
+        key = first.hash, domain.fingerprint(split)
+        if key not in self._heard:
+            self._heard[key] = features(learner, first, domain, split, most)
+        return self._heard[key]
 
     def _mean_confidence(self, learner: Learner, domain: Domain) -> float:
         """Of a domain's model on its own dev set, without items of which nothing was recognised."""
         weights = self._inner.weights_for(learner, domain)
         if weights is None or not domain.size("dev"):
             raise InputError(
-                f"method {self.name}: select=calibrated: domain {domain.name} has no dev set to calibrate its model on; give it "
+                f"method {self.name}: select: domain {domain.name} has no dev set to calibrate its model on; give it "
                 "one, or use select=confidence"
             )
         sure = learner.confidence(weights, domain, "dev", learner.evaluate(weights, domain, "dev"))
@@ -136,6 +156,12 @@ class Selected(Method):
             [value - mean for value in learner.confidence(weights, domain, split, said)]
             for weights, said, mean in zip(weights_of, found, usual, strict=True)
         ]
+        if self._gated:
+            heard = self._hear(learner, domain, split)
+            items = torch.stack([heard[item.id] for item in found[0].items])
+            for k, name in enumerate(names[1:], 1):
+                near = distances(self._sound[name], items) <= self._sound[name][-1]
+                sure[k] = [value if inside else -math.inf for value, inside in zip(sure[k], near.tolist(), strict=True)]
         best = [max(range(len(models)), key=lambda k: (sure[k][item], -k)) for item in range(len(found[0]))]
         shares = Counter(names[k] for k in best)
         learner.record.setdefault("selected", {})[domain.name] = {name: shares[name] for name in names}
@@ -145,7 +171,7 @@ class Selected(Method):
         return self._inner.parameters(learner)
 
     def kept_bytes(self, learner: Learner) -> int:
-        return self._inner.kept_bytes(learner) + sum(value.nbytes for value in self._usual.values())
+        return self._inner.kept_bytes(learner) + sum(v.nbytes for kept in (self._usual, self._sound) for v in kept.values())
 
     def write(self, folder: Path) -> None:
         self._inner.write(folder)

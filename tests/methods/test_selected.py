@@ -73,7 +73,7 @@ def test_it_stands_in_reports_as_a_method_and_not_as_the_oracle_that_it_is_made_
     [
         ("ft", {"select": "confidence"}, "decodes all domains with one model"),
         ("initial", {"select": "confidence"}, "decodes all domains with one model"),
-        ("lora_per_domain", {"select": "domain"}, "select='domain': choose confidence or calibrated"),
+        ("lora_per_domain", {"select": "domain"}, "select='domain': choose confidence, calibrated, gated, or leave it out"),
         ("lora_per_domain", {"select": "confidence", "merge": "ihr"}, "nothing to merge"),
     ],
 )
