@@ -33,7 +33,7 @@ from asrcl.contract.method import Method, joined_state, parted_state
 from asrcl.contract.protocols import Domain, Learner
 from asrcl.contract.weights import Weights
 from asrcl.exceptions import InputError
-from asrcl.methods.sound import HEARD, described, distances, features
+from asrcl.methods.sound import HEARD, Sound, features
 from asrcl.scoring import Errors
 from asrcl.state import StateDict
 
@@ -61,7 +61,7 @@ class Selected(Method):
                 "lora_per_domain, adapters, halrp, packnet and separate"
             )
         self._inner, self._calibrated, self._gated = inner, select != "confidence", select == "gated"
-        self._sound: StateDict = {}  # per domain what `asrcl.methods.sound.described` keeps of it
+        self._sound = Sound()
         self._heard: dict[tuple[str, str], dict[str, Tensor]] = {}
         self._usual: StateDict = {}  # per domain float64 [], the mean confidence of its model on its own dev set
         self.name, self.continues = inner.name, inner.continues  # type: ignore[misc]
@@ -77,14 +77,15 @@ class Selected(Method):
         return self._inner.key()
 
     def state_dict(self) -> StateDict:
-        return joined_state({"method": self._inner.state_dict(), "usual": self._usual, "sound": self._sound})
+        return joined_state({"method": self._inner.state_dict(), "usual": self._usual, "sound": self._sound.state()})
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        inner, self._usual, self._sound = parted_state(self, state, "method", "usual", "sound")
+        inner, self._usual, sound = parted_state(self, state, "method", "usual", "sound")
+        self._sound = Sound.of(sound)
         self._inner.load_state_dict(inner)
 
     def start_run(self, learner: Learner) -> None:
-        self._usual, self._sound, self._heard = {}, {}, {}
+        self._usual, self._sound, self._heard = {}, Sound(), {}
         self._inner.start_run(learner)
 
     def start_domain(self, learner: Learner, domain: Domain) -> None:
@@ -112,7 +113,7 @@ class Selected(Method):
             self._usual[domain.name] = torch.tensor(self._mean_confidence(learner, domain), dtype=torch.float64)
         if self._gated:
             train, dev = self._hear(learner, domain, "train", HEARD), self._hear(learner, domain, "dev")
-            self._sound[domain.name] = described(*(torch.stack([*found.values()]) for found in (train, dev)))
+            self._sound.add(domain.name, *(torch.stack([*found.values()]) for found in (train, dev)))
         return end
 
     def _hear(self, learner: Learner, domain: Domain, split: str, most: int | None = None) -> dict[str, Tensor]:
@@ -159,8 +160,9 @@ class Selected(Method):
         if self._gated:
             heard = self._hear(learner, domain, split)
             items = torch.stack([heard[item.id] for item in found[0].items])
+            excess = self._sound.excess(items)
             for k, name in enumerate(names[1:], 1):
-                near = distances(self._sound[name], items) <= self._sound[name][-1]
+                near = excess[name] <= self._sound.limit
                 sure[k] = [value if inside else -math.inf for value, inside in zip(sure[k], near.tolist(), strict=True)]
         best = [max(range(len(models)), key=lambda k: (sure[k][item], -k)) for item in range(len(found[0]))]
         shares = Counter(names[k] for k in best)
@@ -171,7 +173,8 @@ class Selected(Method):
         return self._inner.parameters(learner)
 
     def kept_bytes(self, learner: Learner) -> int:
-        return self._inner.kept_bytes(learner) + sum(v.nbytes for kept in (self._usual, self._sound) for v in kept.values())
+        own = {**self._usual, **self._sound.state()}
+        return self._inner.kept_bytes(learner) + sum(value.nbytes for value in own.values())
 
     def write(self, folder: Path) -> None:
         self._inner.write(folder)

@@ -1,11 +1,13 @@
-"""How items sound to a model's encoder, and whether they sound like a domain: what `select: gated` looks at.
+"""How items sound to a model's encoder, and which domains they sound like: what `select: gated` looks at.
 
-An item's features are the means and standard deviations over time of the outputs of one encoder block, `[2 D]`. Of a domain there
-remain their mean and variance per dimension and one limit: the largest distance that an item of its dev set has,
+An item's features are the means and standard deviations over time of the outputs of one encoder block, `[F]`. Domains differ in
+their means and share a covariance, as in linear discriminant analysis (Fisher, 1936):
 
-    d(x) = mean_j (f_j(x) - mean_j)² / variance_j
+    d_k(x) = (f(x) - mean_k)^T (S + SHRINKAGE tr(S) / F)^-1 (f(x) - mean_k) / F,      e_k(x) = d_k(x) - min_j d_j(x)
 
-Labels play no part: an encoder sees none.
+S is the covariance within domains, pooled over those learned so far. An item sounds like domain k where e_k(x) is at most the
+limit: the largest excess e_k over the dev sets of all domains, each measured when its domain was learned. So domains that sound
+alike stay all in question, and of those that do not only the nearest does. Labels play no part: an encoder sees none.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ from torch import Tensor, nn
 from asrcl.contract.protocols import Domain, Learner
 from asrcl.contract.weights import Weights
 from asrcl.exceptions import InputError
+from asrcl.state import StateDict
 
 BLOCK: Final = re.compile(r"(^|\.)encoder\.layers\.[0-9]+$")
 HEARD: Final = 400
 """Training items of a domain that its mean and variance are of, at most."""
-SMALL: Final = 1e-6
-"""Least variance, as a share of the mean of all dimensions."""
+SHRINKAGE: Final = 0.1
 
 
 def heard_block(model: nn.Module) -> str:
@@ -41,7 +43,7 @@ def heard_block(model: nn.Module) -> str:
 
 @torch.no_grad()
 def features(learner: Learner, weights: Weights, domain: Domain, split: str, most: int | None = None) -> dict[str, Tensor]:
-    """Per item of a split, by its id, what the encoder makes of it, `[2 D]` float64.
+    """Per item of a split, by its id, what the encoder makes of it, `[F]` float64.
 
     Args:
         learner: of the run.
@@ -75,21 +77,56 @@ def features(learner: Learner, weights: Weights, domain: Domain, split: str, mos
     return found
 
 
-def described(train: Tensor, dev: Tensor) -> Tensor:
-    """What is kept of a domain, `[2 D + 2 D + 1]`: mean and variance of its training items, and the limit from its dev set.
+class Sound:
+    """Means of domains and the covariance within them.
 
-    Args:
-        train: `[N, 2 D]` of the training items.
-        dev: `[M, 2 D]` of other ones.
+    Attributes:
+        means: per domain `[F]`.
+        scatter: `[F, F]`, the sum over domains and items of what their outer products have beyond the means.
+        count: of the items.
+        limit: the largest excess that an item of a domain's dev set had for its own domain.
     """
-    variance = train.var(0, unbiased=False)
-    variance = variance.clamp(min=SMALL * float(variance.mean()) + torch.finfo(torch.float64).tiny)
-    kept = torch.cat([train.mean(0), variance, torch.zeros(1, dtype=torch.float64)])
-    kept[-1] = distances(kept, dev).max()
-    return kept
 
+    def __init__(self) -> None:
+        self.means: dict[str, Tensor] = {}
+        self.scatter, self.count, self.limit = torch.zeros(0, 0, dtype=torch.float64), 0, 0.0
 
-def distances(kept: Tensor, items: Tensor) -> Tensor:
-    """`[M]`: how far items `[M, 2 D]` are from a domain."""
-    mean, variance = kept[:-1].chunk(2)
-    return ((items - mean).square() / variance).mean(1)
+    def add(self, domain: str, train: Tensor, dev: Tensor) -> None:
+        """Take in a domain.
+
+        Args:
+            domain: its name.
+            train: `[N, F]` float64 of its training items.
+            dev: `[M, F]` of its dev set.
+        """
+        centred = train - train.mean(0)
+        self.means[domain] = train.mean(0)
+        self.scatter = centred.T @ centred + (self.scatter if self.count else 0.0)
+        self.count += len(train)
+        self.limit = max(self.limit, float(self.excess(dev)[domain].max()))
+
+    def excess(self, items: Tensor) -> dict[str, Tensor]:
+        """Per domain `[M]`: how much further from it items `[M, F]` are than from their nearest domain."""
+        covariance = self.scatter / self.count
+        level = SHRINKAGE * covariance.diagonal().mean() + torch.finfo(torch.float64).tiny
+        root = torch.linalg.cholesky(covariance + level * torch.eye(len(covariance), dtype=torch.float64))
+        stacked = torch.stack([items - mean for mean in self.means.values()])
+        distances = torch.linalg.solve_triangular(root, stacked.mT, upper=False).square().mean(1)
+        return dict(zip(self.means, distances - distances.amin(0), strict=True))
+
+    def state(self) -> StateDict:
+        """What `of` reads; empty before the first domain."""
+        if not self.means:
+            return {}
+        numbers = torch.tensor([self.count, self.limit], dtype=torch.float64)
+        return {"scatter": self.scatter, "numbers": numbers, **{f"mean.{name}": mean for name, mean in self.means.items()}}
+
+    @classmethod
+    def of(cls, state: StateDict) -> Sound:
+        """What `state` gave."""
+        found = cls()
+        if state:
+            found.means = {name.removeprefix("mean."): value for name, value in state.items() if name.startswith("mean.")}
+            found.scatter, (count, found.limit) = state["scatter"], state["numbers"].tolist()
+            found.count = int(count)
+        return found

@@ -8,21 +8,35 @@ import torch
 
 from asrcl.exceptions import InputError
 from asrcl.experiment.tuning import search_all, searches
-from asrcl.methods.sound import described, distances, features, heard_block
+from asrcl.methods.sound import SHRINKAGE, Sound, features, heard_block
 from asrcl.speech.task import RecognitionTask
 from asrcl.testing import build_mlp
 
 
-def test_distances_are_mean_squares_in_deviations_and_the_limit_is_that_of_the_dev_set():
-    train = torch.tensor([[1.0, 10.0], [3.0, 30.0]], dtype=torch.float64)  # mean 2, 20; variance 1, 100
-    kept = described(train, torch.tensor([[2.0, 20.0], [4.0, 20.0]], dtype=torch.float64))
-    assert kept.tolist() == [2.0, 20.0, 1.0, 100.0, 2.0]  # (2² / 1 + 0) / 2
-    assert distances(kept, torch.tensor([[2.0, 20.0], [2.0, 50.0]], dtype=torch.float64)).tolist() == [0.0, 4.5]
+def two():
+    """Two domains, of unit covariance but for shrinkage, that lie 10 apart along the first of two dimensions."""
+    square = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)
+    sound = Sound()
+    sound.add("a", square, square)
+    sound.add("b", square + torch.tensor([10.0, 0.0]), square + torch.tensor([4.0, 0.0]))
+    return sound
 
 
-def test_a_dimension_that_never_changes_does_not_divide_by_zero():
-    kept = described(torch.tensor([[1.0, 5.0], [3.0, 5.0]], dtype=torch.float64), torch.tensor([[2.0, 5.0]], dtype=torch.float64))
-    assert torch.isfinite(kept).all() and distances(kept, torch.tensor([[2.0, 6.0]], dtype=torch.float64)).item() > 1e5
+def test_excess_is_the_distance_beyond_that_to_the_nearest_domain():
+    sound, scale = two(), 2 * (1 + SHRINKAGE)  # two dimensions, variance 1
+    items = torch.tensor([[0.0, 0.0], [10.0, 3.0], [5.0, -7.0]], dtype=torch.float64)
+    found = sound.excess(items)
+    assert found["a"].tolist() == pytest.approx([0.0, 100 / scale, 0.0])
+    assert found["b"].tolist() == pytest.approx([100 / scale, 0.0, 0.0])
+
+
+def test_the_limit_is_the_largest_excess_of_a_dev_set_for_its_own_domain():
+    sound = two()
+    worst = (7.0**2 - 3.0**2) / (2 * (1 + SHRINKAGE))  # of b's dev set the item at 3, which is 7 from b and 3 from a
+    assert sound.limit == pytest.approx(worst)
+    again = Sound.of(sound.state())
+    assert again.state().keys() == sound.state().keys() and again.limit == sound.limit and again.count == 8
+    assert Sound().state() == {} and Sound.of({}).means == {}
 
 
 @pytest.fixture
