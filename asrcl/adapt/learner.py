@@ -38,7 +38,7 @@ from asrcl.state import StateDict
 logger = logging.getLogger(__name__)
 
 METHOD_STATE: Final = "method.safetensors"
-CONFIDENCE_REVISION: Final = 1
+CONFIDENCE_REVISION: Final = 2
 """Part of the keys of confidences; raise it when a task computes others for the same hypotheses."""
 HASH_LETTERS: Final = 6
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from asrcl.contract.outputs import Outputs, distillation
 from asrcl.contract.protocols import Domain
 from asrcl.scoring import Errors, Scoring, count_errors, count_normalised
+from asrcl.scoring.counting.written import compression_ratio
 from asrcl.speech.decoding import DecodeConfig
 from asrcl.speech.domain import SpeechBatch, bucket
 from asrcl.speech.recogniser import Objective, recogniser_of
@@ -142,11 +143,14 @@ class RecognitionTask:
         """Minus the loss (CTC and attention, as trained) with what was recognised as the label, per token and end.
 
         What is scored is the text as the tokeniser writes it, be the tokens that the search found others. An utterance has minus
-        infinity of which nothing was recognised, more than the decoder has room for, or more than CTC can align.
+        infinity of which nothing was recognised, a loop, more than the decoder has room for, or more than CTC can align. (A
+        decoder is sure of what it says again and again; the test for loops is Whisper's, `scoring.loop_ratio`.)
         """
         recogniser, device = recogniser_of(model), next(model.parameters()).device
         objective = Objective(self.ctc_weight, zero_infinity=not self.ctc_weight)
-        said = {item.id: self.tokenizer.encode(item.written[1]) for item in errors.items}
+        most = (self.scoring or Scoring).loop_ratio
+        texts_of = {item.id: item.written[1] for item in errors.items}
+        said = {n: self.tokenizer.encode(text) if compression_ratio(text) <= most else [] for n, text in texts_of.items()}
         found = dict.fromkeys(said, -math.inf)
         model.eval()
         for batch in domain.batches(split, shuffle=False, seed=0):

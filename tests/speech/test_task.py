@@ -246,11 +246,23 @@ def test_confidence_is_the_loss_of_what_was_recognised_per_token_whatever_it_is_
     assert nothing[0] == -math.inf and nothing[1] == pytest.approx(found[1], rel=1e-4)
 
 
+NO_LOOPS = Scoring("whisper-digits", loop_ratio=100.0)
+
+
 def test_what_ctc_cannot_align_is_the_least_sure(tokenizer, make_model, make_batch):
     model, batch = make_model(vocabulary=len(tokenizer)).eval(), make_batch([240, 200], vocabulary=len(tokenizer))
     frames = int(model.padding(batch)[0].sum(1).max())
     said = recognised(batch, "a" * frames, "jazz")  # a blank must part equal letters
-    sure = RecognitionTask(tokenizer).confidence(model, Fixed(batch), "test", said)
+    sure = RecognitionTask(tokenizer, scoring=NO_LOOPS).confidence(model, Fixed(batch), "test", said)
     assert sure[0] == -math.inf and math.isfinite(sure[1])
-    free = RecognitionTask(tokenizer, ctc_weight=0.0).confidence(model, Fixed(batch), "test", said)
+    free = RecognitionTask(tokenizer, ctc_weight=0.0, scoring=NO_LOOPS).confidence(model, Fixed(batch), "test", said)
     assert all(map(math.isfinite, free))  # attention alone is asked
+
+
+def test_a_loop_is_the_least_sure_however_sure_the_decoder_is_of_it(tokenizer, make_model, make_batch):
+    model, batch = make_model(vocabulary=len(tokenizer)).eval(), make_batch([400, 200], vocabulary=len(tokenizer))
+    said = recognised(batch, "on and on " * 12, "on and on")
+    sure = RecognitionTask(tokenizer, ctc_weight=0.0).confidence(model, Fixed(batch), "test", said)
+    assert sure[0] == -math.inf and math.isfinite(sure[1])
+    lenient = RecognitionTask(tokenizer, ctc_weight=0.0, scoring=NO_LOOPS)
+    assert all(map(math.isfinite, lenient.confidence(model, Fixed(batch), "test", said)))

@@ -1,6 +1,7 @@
 """Whisper here is Whisper as Transformers runs it: same features, logits, loss and hypotheses; padding changes nothing."""
 
 import math
+import string
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -261,7 +262,7 @@ def test_confidence_of_whisper_is_the_mean_log_probability_of_text_and_end_as_tr
     batch, model, theirs = batch_of(whisper_folder, tmp_path), build(whisper_folder), reference(whisper_folder)
     tokenizer = Whisper.tokenizer(str(whisper_folder))
     domain = SimpleNamespace(batches=lambda split, shuffle, seed: iter([batch]))
-    texts = ["Hm.", "Turn on", "no room" * 20]
+    texts = ["Hm.", "Turn on", string.ascii_letters + string.digits]  # for the last there is no room
     items = [ItemErrors(name, "s", 0, 0, 0, 1, "", text) for name, text in zip(batch.ids, texts, strict=True)]
     found = RecognitionTask(tokenizer).confidence(model, domain, "test", Errors(items))
     assert found[2] == -math.inf
