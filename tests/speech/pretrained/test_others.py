@@ -230,6 +230,7 @@ def test_confidence_is_minus_the_loss_of_the_hypothesis_alone(folder):
         alone = replace(one, tokens=tokens, token_lengths=torch.tensor([tokens.shape[1]]))
         wanted = -float(task.curvature_loss(model, alone)) / (tokens.shape[1] + 1)
         assert value == pytest.approx(wanted, rel=1e-3)
-    long = [replace(items[0], hypothesis="".join(random.Random(0).choices("abcdefghij", k=900))), replace(items[1], hypothesis=""), items[2]]
+    endless = "".join(random.Random(0).choices("abcdefghij", k=900))
+    long = [replace(items[0], hypothesis=endless), replace(items[1], hypothesis=""), items[2]]
     unsure = task.confidence(model, Fixed(batch), "test", Errors(long))
     assert unsure[:2] == [-math.inf, -math.inf] and unsure[2] == pytest.approx(found[2], rel=1e-3)
