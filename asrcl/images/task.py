@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from asrcl.contract.classes import confidence_of_classes
 from asrcl.contract.outputs import Outputs, distillation
 from asrcl.contract.protocols import Domain
 from asrcl.images.domain import ImageBatch
@@ -70,17 +71,9 @@ class ImageTask:
                 items.append(ItemErrors(identity, identity, int(label != guess), 0, 0, 1, names[label], names[guess]))
         return Errors(items, "image")
 
-    @torch.no_grad()
     def confidence(self, model: nn.Module, domain: Domain, split: str, errors: Errors) -> list[float]:
         """Log probability of the class that was said."""
-        model.eval()
-        device = next(model.parameters()).device
-        found: dict[str, float] = {}
-        for batch in domain.batches(split, shuffle=False, seed=0):
-            assert isinstance(batch, ImageBatch)
-            logits = model(batch.pixels.to(device), batch.domain)
-            found.update(zip(batch.ids, functional.log_softmax(logits.float(), -1).amax(-1).tolist(), strict=True))
-        return [found[item.id] for item in errors.items]
+        return confidence_of_classes(self, model, domain, split, errors)
 
     def describe(self) -> dict[str, object]:
         """Everything that changes a gradient (`loss`) or a score (`evaluation`)."""

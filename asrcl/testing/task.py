@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from asrcl.contract.classes import confidence_of_classes
 from asrcl.contract.outputs import Outputs, distillation
 from asrcl.contract.protocols import Domain
 from asrcl.scoring import Errors, ItemErrors
@@ -69,17 +70,9 @@ class ClassificationTask:
             items += [_item(*row) for row in zip(batch.ids, batch.labels.tolist(), guesses, strict=True)]
         return Errors(items, self.unit)
 
-    @torch.no_grad()
     def confidence(self, model: nn.Module, domain: Domain, split: str, errors: Errors) -> list[float]:
         """Log probability of the class that was said."""
-        model.eval()
-        device = next(model.parameters()).device
-        found: dict[str, float] = {}
-        for batch in domain.batches(split, shuffle=False, seed=0):
-            assert isinstance(batch, VectorBatch)
-            logits = model(batch.inputs.to(device))
-            found.update(zip(batch.ids, functional.log_softmax(logits.float(), -1).amax(-1).tolist(), strict=True))
-        return [found[item.id] for item in errors.items]
+        return confidence_of_classes(self, model, domain, split, errors)
 
     def describe(self) -> dict[str, object]:
         """Everything that changes a gradient (`loss`) or a score (`evaluation`)."""
