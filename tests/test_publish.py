@@ -90,8 +90,15 @@ def test_sizes_are_numbers_and_files_beside_the_errors(publish, tmp_path):
 def test_the_hyper_parameters_of_the_recipe_are_those_that_its_search_chose(folder, protocol, name):
     chosen = yaml.safe_load((folder / f"{protocol}.yaml").read_text())["methods"]
     used = yaml.safe_load((ROOT / "conf" / "tuned" / f"{name}.yaml").read_text())["methods"]
+    told = {method: options.pop("chosen") for method, options in used.items()}
+    for options in chosen.values():
+        options.pop("chosen", None)  # searches that were made before it was written have none
     assert {method: used[method] for method in chosen} == chosen
-    assert used["separate"] == used["joint"] == {"run": chosen["ft"]["run"]}
+    assert used["separate"] == used["joint"] == {"run": chosen["ft"]["run"]} and told["separate"] == told["joint"] == "as ft"
+    for method in chosen:  # every search of the folder says how many settings and seeds it had
+        search = read_json(folder / f"{method}{'' if protocol == 'first' else '-sequence'}.json")
+        size = len(search["rows"]) + len(search["diverged"])
+        assert told[method] == f"{protocol}, {size} settings, seeds {' '.join(map(str, search['seeds']))}"
 
 
 def test_no_search_on_images_is_larger_than_the_space_or_than_another():

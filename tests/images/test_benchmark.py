@@ -16,7 +16,8 @@ from asrcl.experiment.run import adapt_all, build_scenario, train_all
 from asrcl.files import hash_json
 from asrcl.scoring import RunResult
 
-METHODS = sorted(load_config().tree["methods"].keys() - {"uoe"})  # but what names parts of a Conformer
+# But what names parts of a Conformer, and what needs domains that share a head.
+METHODS = sorted(load_config().tree["methods"].keys() - {"uoe", "lora_selected"})
 SLOW_LEARNERS = ["initial", "fta", "ihr", "ihr_paper", "laplace", "lora", "lora_per_domain", "adapters", "cssvd", "svr"]
 """Two epochs do for the others."""
 
@@ -71,6 +72,19 @@ def test_every_method_of_the_house_runs(split_runs, name):
     if name not in SLOW_LEARNERS:
         assert result.errors[2][2] < 0.25 * result.lengths[2]
     assert result.errors[0][0] < 0.1 * result.lengths[0]
+
+
+def test_models_are_selected_where_domains_share_a_head_and_refused_where_not(tmp_path):
+    config = configured(tmp_path, "split_digits", PAIRS, "scenario.incremental=domain")
+    train_all(config, [1])
+    adapt_all(config, ["lora_selected"], [1], decode=True)
+    result = RunResult.load(config.home / "lora_selected" / "1" / "results.json")
+    shares = result.stages[2]["selected"]
+    assert [sum(counts.values()) for counts in shares.values()] == result.lengths and len(shares) == 3
+    apart = configured(tmp_path / "apart", "split_digits", PAIRS)
+    train_all(apart, [1])
+    with pytest.raises(InputError, match=r"select: domain 01 has a head or a language of its own"):
+        adapt_all(apart, ["lora_selected"], [1])
 
 
 @pytest.mark.parametrize("name", ["fta", "ihr", "laplace", "ewc", "si"])
