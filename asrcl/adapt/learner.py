@@ -337,12 +337,7 @@ class DomainLearner:
     def mean_loss(self, weights: Weights | StateDict, domain: Domain, split: str = "dev") -> float:
         """Mean over a split's items of the loss whose curvature is estimated."""
         weights = Weights.of(weights)
-        key = {
-            "model": weights.hash,
-            "data": domain.fingerprint(split),
-            "loss": self.task.describe()["loss"],
-            **self._model_key(),
-        }
+        key = self._measured(weights, domain, split) | {"loss": self.task.describe()["loss"]}
 
         def make(folder: Path) -> None:
             write_json(folder / "loss.json", {"loss": mean_loss(self.model_with(weights), self.task, domain, split)})
@@ -386,12 +381,7 @@ class DomainLearner:
     def evaluate(self, weights: Weights | StateDict, domain: Domain, split: str = "test", cost: str = "errors") -> Errors:
         """Errors on a split, item by item; their time goes to `<cost>_seconds`."""
         weights = Weights.of(weights)
-        key = {
-            "model": weights.hash,
-            "data": domain.fingerprint(split),
-            "task": self.task.describe()["evaluation"],
-            **self._model_key(),
-        }
+        key = self._measured(weights, domain, split) | {"task": self.task.describe()["evaluation"]}
 
         found: list[Errors] = []
 
@@ -405,13 +395,7 @@ class DomainLearner:
     def confidence(self, weights: Weights | StateDict, domain: Domain, split: str, errors: Errors) -> list[float]:
         """How sure these weights are of every item of what `evaluate` gave for them; the time goes to `errors_seconds`."""
         weights = Weights.of(weights)
-        key = {
-            "model": weights.hash,
-            "data": domain.fingerprint(split),
-            "task": self.task.describe(),
-            "revision": CONFIDENCE_REVISION,
-            **self._model_key(),
-        }
+        key = self._measured(weights, domain, split) | {"task": self.task.describe(), "revision": CONFIDENCE_REVISION}
 
         def make(folder: Path) -> None:
             found = self.task.confidence(self.model_with(weights), domain, split, errors)
@@ -419,6 +403,10 @@ class DomainLearner:
 
         entry = self._timed("confidence", key, make, "errors")
         return [-math.inf if value is None else value for value in read_json(entry / "confidence.json")]
+
+    def _measured(self, weights: Weights, domain: Domain, split: str) -> dict[str, Any]:
+        """What every measurement of weights on a split depends on."""
+        return {"model": weights.hash, "data": domain.fingerprint(split), **self._model_key()}
 
     def _model_key(self) -> dict[str, Any]:
         return {"model_config": self.scenario.model_config} if self.scenario.model_config else {}

@@ -23,8 +23,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
@@ -34,8 +35,10 @@ from asrcl.contract.protocols import Domain, Learner
 from asrcl.contract.weights import Weights
 from asrcl.exceptions import InputError
 from asrcl.methods.sound import HEARD, Sound, features
-from asrcl.scoring import Errors
 from asrcl.state import StateDict
+
+if TYPE_CHECKING:
+    from asrcl.scoring import Errors
 
 WAYS: Final = {"confidence": "confidence", "calibrated": "calibrated confidence", "gated": "sound and confidence"}
 """The values of `select:`, and what tables call them."""
@@ -94,7 +97,7 @@ class Selected(Method):
 
     def _check(self, domain: Domain) -> None:
         """Refuse what is decoded with the name of its own domain, whichever model decodes it."""
-        if not domain.item("train", 0).mixable:
+        if domain.size("train") and not domain.item("train", 0).mixable:
             raise InputError(
                 f"method {self.name}: select: domain {domain.name} has a head or a language of its own, which every "
                 "model would be told; use a scenario whose domains share them"
@@ -112,6 +115,8 @@ class Selected(Method):
         if self._calibrated:
             self._usual[domain.name] = torch.tensor(self._mean_confidence(learner, domain), dtype=torch.float64)
         if self._gated:
+            if not domain.size("train"):
+                raise InputError(f"method {self.name}: select=gated: domain {domain.name} has no training items; use calibrated")
             train, dev = self._hear(learner, domain, "train", HEARD), self._hear(learner, domain, "dev")
             self._sound.add(domain.name, *(torch.stack([*found.values()]) for found in (train, dev)))
         return end
@@ -167,7 +172,7 @@ class Selected(Method):
         best = [max(range(len(models)), key=lambda k: (sure[k][item], -k)) for item in range(len(found[0]))]
         shares = Counter(names[k] for k in best)
         learner.record.setdefault("selected", {})[domain.name] = {name: shares[name] for name in names}
-        return Errors([found[k].items[item] for item, k in enumerate(best)], found[0].unit, found[0].scoring)
+        return replace(found[0], items=[found[k].items[item] for item, k in enumerate(best)])
 
     def parameters(self, learner: Learner) -> int:
         return self._inner.parameters(learner)

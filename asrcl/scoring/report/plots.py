@@ -70,7 +70,7 @@ def draw_stages(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
     seeds = max(len(method.seeds) for method in summary.methods)
     bands = f"bands: CI95 over {summary.measure.blocks}"
     notes = [f"mean of {seeds} seeds"] * (seeds > 1) + [bands] * any(map(any, summary.bands.values()))
-    axes.set_title(drawn(summary.scenario) + (f" ({'; '.join(notes)})" if notes else ""))
+    axes.set_title(drawn(summary.scenario) + (f" ({'; '.join(notes)})" if notes else ""), loc="left", fontsize=10)
     _legend_by_last_value(axes)
     save_figure(figure, path)
 
