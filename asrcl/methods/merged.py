@@ -17,6 +17,15 @@ weights before the domain. With `anchor: domain` every round is merged with the 
 so that the sum of all steps is filtered, not each by itself, and no direction is let through in every round anew. With the
 Laplace merge this is proximal descent: where the rounds come to rest, the new domain's gradient balances the penalty
 1/2 (w - old)^T F (w - old) (docs/beyond_ihr.md).
+
+With `start: initial` every domain is fine-tuned from the initial model, not from what was merged so far: the models of the papers
+on merging, which know nothing of each other, but merged one by one as they come, so that only one of them is ever kept. Methods
+that weigh both sides then carry the curvature of every domain at its own model, and with `curvature: sum`
+
+    w_t = (sum_k F_k)^-1 sum_k F_k w_k
+
+is the merge of all models together, since (sum_{k<t} F_k) w_{t-1} = sum_{k<t} F_k w_k. All such runs share their fine-tunes with
+each other and with `separate`.
 """
 
 from __future__ import annotations
@@ -52,6 +61,7 @@ class Merged(Method):
             weights, or the "initial" model's, so that what was merged so far is an update of its own (the default of
             methods that need several updates); `rounds`, how often a domain is learned and merged in its epochs, and `anchor`,
             whether a round is merged with what it started from ("round", the default) or with the weights before the "domain";
+            `start`, what a domain is fine-tuned from, the "previous" weights (the default) or the "initial" model;
             `path`, how less is taken where named domains are to be kept;
             `task`, `rest`, `statistics`, `layers`, `budget` of `asrcl.merge.MergeSpec`; and the options of the method itself.
             Methods that weigh the new domain too have its curvature estimated at the learned weights.
@@ -85,7 +95,13 @@ class Merged(Method):
             raise InputError(f"method {inner.name}: learns a domain in a way of its own, so merge.rounds must be 1")
         if self.rounds > 1 and self.path != STRAIGHT:
             raise InputError(f"merge.path={self.path}: of one round; with merge.rounds above 1 less is taken on a straight line")
+        self.start = options.pop("start", "previous")
+        if self.start not in ("previous", "initial"):
+            raise InputError(f"merge.start={self.start}: choose previous or initial")
+        if self.start == "initial" and self.rounds > 1:
+            raise InputError(f"merge.start=initial: every round goes on from the last one; leave out merge.rounds={self.rounds}")
         self._round: Weights | None = None  # what the last round of the domain starts from
+        self._apart: Weights | None = None  # what the domain's model came to, where it started from the initial one
         if self.base not in ("previous", "initial"):
             raise InputError(f"merge.base={self.base}: choose previous or initial")
         if self.base == "initial" and (not kind.several or self._weighs_new):
@@ -132,6 +148,11 @@ class Merged(Method):
         self._inner.start_domain(learner, domain)
 
     def learn(self, learner: Learner, domain: Domain, old: Weights) -> Weights | None:
+        if self.start == "initial":
+            learned = self._inner.learn(learner, domain, learner.initial)
+            # Of the heads that other domains have for themselves, the initial model knows nothing.
+            self._apart = learned and Weights({**learned.state, **{name: old[name] for name in learner.foreign(domain)}})
+            return self._apart
         if self.rounds == 1:
             return self._inner.learn(learner, domain, old)
         if learner.epochs < self.rounds:
@@ -198,7 +219,8 @@ class Merged(Method):
     def end_domain(self, learner: Learner, domain: Domain, old: Weights | None, new: Weights) -> Weights:
         end = Weights.of(self._inner.end_domain(learner, domain, old, new))
         if self._carried is not None:
-            self._carried.add(learner, domain, end)
+            own = self._apart if old is not None and self._weighs_new else None
+            self._carried.add(learner, domain, own or end)
         return end
 
     def kept_bytes(self, learner: Learner) -> int:

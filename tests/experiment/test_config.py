@@ -379,8 +379,8 @@ def test_every_choice_of_hyper_parameters_names_options_that_exist(name):
 
 @pytest.mark.parametrize(
     "chosen",
-    [[], ["scenario=split_digits"], ["+variants=merges"], ["+variants=beyond"]],
-    ids=["speech", "images", "merges", "beyond"],
+    [[], ["scenario=split_digits"], ["+variants=merges"], ["+variants=beyond"], ["+variants=apart"]],
+    ids=["speech", "images", "merges", "beyond", "apart"],
 )
 def test_every_method_of_the_search_gets_as_many_settings(chosen):
     """Or all of its space where that has no more; a space names options that exist."""

@@ -90,6 +90,39 @@ def test_anchored_rounds_are_merged_with_the_weights_before_the_domain(learner):
     assert fingerprint(once[-1]) == fingerprint(states(learner, build_method("ft", merge=spec))[-1])
 
 
+def apart(learner):
+    """The models of all domains, each from the initial one."""
+    ft = build_method("ft")
+    return [learner.scenario.initial, *(learner.fine_tune(learner.scenario.initial, d, ft) for d in learner.scenario.domains[1:])]
+
+
+def test_domains_that_start_from_the_initial_model_come_to_the_mean_of_all_models(learner):
+    found = states(learner, build_method("ft", merge={"method": "average", "start": "initial"}))
+    for name, value in found[-1].items():
+        assert torch.allclose(value, torch.stack([model[name] for model in apart(learner)]).mean(0), atol=1e-6), name
+
+
+@pytest.mark.parametrize(("name", "damping"), [("regmean", 1e-9), ("mats", 0.01)])
+def test_merging_one_by_one_with_every_curvature_is_merging_all_models_together(learner, name, damping):
+    spec = {"method": name, "start": "initial", "curvature": "sum", "damping": damping}
+    found = states(learner, build_method("ft", merge=spec))
+    first, *new = apart(learner)
+    pairs = zip((first, *new), learner.scenario.domains, strict=True)
+    terms = [learner.estimate_curvature(weights, domain, "kron") for weights, domain in pairs]
+    learned = [model.state for model in new]
+    wanted = merge(first.state, learned, name, curvature=terms[:1], new_curvature=terms[1:], damping=damping)
+    for key, value in wanted.items():
+        assert torch.allclose(found[-1][key], value, atol=2e-3), key
+    assert fingerprint(found[1]) != fingerprint(found[2])
+
+
+def test_updates_of_models_apart_are_added_up(learner):
+    spec = {"method": "task_arithmetic", "base": "initial", "start": "initial", "strength": 1.0}
+    found, (first, *new) = states(learner, build_method("ft", merge=spec)), apart(learner)
+    for name, value in first.items():
+        assert torch.allclose(found[-1][name], value + sum(model[name] - value for model in new), atol=1e-5), name
+
+
 def test_more_rounds_than_epochs_are_refused(learner):
     with pytest.raises(InputError, match=r"merge.rounds=99: more than the \d+ epochs \(train.adapt.epochs\) that they share"):
         states(learner, build_method("ft", merge={"method": "ihr", "rounds": 99}))
@@ -131,6 +164,8 @@ def test_the_state_is_that_of_the_method_and_the_curvature(learner):
         ("ft", {"method": "ties", "base": "first"}, "merge.base=first: choose previous or initial"),
         ("ft", {"method": "ihr", "rounds": 0}, "merge.rounds=0: a number of rounds, at least 1"),
         ("ft", {"method": "ihr", "rounds": 2, "anchor": "old"}, "merge.anchor=old: choose round or domain"),
+        ("ft", {"method": "ihr", "start": "fresh"}, "merge.start=fresh: choose previous or initial"),
+        ("ft", {"method": "ihr", "start": "initial", "rounds": 2}, "merge.start=initial: every round goes on"),
         ("ft", {"method": "ihr", "rounds": 2, "path": "damping"}, "merge.path=damping: of one round"),
         ("packnet", {"method": "ihr", "rounds": 2}, "nothing to merge|of its own"),
         ("ft", {"method": "ihr", "base": "initial"}, "merge.base=initial: merge method ihr takes the update of one stage"),
