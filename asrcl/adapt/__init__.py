@@ -9,7 +9,7 @@ from asrcl.adapt.observers import Moved, Observer, standard_observers
 from asrcl.adapt.scenario import Scenario, UnionDomain
 from asrcl.adapt.tracking import Tracking, TrackingConfig
 from asrcl.adapt.training import DivergedError, TrainConfig, Trainer
-from asrcl.adapt.tuning import dev_rates, draw, tune
+from asrcl.adapt.tuning import dev_rates, draw, learn_where, tune
 from asrcl.contract.outputs import Outputs, distillation
 from asrcl.contract.protocols import Batch, Domain, Learner, Task
 from asrcl.contract.weights import (
@@ -61,6 +61,7 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     # choosing hyper-parameters
     "dev_rates",
     "draw",
+    "learn_where",
     "tune",
     # results kept by content
     "Cache",

@@ -7,6 +7,8 @@ one of `merge.` to the merge behind it. Two protocols say what a setting is judg
 - `sequence`: the mean over all domains after all adaptations, in another order of domains (of two domains there is no other).
 
 Both may be constrained: of the settings that raise the error rate of the first domain by at most so many points, the best one.
+
+Settings are drawn before any is tried (`search.sampler=halton`), or the later half where the earlier ones were good (`tpe`).
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any, Final
 
 import yaml
 
-from asrcl.adapt import CurvatureConfig, DivergedError, TrainConfig, dev_rates, draw
+from asrcl.adapt import CurvatureConfig, DivergedError, TrainConfig, dev_rates, draw, learn_where
 from asrcl.entries import seal
 from asrcl.exceptions import InputError
 from asrcl.experiment import launch
@@ -40,6 +42,7 @@ logger = logging.getLogger(__name__)
 OF_THE_RUN: Final = ("train.adapt.", "train.augment.", "train.max_items", "curvature.", "decode.", "model.dropout")
 OF_THE_MERGE: Final = "merge."
 PROTOCOLS: Final = ("first", "sequence")
+SAMPLERS: Final = ("halton", "tpe")
 Setting = dict[str, Any]
 
 
@@ -50,12 +53,14 @@ class Search:
     Attributes:
         method: a name under `methods` of the configuration.
         space: the values of every option.
-        settings: those that are tried.
+        settings: those that are tried; where the sampler learns, what it would try if it did not.
+        learns: whether later settings depend on what the earlier ones came to.
     """
 
     method: str
     space: dict[str, list[Any]]
     settings: list[Setting]
+    learns: bool = False
 
 
 def searches(
@@ -72,13 +77,17 @@ def searches(
     Raises:
         InputError: an unknown method or option; a method that `search` has no space for.
     """
+    sampler = config.tree["search"]["sampler"]
+    if sampler not in SAMPLERS:
+        raise InputError(f"search.sampler={sampler}: choose {' or '.join(SAMPLERS)}")
     found = []
     for method in methods:
         space = _checked(config, dict(own) if own is not None else _space(config, method))
         settings = grid(space) if own is not None and count is None else draw(space, count or config.tree["search"]["settings"])
         for setting in settings:
             _configured(config, method, setting)
-        found.append(Search(method, space, settings))
+        # Where all of a space is tried there is nothing to learn.
+        found.append(Search(method, space, settings, sampler == "tpe" and len(settings) < math.prod(map(len, space.values()))))
     return found
 
 
@@ -157,18 +166,9 @@ def search_all(
     if protocol not in PROTOCOLS:
         raise InputError(f"--protocol {protocol}: choose {' or '.join(PROTOCOLS)}")
     config = _reordered(config) if protocol == "sequence" else config
-    runs = [(config, s.method, setting, seed, protocol) for s in wanted for setting in s.settings for seed in seeds]
-    scores = iter(launch.in_jobs(config, _score, runs, "settings"))
     tables = {}
-    for search in wanted:
-        rows, failed = [], []
-        for setting in search.settings:
-            rates = [next(scores) for _ in seeds]
-            known = [rate for rate in rates if rate is not None]
-            if len(known) < len(seeds):
-                failed.append(setting)
-            else:
-                rows.append({**setting, **{name: sum(rate[name] for rate in known) / len(seeds) for name in RATES}})
+    for search, tried in zip(wanted, _outcomes(config, wanted, seeds, protocol, rise), strict=True):
+        rows, failed = [row for row in tried if "average" in row], [row for row in tried if "average" not in row]
         if not rows:
             raise InputError(f"{search.method}: the loss was not finite in any of {len(failed)} settings; lower learning rates")
         tables[search.method] = sorted(rows, key=partial(_order, rise))
@@ -181,10 +181,51 @@ def search_all(
     return tables
 
 
+def _outcomes(
+    config: Config, wanted: Sequence[Search], seeds: Sequence[int], protocol: str, rise: float | None
+) -> list[list[Setting]]:
+    """For every search its rows, in the order tried, without rates where a setting diverged.
+
+    All settings that are known beforehand are tried at once, `launcher.jobs` at a time, searches that learn each in one job.
+    """
+    if any(search.learns for search in wanted):
+        runs = [(config, search, list(seeds), protocol, rise) for search in wanted]
+        return launch.in_jobs(config, _learned, runs, "settings", sum(len(search.settings) for search in wanted) * len(seeds))
+    every = [(config, s.method, setting, seed, protocol) for s in wanted for setting in s.settings for seed in seeds]
+    scores = iter(launch.in_jobs(config, _score, every, "settings"))
+    return [[_row(setting, [next(scores) for _ in seeds]) for setting in search.settings] for search in wanted]
+
+
+def _learned(config: Config, search: Search, seeds: Sequence[int], protocol: str, rise: float | None) -> list[Setting]:
+    """The rows of one search, one after the other."""
+    rows: list[Setting] = []
+
+    def score(setting: Setting) -> tuple[float, float] | None:
+        rows.append(_row(setting, [_score(config, search.method, setting, seed, protocol) for seed in seeds]))
+        if "average" not in rows[-1]:
+            return None
+        return rows[-1]["average"], 0.0 if rise is None else rows[-1]["rise"] - rise
+
+    if search.learns:
+        learn_where(search.space, len(search.settings), score)
+    else:
+        for setting in search.settings:
+            score(setting)
+    return rows
+
+
+def _row(setting: Setting, rates: Sequence[dict[str, float] | None]) -> Setting:
+    """A setting with the means of its rates over seeds; without them where one of its trainings diverged."""
+    known = [rate for rate in rates if rate is not None]
+    means = {name: sum(rate[name] for rate in known) / len(rates) for name in RATES} if len(known) == len(rates) else {}
+    return {**setting, **means}
+
+
 def _told(search: Search, seeds: Sequence[int], protocol: str, rise: float | None) -> str:
     """What reports say of how a method's options were chosen."""
     limit = "" if rise is None else f", ≤{rise:g}"
-    return f"{protocol}{limit}, {len(search.settings)} settings, seeds {' '.join(map(str, seeds))}"
+    how = " by TPE" if search.learns else ""
+    return f"{protocol}{limit}, {len(search.settings)} settings{how}, seeds {' '.join(map(str, seeds))}"
 
 
 def _order(rise: float | None, row: Setting) -> tuple[float, float]:
@@ -226,6 +267,7 @@ def _write(config: Config, search: Search, rows: list[Setting], failed: list[Set
             "domains": order[:2] if protocol == "first" else order,
             **judged,
             "space": search.space,
+            "sampler": "tpe" if search.learns else "halton",
             "rows": rows,
             "diverged": failed,
             "chosen": {name: rows[0][name] for name in search.space},

@@ -1,9 +1,10 @@
+import sys
 from collections import Counter
 
 import pytest
 from adapt_cases import QUICK, with_domain
 
-from asrcl.adapt import dev_rates, draw, run_stages, tune
+from asrcl.adapt import dev_rates, draw, learn_where, run_stages, tune
 from asrcl.exceptions import InputError
 from asrcl.methods import build_method, method_names
 from asrcl.search import grid
@@ -143,3 +144,55 @@ def test_all_adaptations_are_judged_by_all_domains(tmp_path):
     assert rates["average"] == pytest.approx(sum(found) / 3) and rates["old"] == pytest.approx(sum(found[:-1]) / 2)
     assert rates["rise"] == found[0] - first.errors[0].rate
     assert dev_rates(learner, method) != rates
+
+
+BOWL = {"rate": [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0], "kind": ["a", "b", None], "epochs": [1, 2, 4, 8, 16]}
+TOP = {"rate": 1e-2, "kind": "b", "epochs": 8}
+
+
+def depth(setting):
+    """How far a setting lies from the best one, in steps of its values; 0 at it."""
+    steps = [abs(BOWL[name].index(setting[name]) - BOWL[name].index(TOP[name])) for name in ("rate", "epochs")]
+    return float(sum(steps) + 2 * (setting["kind"] != TOP["kind"]))
+
+
+def learned(count, seed=0, score=lambda setting: (depth(setting), 0.0)):
+    tried = []
+    learn_where(BOWL, count, lambda setting: tried.append(setting) or score(setting), seed)
+    return tried
+
+
+def test_a_search_that_learns_begins_with_the_draws_of_all_and_tries_nothing_twice():
+    tried = learned(20)
+    assert tried[:10] == draw(BOWL, 20)[:10]
+    assert len({tuple(setting.items()) for setting in tried}) == 20
+    assert all(setting[name] in values for setting in tried for name, values in BOWL.items())
+    assert learned(20) == tried
+    small, every = {"kind": ["a", "b", None], "epochs": [1, 2]}, []
+    learn_where(small, 6, lambda setting: every.append(setting) or (1.0, 0.0))
+    assert sorted(map(str, every)) == sorted(map(str, grid(small)))
+
+
+def test_a_search_that_learns_looks_where_settings_were_good():
+    """Both search the same number of settings with each of ten seeds."""
+    later = [sum(depth(setting) for setting in tried[10:]) / 10 for tried in (learned(20, seed) for seed in range(10))]
+    drawn = [sum(depth(setting) for setting in draw(BOWL, 20, seed)[10:]) / 10 for seed in range(10)]
+    assert sum(later) < 0.7 * sum(drawn)
+
+
+def test_a_search_that_learns_keeps_to_its_limit_and_off_what_diverged():
+    """The best settings are beyond the limit, and the whole of kind `a` diverges."""
+
+    def score(setting):
+        return None if setting["kind"] == "a" else (depth(setting), 3.0 - depth(setting))
+
+    later = [setting for seed in range(5) for setting in learned(24, seed, score)[12:]]
+    free = [setting for seed in range(5) for setting in learned(24, seed)[12:]]
+    assert sum(depth(setting) < 3 for setting in later) < 0.5 * sum(depth(setting) < 3 for setting in free)
+    assert sum(setting["kind"] == "a" for setting in later) < len(later) / 4
+
+
+def test_a_search_that_learns_says_what_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(InputError, match=r"search.sampler=tpe needs optuna: pip install 'asrcl\[tune\]'"):
+        learned(4)

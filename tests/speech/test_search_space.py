@@ -12,6 +12,7 @@ from asrcl.experiment import tuning
 from asrcl.experiment.config import load_config
 from asrcl.experiment.tuning import search_all, searches
 from asrcl.files import read_json
+from asrcl.scoring.results.stage_records import RATES
 
 
 def test_tuning_writes_a_table(start):
@@ -129,3 +130,19 @@ def test_all_adaptations_are_searched_in_another_order(start):
     assert kept["domains"] == ["low", "high"] and kept["protocol"] == "sequence"
     with pytest.raises(InputError, match=r"search.order=\['high', 'low'\]: .*low, high"):
         search_all(start("search.order=[high,low]"), searches(config, ["fta"], {"strength": [0.5]}), [1], "sequence")
+
+
+def test_a_search_may_learn_from_what_it_tried(start, monkeypatch):
+    config = start("search.sampler=tpe")
+    monkeypatch.setattr(tuning, "dev_rates", lambda learner, method, domains: dict.fromkeys(RATES, method.strength))
+    space = {"strength": [1.0, 0.8, 0.6, 0.4, 0.2, 0.0]}
+    (rows,) = search_all(config, searches(config, ["fta"], space, 4), [1]).values()
+    assert len({row["strength"] for row in rows}) == 4
+    assert rows[0]["average"] == rows[0]["strength"] == min(row["strength"] for row in rows)
+    kept = read_json(config.home / "tuning" / "fta.json")
+    assert kept["sampler"] == "tpe" and kept["chosen"] == {"strength": rows[0]["strength"]}
+    assert "chosen: first, 4 settings by TPE, seeds 1" in (config.home / "tuning" / "first.yaml").read_text()
+    whole = searches(config, ["fta"], space)
+    assert len(whole[0].settings) == 6 and not whole[0].learns
+    with pytest.raises(InputError, match=r"search\.sampler=grid: choose halton or tpe"):
+        searches(start("search.sampler=grid"), ["fta"])
