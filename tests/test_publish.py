@@ -48,6 +48,24 @@ def test_the_short_table_is_the_main_one_with_fewer_columns(publish):
     ]
 
 
+def test_the_table_of_the_best_has_all_references_and_what_each_cost(publish, tmp_path):
+    rates = {"ft": 3.0, "ihr": 1.5, "separate": 1.0, "a": 2.5, "b": 1.25, "c": 4.0}
+    for name in rates:
+        role = {"ft": "reference", "separate": "oracle"}.get(name, "method")
+        write_json(tmp_path / name / "1" / "results.json", {"label": name.upper(), "role": role})
+    main = [f"| {name.upper()} | 1 | {rate:.2f} | {'**1.25**' if name == 'b' else rate} | 5.0 |" for name, rate in rates.items()]
+    costs = [f"| {name.upper()} | – | 0.1 | 4 | – | {rate:.1f} | 7.0 |" for name, rate in rates.items()]
+    report = [
+        *("WER in %", "", "| Method | seeds | US | AVG | COV |", "| --- | ---: | ---: | ---: | ---: |", *main, "", "![x](x.png)"),
+        *("### Hyper-parameters and costs", "", "| Method | chosen | learning rate | epochs | options | time | kept |"),
+        *("| --- | --- | ---: | ---: | --- | ---: | ---: |", *costs),
+    ]
+    lines = publish.best_table("\n".join(report), tmp_path, 1).splitlines()
+    assert lines[0] == "| Method | US | AVG | COV | chosen | time | kept |"
+    assert [line.split()[1] for line in lines[2:]] == ["SEPARATE", "B", "IHR", "FT"]
+    assert lines[3] == "| B | 1.25 | **1.25** | 5.0 | – | 1.2 | 7.0 |"
+
+
 def test_a_document_is_refreshed_where_it_is_marked(publish, tmp_path):
     page = tmp_path / "README.md"
     page.write_text("a\n<!-- results:x -->\nold\n<!-- /results -->\nb\n<!-- results:x_short -->\n<!-- /results -->\n")

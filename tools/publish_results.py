@@ -4,7 +4,8 @@
 
 Writes recipes/accents/results/<scenario>/{RESULTS.md,*.png,tuning/}, with --page also report.html (which quotes utterances:
 only where their licence allows it), and refreshes what stands between `<!-- results:accents -->` and `<!-- /results -->` in
-README.md and recipes/accents/README.md; `accents_short` is the same with fewer columns, `accents_steps` and `accents_tuning` are
+README.md and recipes/accents/README.md; `accents_short` is the same with fewer columns, `accents_best` the ten best methods and
+all references with how they were tuned and what they cost, `accents_steps` and `accents_tuning` are
 what stages did to the weights and the searches for hyper-parameters; `accents_trust` is how far curvature can be trusted;
 `accents_orders` is the table over orders of the domains, `accents_sizes` says what each domain adds to the first one's model,
 and `accents_tradeoff` is exp/accents/tradeoff.md, where tools/plot_tradeoff.py wrote one. The folder of a study (`asrcl study`)
@@ -25,6 +26,8 @@ from asrcl.scoring.results.stage_records import RATES
 
 SHORT = ("Method", "US", "AVG", "CI95", "probe")
 """Columns of the short table, beside that of the test."""
+REFERENCES = ("fta", "ewc", "ihr", "er")
+"""Methods that every table of the best has, beside the initial model, fine-tuning and the oracles."""
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -75,6 +78,25 @@ def short_table(report: str) -> str:
     rows = _cells(main_table(report))
     kept = [n for n, name in enumerate(rows[0]) if name in SHORT or name.startswith("p (")]
     return "\n".join(f"| {' | '.join(row[n] for n in kept)} |" for row in rows)
+
+
+def best_table(report: str, folder: Path, count: int = 10) -> str:
+    """The best methods and all references, best first: error rates, how each was tuned, and what it costs."""
+    rows = _cells(main_table(report))
+    kept = [n for n, name in enumerate(rows[0]) if name in (*SHORT, "ACC", "COV") or name.startswith("p (")]
+    [mean] = [n for n, name in enumerate(rows[0]) if name in ("AVG", "ACC")]
+    costs = _cells(report[report.index("### Hyper-parameters and costs") :])
+    shown = [n for n, name in enumerate(costs[0]) if name in ("chosen", "time", "kept")]
+    beside = {row[0]: [row[n] for n in shown] for row in costs[2:]}
+    results = [(path.parent.parent.name, read_json(path)) for path in sorted(folder.glob("*/*/results.json"))]
+    always = {found["label"] for name, found in results if found["role"] != "method" or name in REFERENCES}
+    sign = 1 if rows[0][mean] == "AVG" else -1
+    ranked = sorted(rows[2:], key=lambda row: sign * float(row[mean].strip("*").split()[0]))
+    best = [row for row in ranked if row[0].strip("*") not in always][:count]
+    wanted = [row for row in ranked if row in best or row[0].strip("*") in always]
+    lines = [[*(row[n] for n in kept), *beside[row[0].strip("*")]] for row in wanted]
+    head = [*(rows[0][n] for n in kept), *(costs[0][n] for n in shown)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] + ["---:"] * (len(head) - 1), *lines])
 
 
 def refresh(document: Path, name: str, text: str) -> None:
@@ -164,6 +186,8 @@ def publish(folder: Path, recipe: Path, page: bool) -> None:
     for document in (REPOSITORY / "README.md", recipe / "README.md"):
         refresh(document, folder.name, text)
         refresh(document, f"{folder.name}_short", f"{short_table(report)}\n\n{machine(folder)}")
+        if "### Hyper-parameters and costs" in report:
+            refresh(document, f"{folder.name}_best", f"{best_table(report, folder)}\n\n{machine(folder)}")
         refresh(document, f"{folder.name}_steps", step_tables(report))
         refresh(document, f"{folder.name}_orders", f"{orders_table(report)}\n\n{machine(folder)}")
         refresh(document, f"{folder.name}_trust", f"{trust_tables(report)}\n\n{machine(folder)}")
