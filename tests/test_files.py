@@ -279,7 +279,7 @@ def old(path: Path, days: float) -> Path:
     (".model.999999999-abcdef-ab12cd_4.part", 0, True),  # of another machine
     (".model.999999999-abcdef-ab12cd_4.part", 2, False),
     (DEAD + "ab12cd_4.part", 0, False),
-    (owned_prefix("model") + "ab12cd_4.part", 2, False),  # of an earlier process of the same number
+    pytest.param(owned_prefix("model") + "ab12cd_4.part", 2, False, id="own number"),  # of an earlier process of the same number
     ("model.part", 9, True), (".model.part", 9, True), (".model.download.part", 9, True), (".model.ab12cd_4.old", 0, True),
 ])  # fmt: skip
 def test_whose_a_file_is(tmp_path, name, days, stays):
