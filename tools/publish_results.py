@@ -89,12 +89,13 @@ def best_table(report: str, folder: Path, count: int = 10) -> str:
     shown = [n for n, name in enumerate(costs[0]) if name in ("chosen", "time", "kept")]
     beside = {row[0]: [row[n] for n in shown] for row in costs[2:]}
     results = [(path.parent.parent.name, read_json(path)) for path in sorted(folder.glob("*/*/results.json"))]
-    always = {found["label"] for name, found in results if found["role"] != "method" or name in REFERENCES}
+    always = {found.get("label") for name, found in results if found.get("role", "method") != "method" or name in REFERENCES}
     sign = 1 if rows[0][mean] == "AVG" else -1
-    ranked = sorted(rows[2:], key=lambda row: sign * float(row[mean].strip("*").split()[0]))
+    measured = [row for row in rows[2:] if row[mean] != "–"]
+    ranked = sorted(measured, key=lambda row: sign * float(row[mean].strip("*").split()[0]))
     best = [row for row in ranked if row[0].strip("*") not in always][:count]
     wanted = [row for row in ranked if row in best or row[0].strip("*") in always]
-    lines = [[*(row[n] for n in kept), *beside[row[0].strip("*")]] for row in wanted]
+    lines = [[*(row[n] for n in kept), *beside.get(row[0].strip("*"), ["–"] * len(shown))] for row in wanted]
     head = [*(rows[0][n] for n in kept), *(costs[0][n] for n in shown)]
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] + ["---:"] * (len(head) - 1), *lines])
 
@@ -186,7 +187,7 @@ def publish(folder: Path, recipe: Path, page: bool) -> None:
     for document in (REPOSITORY / "README.md", recipe / "README.md"):
         refresh(document, folder.name, text)
         refresh(document, f"{folder.name}_short", f"{short_table(report)}\n\n{machine(folder)}")
-        if "### Hyper-parameters and costs" in report:
+        if f"<!-- results:{folder.name}_best -->" in document.read_text(encoding="utf-8"):
             refresh(document, f"{folder.name}_best", f"{best_table(report, folder)}\n\n{machine(folder)}")
         refresh(document, f"{folder.name}_steps", step_tables(report))
         refresh(document, f"{folder.name}_orders", f"{orders_table(report)}\n\n{machine(folder)}")

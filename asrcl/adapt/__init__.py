@@ -9,7 +9,7 @@ from asrcl.adapt.observers import Moved, Observer, standard_observers
 from asrcl.adapt.scenario import Scenario, UnionDomain
 from asrcl.adapt.tracking import Tracking, TrackingConfig
 from asrcl.adapt.training import DivergedError, TrainConfig, Trainer
-from asrcl.adapt.tuning import dev_rates, draw, learn_where, tune
+from asrcl.adapt.tuning import check_learning, dev_rates, draw, learn_where, tune
 from asrcl.contract.outputs import Outputs, distillation
 from asrcl.contract.protocols import Batch, Domain, Learner, Task
 from asrcl.contract.weights import (
@@ -59,6 +59,7 @@ __all__ = [  # noqa: RUF022 - grouped by purpose
     # curvature
     "estimate_on_domain",
     # choosing hyper-parameters
+    "check_learning",
     "dev_rates",
     "draw",
     "learn_where",

@@ -136,7 +136,8 @@ def _learn(learner: DomainLearner, method: Method, domain: Domain, keeper: Keepe
     end = learner.settled(domain, new, Weights.of(method.end_domain(learner, domain, old, given)))
     if keeper is not None:
         keeper.ended(domain, given, end)
-    moved = Moved(domain, old and (learner.parent or old), new, end, method.continues)
+    before = old if method.counted_from == "previous" else old and (learner.parent or old)
+    moved = Moved(domain, before, new, end, method.continues)
     learner.leave(end)
     learner.record["parameters"] = method.parameters(learner)
     learner.record["kept_bytes"] = method.kept_bytes(learner)

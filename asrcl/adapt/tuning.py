@@ -49,6 +49,18 @@ def draw(choices: Mapping[str, Sequence[Any]], count: int, seed: int = 0) -> lis
     return [{name: choices[name][i] for name, i in zip(choices, point, strict=True)} for point in found]
 
 
+def check_learning() -> None:
+    """Make sure that `learn_where` has what it needs.
+
+    Raises:
+        InputError: optuna is not installed.
+    """
+    try:
+        import optuna  # noqa: F401
+    except ImportError as error:
+        raise InputError("search.sampler=tpe needs optuna: pip install 'asrcl[tune]', or take search.sampler=halton") from error
+
+
 def learn_where(
     choices: Mapping[str, Sequence[Any]], count: int, score: Callable[[dict[str, Any]], tuple[float, float] | None], seed: int = 0
 ) -> None:
@@ -69,10 +81,9 @@ def learn_where(
 
     Source: Bergstra et al., Algorithms for Hyper-Parameter Optimization, NeurIPS 2011; optuna's `TPESampler`.
     """
-    try:
-        import optuna
-    except ImportError as error:
-        raise InputError("search.sampler=tpe needs optuna: pip install 'asrcl[tune]', or take search.sampler=halton") from error
+    check_learning()
+    import optuna
+
     spread = draw(choices, count, seed)
     first = math.ceil(len(spread) / 2)
     axes = {name: _axis(values) for name, values in choices.items()}
@@ -85,16 +96,18 @@ def learn_where(
     while len(tried) < len(spread):
         trial = study.ask(axes)
         place = tuple(trial.params[name] for name in choices)
-        repeated = repeated + 1 if place in tried else 0
-        if repeated > _PATIENCE:  # it insists on what it knows: take what is left of the draws
-            place = next(p for s in spread if (p := tuple(choices[name].index(s[name]) for name in choices)) not in tried)
+        if place in tried:
+            repeated += 1
+        else:
             repeated = 0
-        if place not in tried:
             found = score({name: choices[name][index] for name, index in zip(choices, place, strict=True)})
             tried[place] = _DIVERGED if found is None else found
         value, beyond = tried[place]
         trial.set_constraint("limit", beyond)
         study.tell(trial, value)
+        if repeated > _PATIENCE:  # it insists on what it knows: give it what is left of the draws
+            left = next(s for s in spread if tuple(choices[name].index(s[name]) for name in choices) not in tried)
+            study.enqueue_trial({name: choices[name].index(value) for name, value in left.items()})
 
 
 _DIVERGED = (math.inf, 1e9)

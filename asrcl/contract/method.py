@@ -56,6 +56,8 @@ class Method:
         shares_fine_tuning: True for a method that fine-tunes exactly as `ft` does and acts before or after; it then shares the
             fine-tunes of all such methods. It has no effect on a subclass that overrides one of `TRAINING_HOOKS`.
         continues: whether every stage starts from the weights of the one before.
+        counted_from: what records count a stage's update from: the weights that its fine-tune started from ("start"), or those of
+            the "previous" stage.
         arguments: what the method was built with, defaults included.
     """
 
@@ -67,6 +69,7 @@ class Method:
     version: ClassVar[int] = 1
     shares_fine_tuning: ClassVar[bool] = False
     continues: ClassVar[bool] = True
+    counted_from: Literal["start", "previous"] = "start"
     arguments: dict[str, Any]
 
     def __new__(cls, *values: Any, **options: Any) -> Self:

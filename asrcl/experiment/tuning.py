@@ -13,6 +13,7 @@ Settings are drawn before any is tried (`search.sampler=halton`), or the later h
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
@@ -24,7 +25,7 @@ from typing import Any, Final
 
 import yaml
 
-from asrcl.adapt import CurvatureConfig, DivergedError, TrainConfig, dev_rates, draw, learn_where
+from asrcl.adapt import CurvatureConfig, DivergedError, TrainConfig, check_learning, dev_rates, draw, learn_where
 from asrcl.entries import seal
 from asrcl.exceptions import InputError
 from asrcl.experiment import launch
@@ -77,17 +78,20 @@ def searches(
     Raises:
         InputError: an unknown method or option; a method that `search` has no space for.
     """
-    sampler = config.tree["search"]["sampler"]
+    sampler = config.tree["search"].get("sampler", "halton")
     if sampler not in SAMPLERS:
         raise InputError(f"search.sampler={sampler}: choose {' or '.join(SAMPLERS)}")
     found = []
     for method in methods:
         space = _checked(config, dict(own) if own is not None else _space(config, method))
         settings = grid(space) if own is not None and count is None else draw(space, count or config.tree["search"]["settings"])
-        for setting in settings:
+        learns = sampler == "tpe" and len(settings) < math.prod(map(len, space.values()))
+        others = [{**settings[0], name: value} for name, values in space.items() for value in values] if learns else []
+        for setting in (*settings, *others):
             _configured(config, method, setting)
-        # Where all of a space is tried there is nothing to learn.
-        found.append(Search(method, space, settings, sampler == "tpe" and len(settings) < math.prod(map(len, space.values()))))
+        found.append(Search(method, space, settings, learns))  # where all of a space is tried there is nothing to learn
+    if any(search.learns for search in found):
+        check_learning()
     return found
 
 
@@ -139,8 +143,9 @@ def _of_a_variant(config: Config, method: str, setting: Setting) -> dict[str, An
     """What the file of what was chosen says of a variant besides: then a configuration that lacks the variant has it, too."""
     name = config.tree["methods"][method]["name"]
     merged = any(option.startswith(OF_THE_MERGE) for option in setting)
-    chosen_from = {key: value for key, value in config.tree["methods"][method].items() if key == "select"}
-    return ({} if name == method else {"name": name, **chosen_from}) | ({"merge": _merge_of(config, method)} if merged else {})
+    said = {key: copy.deepcopy(config.tree["methods"][method].get(key)) for key in ("label", "select", "run")}
+    of_its_own = {key: value for key, value in said.items() if value}
+    return ({} if name == method else {"name": name, **of_its_own}) | ({"merge": _merge_of(config, method)} if merged else {})
 
 
 def search_all(

@@ -42,11 +42,14 @@ class Carried:
         self.which = which
         self.terms: list[Curvature] = []
 
-    def add(self, learner: Learner, domain: Domain, weights: Weights) -> None:
-        """Take in the curvature of a domain at the weights that a stage ends with, if a later stage will ask for it."""
+    def add(self, learner: Learner, domain: Domain, weights: Weights, known: Curvature | None = None) -> None:
+        """Take in the curvature of a domain at the weights that a stage ends with, if a later stage will ask for it.
+
+        `known` is that curvature where it has been estimated already.
+        """
         if learner.last or (self.terms and self.which == "first"):
             return
-        term = learner.estimate_curvature(weights, domain, "kron")
+        term = known or learner.estimate_curvature(weights, domain, "kron")
         if self.which == "sum":
             self.terms = [*self.terms, term]
         else:

@@ -18,14 +18,19 @@ so that the sum of all steps is filtered, not each by itself, and no direction i
 Laplace merge this is proximal descent: where the rounds come to rest, the new domain's gradient balances the penalty
 1/2 (w - old)^T F (w - old) (docs/beyond_ihr.md).
 
-With `start: initial` every domain is fine-tuned from the initial model, not from what was merged so far: the models of the papers
-on merging, which know nothing of each other, but merged one by one as they come, so that only one of them is ever kept. Methods
-that weigh both sides then carry the curvature of every domain at its own model, and with `curvature: sum`
+With `start: initial` every domain is fine-tuned from the initial model i, not from what was merged so far: the models of the
+papers on merging, which know nothing of each other, but merged one by one as they come, so that of all models only the initial
+one and the merge are kept. What comes in is, by the kind of the merge,
 
-    w_t = (sum_k F_k)^-1 sum_k F_k w_k
+    the model w_t itself              means (average, slerp, ...), and what weighs both sides (regmean, mats, fisher)
+    its update, as w_{t-1} + w_t - i  all others: task_arithmetic, ihr, laplace, lines, dare
+    its update beside w_{t-1} - i     with base: initial (ties, tsv_m, opcm); a strength shrinks the sum anew at every stage
 
-is the merge of all models together, since (sum_{k<t} F_k) w_{t-1} = sum_{k<t} F_k w_k. All such runs share their fine-tunes with
-each other and with `separate`.
+Methods that weigh both sides then carry the curvature of a domain at its own model; with `curvature: sum`, RegMean and MaTS are
+
+    w_t = (sum_k F_k)^-1 sum_k F_k w_k,   the merge of all models together, since (sum_{k<t} F_k) w_{t-1} = sum_{k<t} F_k w_k.
+
+All such runs share their fine-tunes with each other and with `separate`.
 """
 
 from __future__ import annotations
@@ -40,13 +45,17 @@ from torch import Tensor
 from asrcl.contract.method import Method, joined_state, parted_state
 from asrcl.contract.protocols import Domain, Learner
 from asrcl.contract.weights import Weights
+from asrcl.curvature import Curvature
 from asrcl.exceptions import InputError
 from asrcl.merge import MergeSpec, merge
+from asrcl.merge.buffers import is_statistic
 from asrcl.merge.path import STRAIGHT, check_path, damped
 from asrcl.merge.registry import find_method
 from asrcl.methods.carried import Carried
 from asrcl.state import StateDict
 
+MEANS: Final = ("average", "interpolate", "slerp", "karcher")
+"""Merges that lie between two models, whatever these started from."""
 COMMON: Final = ("task", "rest", "statistics", "layers", "budget")
 """Options of every merge (`asrcl.merge.MergeSpec`); what they are not is an option of the merge method."""
 
@@ -61,7 +70,8 @@ class Merged(Method):
             weights, or the "initial" model's, so that what was merged so far is an update of its own (the default of
             methods that need several updates); `rounds`, how often a domain is learned and merged in its epochs, and `anchor`,
             whether a round is merged with what it started from ("round", the default) or with the weights before the "domain";
-            `start`, what a domain is fine-tuned from, the "previous" weights (the default) or the "initial" model;
+            `start`, what a domain is fine-tuned from, the "previous" weights (the default) or, by plain fine-tuning, the
+            "initial" model (see the module);
             `path`, how less is taken where named domains are to be kept;
             `task`, `rest`, `statistics`, `layers`, `budget` of `asrcl.merge.MergeSpec`; and the options of the method itself.
             Methods that weigh the new domain too have its curvature estimated at the learned weights.
@@ -100,8 +110,13 @@ class Merged(Method):
             raise InputError(f"merge.start={self.start}: choose previous or initial")
         if self.start == "initial" and self.rounds > 1:
             raise InputError(f"merge.start=initial: every round goes on from the last one; leave out merge.rounds={self.rounds}")
+        if self.start == "initial" and not inner.trains_plainly:
+            raise InputError(f"merge.start=initial: method {inner.name} holds on to what it learned before; take ft")
+        self._adds = self.start == "initial" and self.base == "previous" and not (self._weighs_new or kind.name in MEANS)
+        self.counted_from = "previous" if self.start == "initial" else inner.counted_from
         self._round: Weights | None = None  # what the last round of the domain starts from
-        self._apart: Weights | None = None  # what the domain's model came to, where it started from the initial one
+        self._apart: Weights | None = None  # the domain's model, where it started from the initial one
+        self._of_new: Curvature | None = None  # of the new domain at the learned weights
         if self.base not in ("previous", "initial"):
             raise InputError(f"merge.base={self.base}: choose previous or initial")
         if self.base == "initial" and (not kind.several or self._weighs_new):
@@ -122,8 +137,8 @@ class Merged(Method):
 
     @property
     def has_strength(self) -> bool:
-        """Always: the inner method was asked before."""
-        return True
+        """Not where the merge rests on every domain's model having been merged whole; the inner method was asked before."""
+        return not (self.start == "initial" and self._weighs_new)
 
     def key(self) -> dict[str, Any]:
         """Fine-tunes are the inner method's."""
@@ -146,12 +161,13 @@ class Merged(Method):
 
     def start_domain(self, learner: Learner, domain: Domain) -> None:
         self._inner.start_domain(learner, domain)
+        self._of_new = None
 
     def learn(self, learner: Learner, domain: Domain, old: Weights) -> Weights | None:
         if self.start == "initial":
-            learned = self._inner.learn(learner, domain, learner.initial)
+            learned = learner.fine_tune(learner.initial, domain, self._inner)
             # Of the heads that other domains have for themselves, the initial model knows nothing.
-            self._apart = learned and Weights({**learned.state, **{name: old[name] for name in learner.foreign(domain)}})
+            self._apart = Weights({**learned.state, **{name: old[name] for name in learner.foreign(domain)}})
             return self._apart
         if self.rounds == 1:
             return self._inner.learn(learner, domain, old)
@@ -179,9 +195,9 @@ class Merged(Method):
     def _whole(self, learner: Learner, domain: Domain, old: Weights, new: Weights) -> Weights:
         """The merge of one round."""
         learned = Weights.of(self._inner.merge_domain(learner, domain, old, new))
-        if not self._ready:
-            return learned
-        return self._merged(learner, domain, old, learned, 1.0)
+        if self._adds:
+            learned = _added(old, learned, learner.initial)
+        return self._merged(learner, domain, old, learned, 1.0) if self._ready else learned
 
     def at_strength(
         self, learner: Learner, domain: Domain, old: Weights, new: Weights, merged: Weights, strength: float
@@ -189,7 +205,7 @@ class Merged(Method):
         if self.path == STRAIGHT or not self._ready:
             return super().at_strength(learner, domain, old, new, merged, strength)
         learned = Weights.of(self._inner.merge_domain(learner, domain, old, new))
-        return self._merged(learner, domain, old, learned, strength)
+        return self._merged(learner, domain, old, _added(old, learned, learner.initial) if self._adds else learned, strength)
 
     @property
     def _ready(self) -> bool:
@@ -213,18 +229,21 @@ class Merged(Method):
         if self._weighs_new:
             heads = learner.private(domain) | learner.foreign(domain)  # curvature of both sides has none of the others'
             given["curvature"] = [term.without(heads) for term in given["curvature"]]
-            given["new_curvature"] = learner.estimate_curvature(learned, domain, "kron").without(heads)
+            self._of_new = learner.estimate_curvature(learned, domain, "kron")
+            given["new_curvature"] = self._of_new.without(heads)
         return self._spec.changed(given)
 
     def end_domain(self, learner: Learner, domain: Domain, old: Weights | None, new: Weights) -> Weights:
         end = Weights.of(self._inner.end_domain(learner, domain, old, new))
         if self._carried is not None:
             own = self._apart if old is not None and self._weighs_new else None
-            self._carried.add(learner, domain, own or end)
+            self._carried.add(learner, domain, own or end, self._of_new if own else None)
         return end
 
     def kept_bytes(self, learner: Learner) -> int:
         own = 0 if self._carried is None else sum(value.nbytes for value in self._carried.state_dict().values())
+        if "initial" in (self.base, self.start) and learner.weights is not learner.initial:
+            own += sum(value.nbytes for value in learner.initial.values())
         return self._inner.kept_bytes(learner) + own
 
     def parameters(self, learner: Learner) -> int:
@@ -232,3 +251,12 @@ class Merged(Method):
 
     def write(self, folder: Path) -> None:
         self._inner.write(folder)
+
+
+def _added(old: Weights, learned: Weights, initial: Weights) -> Weights:
+    """The update since the initial model, added to the old weights; running statistics, which are no weights, as learned."""
+    state = {
+        name: old[name] + (value - initial[name]) if value.is_floating_point() and not is_statistic(name) else value
+        for name, value in learned.items()
+    }
+    return Weights(state)

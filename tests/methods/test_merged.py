@@ -116,11 +116,45 @@ def test_merging_one_by_one_with_every_curvature_is_merging_all_models_together(
     assert fingerprint(found[1]) != fingerprint(found[2])
 
 
-def test_updates_of_models_apart_are_added_up(learner):
-    spec = {"method": "task_arithmetic", "base": "initial", "start": "initial", "strength": 1.0}
+def test_updates_of_models_apart_are_added_up_with_one_strength_for_all(learner):
+    spec = {"method": "task_arithmetic", "start": "initial", "strength": 0.4}
     found, (first, *new) = states(learner, build_method("ft", merge=spec)), apart(learner)
     for name, value in first.items():
-        assert torch.allclose(found[-1][name], value + sum(model[name] - value for model in new), atol=1e-5), name
+        assert torch.allclose(found[-1][name], value + 0.4 * sum(model[name] - value for model in new), atol=1e-5), name
+
+
+def test_ihr_of_models_apart_filters_the_update_by_what_is_there(learner):
+    spec = {"method": "ihr", "damping": 1.0, "rest": 0.5}
+    found, (first, _, third) = states(learner, build_method("ft", merge={**spec, "start": "initial"})), apart(learner)
+    curvature = learner.estimate_curvature(found[1], learner.scenario.domains[1], "kron")
+    new = {name: found[1][name] + (third[name] - value) for name, value in first.items()}
+    wanted = merge(found[1].state, new, curvature=curvature, task=3, **spec)
+    assert fingerprint(found[2]) == fingerprint(wanted)
+
+
+def test_what_models_apart_keep_and_how_their_steps_are_counted(learner):
+    """The initial model is kept; update norms are counted from the weights before the stage; a curvature is estimated once."""
+    size = sum(value.nbytes for value in learner.scenario.initial.values())
+    method = build_method("ft", merge={"method": "average", "start": "initial"})
+    stages = list(run_stages(learner, method, None))
+    assert [stage.record["kept_bytes"] for stage in stages] == [0, size, size]
+    before, after = stages[1].models[0], stages[2].models[0]
+    moved = sum((after[name] - value).square().sum() for name, value in before.items()).sqrt()
+    assert stages[2].record["merged_update_norm"] == pytest.approx(float(moved), rel=1e-4)
+
+
+def test_a_curvature_of_models_apart_is_estimated_once_and_no_less_than_all_of_a_model_is_merged(learner, monkeypatch):
+    asked, estimate = [], type(learner).estimate_curvature
+
+    def counted(self, weights, domain, structure):
+        asked.append((learner.stage, domain.name))
+        return estimate(self, weights, domain, structure)
+
+    monkeypatch.setattr(type(learner), "estimate_curvature", counted)
+    method = build_method("ft", merge={"method": "mats", "start": "initial", "curvature": "sum"})
+    states(learner, method)
+    assert asked == [(stage, domain.name) for stage, domain in enumerate(learner.scenario.domains, 1)]
+    assert not method.has_strength and build_method("ft", merge={"method": "average", "start": "initial"}).has_strength
 
 
 def test_more_rounds_than_epochs_are_refused(learner):
@@ -165,6 +199,7 @@ def test_the_state_is_that_of_the_method_and_the_curvature(learner):
         ("ft", {"method": "ihr", "rounds": 0}, "merge.rounds=0: a number of rounds, at least 1"),
         ("ft", {"method": "ihr", "rounds": 2, "anchor": "old"}, "merge.anchor=old: choose round or domain"),
         ("ft", {"method": "ihr", "start": "fresh"}, "merge.start=fresh: choose previous or initial"),
+        ("ewc", {"method": "average", "start": "initial"}, "merge.start=initial: method ewc holds on to what it learned"),
         ("ft", {"method": "ihr", "start": "initial", "rounds": 2}, "merge.start=initial: every round goes on"),
         ("ft", {"method": "ihr", "rounds": 2, "path": "damping"}, "merge.path=damping: of one round"),
         ("packnet", {"method": "ihr", "rounds": 2}, "nothing to merge|of its own"),

@@ -37,7 +37,7 @@ def test_what_was_chosen_for_a_variant_stands_by_itself(start, tones):
     shutil.copy(config.home / "tuning" / "first.yaml", tones.conf / "tuned" / "tones.yaml")
     try:
         known = start().tree["methods"]
-        assert known["slerp"] == {"name": "ft", "merge": rows[0]["merge"], "chosen": f"{CHOSEN}, changed"}
+        assert known["slerp"] == {"name": "ft", "label": "Slerp", "merge": rows[0]["merge"], "chosen": f"{CHOSEN}, changed"}
         assert "karcher" not in known  # changed: `start` types settings of training
     finally:
         (tones.conf / "tuned" / "tones.yaml").unlink()

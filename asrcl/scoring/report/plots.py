@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -23,14 +24,33 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MAX_COLUMNS: Final = 4
+MAX_METHODS: Final = 16
+"""More than so many panels or lines in one picture tell nobody anything."""
+
+
+def pictured(summary: ScenarioSummary) -> tuple[ScenarioSummary, str]:
+    """A scenario with the methods that one picture has room for, and the words that say so.
+
+    Of more than `MAX_METHODS` these are the initial model, references, oracles, the method that others are tested against, and
+    those with the lowest AVG of the others.
+    """
+    if len(summary.methods) <= MAX_METHODS:
+        return summary, ""
+    always = {m.method for m in summary.methods if m.role != "method" or m.method == summary.reference}
+    measured = [m for m in summary.methods if m.method not in always and not math.isnan(m.mean("avg"))]
+    others = sorted(measured, key=lambda m: m.mean("avg"))
+    kept = always | {method.method for method in others[: max(0, MAX_METHODS - len(always))]}
+    few = replace(summary, methods=[method for method in summary.methods if method.method in kept])
+    return few, f"the best and the references of {len(summary.methods)} methods"
 
 
 def draw_heatmaps(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
-    """One panel per method: R (mean over seeds) in numbers and colours, on one scale; grey is not measured.
+    """One panel per method (see `pictured`): R (mean over seeds) in numbers and colours, on one scale; grey is not measured.
 
     Raises:
         InputError: matplotlib is not installed, or the file cannot be written.
     """
+    summary, words = pictured(summary)
     methods, size = summary.methods, len(summary.domains)
     columns = min(MAX_COLUMNS, len(methods))
     rows = math.ceil(len(methods) / columns)
@@ -48,12 +68,12 @@ def draw_heatmaps(summary: ScenarioSummary, path: str | os.PathLike[str]) -> Non
     colour_bar = figure.colorbar(image, ax=list(grid), shrink=0.85, pad=0.015)
     colour_bar.set_label(f"{summary.rate_name} (%)")
     colour_bar.outline.set_visible(False)
-    figure.suptitle(f"{drawn(summary.scenario)}: {summary.rate_name} on each domain after each stage")
+    figure.suptitle(f"{drawn(summary.scenario)}: {summary.rate_name} on each domain after each stage" + (words and f"; {words}"))
     save_figure(figure, path)
 
 
 def draw_stages(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
-    """Mean rate over the domains seen so far against the stage: a line per method.
+    """Mean rate over the domains seen so far against the stage: a line per method, of many see `pictured`.
 
     Bands are 95 % intervals that resample speakers (or images), jointly over domains and seeds. A method measured after the
     last stage alone (joint training) is a single point.
@@ -61,6 +81,7 @@ def draw_stages(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
     Raises:
         InputError: matplotlib is not installed, the file cannot be written, or a file of items is missing.
     """
+    summary, words = pictured(summary)
     figure = new_figure(7.6, 4.4)
     axes = figure.subplots()
     draw_lines(axes, stage_lines(summary), looks(summary.methods))
@@ -69,8 +90,9 @@ def draw_stages(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
     axes.set_ylabel(f"mean {summary.rate_name} over domains seen so far (%)")
     seeds = max(len(method.seeds) for method in summary.methods)
     bands = f"bands: CI95 over {summary.measure.blocks}"
-    notes = [f"mean of {seeds} seeds"] * (seeds > 1) + [bands] * any(map(any, summary.bands.values()))
-    axes.set_title(drawn(summary.scenario) + (f" ({'; '.join(notes)})" if notes else ""), loc="left", fontsize=10)
+    notes = [words] * bool(words) + [f"mean of {seeds} seeds"] * (seeds > 1) + [bands] * any(map(any, summary.bands.values()))
+    lines = "\n" if len(notes) > 2 else " "
+    axes.set_title(drawn(summary.scenario) + (f"{lines}({'; '.join(notes)})" if notes else ""), loc="left", fontsize=10)
     _legend_by_last_value(axes)
     save_figure(figure, path)
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -44,6 +45,20 @@ def test_every_measured_number_is_in_its_panel_and_nothing_overlaps(tmp_path, su
         box = axes.get_tightbbox(renderer)
         assert not title.overlaps(box)
         assert box.x0 >= page.x0 and box.y0 >= page.y0 and box.x1 <= page.x1 and box.y1 <= page.y1
+
+
+def test_of_many_methods_a_picture_has_the_best_and_the_references(tmp_path, summary, figures) -> None:
+    """Thirty methods, numbered by how bad they are, beside the five."""
+    ihr = next(method for method in summary.methods if method.method == "ihr")
+    many = [replace(ihr, method=f"m{n}", label=f"M{n}", values={**ihr.values, "avg": np.array([n])}) for n in range(30)]
+    full = replace(summary, methods=[*many, *summary.methods])
+    few, words = plots.pictured(full)
+    assert [method.method for method in few.methods] == [f"m{n}" for n in range(11)] + [m.method for m in summary.methods]
+    assert words == "the best and the references of 35 methods"
+    plots.draw_heatmaps(full, tmp_path / "h.png")
+    assert figures[0]._suptitle.get_text().endswith(words)
+    assert len([axes for axes in figures[0].axes if axes.images and axes.get_title()]) == plots.MAX_METHODS
+    assert plots.pictured(summary) == (summary, "")
 
 
 def test_lines_hold_the_mean_over_seen_domains(tmp_path, summary, figures) -> None:
