@@ -16,7 +16,7 @@ from asrcl.scoring.counting.errors import Errors
 from asrcl.scoring.results import metrics
 from asrcl.scoring.results.measure import Measure, measure_of
 from asrcl.scoring.results.metrics import Matrix
-from asrcl.scoring.results.roles import COMPETING
+from asrcl.scoring.results.roles import COMPETING, standing_of
 from asrcl.scoring.results.run_result import RunResult
 from asrcl.scoring.significance.bootstrap import Interval, PairedInterval
 from asrcl.scoring.significance.intervals import average_interval, difference_interval, stage_intervals
@@ -151,7 +151,7 @@ def summarise(
     _refuse_repeated(runs)
     scenarios = []
     for scenario in dict.fromkeys(run.scenario for run in runs):
-        members = [run for run in runs if run.scenario == scenario]
+        members = _variants_apart([run for run in runs if run.scenario == scenario])
         _require_same_tests(members)
         _require_one_standing(members)
         scenarios.append(_summarise_scenario(members, reference_method, labels or {}))
@@ -296,6 +296,21 @@ def _require_same_tests(runs: list[RunResult]) -> None:
                     f"{run.folder}: probe {probe.name} of {run.name} differs from that of {other.name}; "
                     "only runs on the same test sets belong in one report"
                 )
+
+
+def _variants_apart(runs: Sequence[RunResult]) -> list[RunResult]:
+    """Where `ft`, `separate` or `joint` is there by that name, variants of it (`{name: ft, run: ...}`) are methods like others.
+
+    Metrics need one run of a kind; a variant that is the only one stays what it is.
+    """
+    usual = {run.kind for run in runs if run.kind and standing_of(run.method).kind == run.kind}
+
+    def settled(run: RunResult) -> RunResult:
+        if run.kind not in usual or standing_of(run.method).kind == run.kind:
+            return run
+        return replace(run, kind="", role="method" if run.role == "reference" else run.role)
+
+    return [settled(run) for run in runs]
 
 
 def _require_one_standing(runs: Sequence[RunResult]) -> None:

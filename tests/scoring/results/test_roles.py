@@ -79,9 +79,20 @@ def test_metrics_find_their_references_by_role() -> None:
     assert values["plain"].mean("intransigence") == pytest.approx(((10 - 10) + (20 - 10)) / 2)
 
 
+def test_variants_of_fine_tuning_and_of_oracles_stand_beside_those_of_the_usual_name() -> None:
+    """As `uoe`, which is fine-tuning of a part, and `{name: separate, ...}` are; one that is alone is taken for the usual one."""
+    variants = [run("uoe", role="reference", kind="fine_tuning"), run("own", role="oracle", kind="separate")]
+    (summary,) = summarise([run("ft"), run("separate"), *variants])
+    found = {method.method: (method.role, method.kind) for method in summary.methods}
+    assert found["ft"] == ("reference", "fine_tuning") and found["separate"] == ("oracle", "separate")
+    assert found["uoe"] == ("method", "") and found["own"] == ("oracle", "")
+    (alone,) = summarise(variants)
+    assert {(method.method, method.kind) for method in alone.methods} == {("uoe", "fine_tuning"), ("own", "separate")}
+
+
 def test_two_of_one_kind_and_runs_that_disagree_are_refused() -> None:
-    with pytest.raises(InputError, match="toy/ft/0 and toy/ft2/0 are both fine_tuning"):
-        summarise([run("ft"), run("ft2", role="reference", kind="fine_tuning")])
+    with pytest.raises(InputError, match="toy/ft1/0 and toy/ft2/0 are both fine_tuning"):
+        summarise([run(name, role="reference", kind="fine_tuning") for name in ("ft1", "ft2")])
     with pytest.raises(InputError, match="toy/initial/0 and toy/first/1 are both initial"):
         summarise([run("initial"), run("first", seed=1, role="initial")])
     with pytest.raises(InputError, match="role of toy/mine/1 is oracle, of toy/mine/0 method"):
