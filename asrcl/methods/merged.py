@@ -127,7 +127,7 @@ class Merged(Method):
         check_path(self.path, kind.name, common.get("rest"), "merge.path")
         self._spec = MergeSpec(kind.name, knobs=knobs).changed(common)
         self._spec.options(1)
-        self.name, self.role, self.kind = inner.name, inner.role, ""  # type: ignore[misc]
+        self.name, self.role, self.kind = inner.name, "method", ""  # type: ignore[misc]
         self.label = f"{inner.label} + {kind.name}"
 
     @property

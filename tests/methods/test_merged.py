@@ -215,5 +215,10 @@ def test_what_cannot_be_merged_is_refused_before_any_training(name, options, nam
         build_method(name, merge=options)
 
 
+def test_fine_tuning_with_a_merge_is_a_method_that_is_judged():
+    method = build_method("ft", merge="ties")
+    assert (method.role, method.kind, method.decoded_by) == ("method", "", "stage_model")
+
+
 def test_the_class_is_public():
     assert isinstance(build_method("ft", merge="average"), Merged)

@@ -82,7 +82,7 @@ def draw_stages(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
         InputError: matplotlib is not installed, the file cannot be written, or a file of items is missing.
     """
     summary, words = pictured(summary)
-    figure = new_figure(7.6, 4.4)
+    figure = new_figure(7.6, max(4.4, 0.33 * len(summary.methods)))  # room for the legend
     axes = figure.subplots()
     draw_lines(axes, stage_lines(summary), looks(summary.methods))
     label_stages(axes, summary.domains)
@@ -90,9 +90,9 @@ def draw_stages(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
     axes.set_ylabel(f"mean {summary.rate_name} over domains seen so far (%)")
     seeds = max(len(method.seeds) for method in summary.methods)
     bands = f"bands: CI95 over {summary.measure.blocks}"
-    notes = [words] * bool(words) + [f"mean of {seeds} seeds"] * (seeds > 1) + [bands] * any(map(any, summary.bands.values()))
-    lines = "\n" if len(notes) > 2 else " "
-    axes.set_title(drawn(summary.scenario) + (f"{lines}({'; '.join(notes)})" if notes else ""), loc="left", fontsize=10)
+    notes = [f"mean of {seeds} seeds"] * (seeds > 1) + [bands] * any(map(any, summary.bands.values()))
+    title = drawn(summary.scenario) + (f": {words}\n" if words else " ") + (f"({'; '.join(notes)})" if notes else "")
+    axes.set_title(title.strip(), loc="left", fontsize=10)
     _legend_by_last_value(axes)
     save_figure(figure, path)
 
