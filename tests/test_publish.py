@@ -51,8 +51,7 @@ def test_the_short_table_is_the_main_one_with_fewer_columns(publish):
 def test_the_table_of_the_best_has_all_references_and_what_each_cost(publish, tmp_path):
     rates = {"ft": 3.0, "ihr": 1.5, "separate": 1.0, "a": 2.5, "b": 1.25, "c": 4.0}
     for name in rates:
-        role = {"ft": "reference", "separate": "oracle"}.get(name, "method")
-        write_json(tmp_path / name / "1" / "results.json", {"label": name.upper(), "role": role})
+        write_json(tmp_path / name / "1" / "results.json", {"label": name.upper()})
     main = [f"| {name.upper()} | 1 | {rate:.2f} | {'**1.25**' if name == 'b' else rate} | 5.0 |" for name, rate in rates.items()]
     costs = [f"| {name.upper()} | – | 0.1 | 4 | – | {rate:.1f} | 7.0 |" for name, rate in rates.items()]
     report = [

@@ -26,8 +26,8 @@ from asrcl.scoring.results.stage_records import RATES
 
 SHORT = ("Method", "US", "AVG", "CI95", "probe")
 """Columns of the short table, beside that of the test."""
-REFERENCES = ("fta", "ewc", "ihr", "er")
-"""Methods that every table of the best has, beside the initial model, fine-tuning and the oracles."""
+REFERENCES = ("initial", "ft", "fta", "ewc", "ihr", "er", "single", "separate", "joint")
+"""Methods that every table of the best has."""
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -88,8 +88,7 @@ def best_table(report: str, folder: Path, count: int = 10) -> str:
     costs = _cells(report[report.index("### Hyper-parameters and costs") :])
     shown = [n for n, name in enumerate(costs[0]) if name in ("chosen", "time", "kept")]
     beside = {row[0]: [row[n] for n in shown] for row in costs[2:]}
-    results = [(path.parent.parent.name, read_json(path)) for path in sorted(folder.glob("*/*/results.json"))]
-    always = {found.get("label") for name, found in results if found.get("role", "method") != "method" or name in REFERENCES}
+    always = {read_json(path).get("label") for name in REFERENCES for path in folder.glob(f"{name}/*/results.json")}
     sign = 1 if rows[0][mean] == "AVG" else -1
     measured = [row for row in rows[2:] if row[mean] != "–"]
     ranked = sorted(measured, key=lambda row: sign * float(row[mean].strip("*").split()[0]))
