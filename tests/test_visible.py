@@ -105,5 +105,8 @@ def test_tensor_names_are_shown_in_every_table(capsys: pytest.CaptureFixture[str
     tuned = capsys.readouterr().out
     for shown in (dry_run, sweep, text, tuned):
         assert visible(TENSOR) in shown and "\x1b" not in shown
+    print_rows("", [{"train.adapt.learning_rate": 1.0, "train.adapt.epochs": 4, "train.initial.epochs": 2, "strength": 1.0}])
+    named = capsys.readouterr().out
+    assert all(name in named for name in (" learning_rate ", " train.adapt.epochs ", " train.initial.epochs ", " strength "))
     assert "[red]because[/red]" in dry_run and "[1, 2]" in sweep and "[b]" in tuned and "[/i]" in tuned
     assert all(name in printed(show.methods_table(methods())) for name in methods())

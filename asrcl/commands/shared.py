@@ -73,19 +73,20 @@ def plain_value(text: str) -> Any:
 
 
 def print_rows(title: str, rows: list[dict[str, Any]]) -> None:
-    """A table of rows that have the same columns; error rates with two decimals."""
-    from rich.console import Console
+    """A table of rows that have the same columns, options of the run by the end of their names; rates with two decimals."""
     from rich.table import Table
 
     from asrcl.scoring.results.stage_records import RATES
 
     table = Table(title=cell(title))
-    for column in rows[0]:
-        table.add_column(cell(column), justify="right")
+    of_run = ("train.", "curvature.", "decode.", "model.", "merge.")
+    ends = [column.rpartition(".")[2] if column.startswith(of_run) else column for column in rows[0]]
+    for column, end in zip(rows[0], ends, strict=True):
+        table.add_column(cell(end if ends.count(end) == 1 else column), justify="right")
     for row in rows:
         shown = [format(v, ".2f" if k in RATES else "g") if isinstance(v, float) else str(v) for k, v in row.items()]
         table.add_row(*map(cell, shown))
-    Console().print(table)
+    print_table(table)
 
 
 def print_table(table: Any) -> None:

@@ -237,7 +237,7 @@ def _apart(methods: Mapping[str, tuple[Config, Method]]) -> list[str]:
     """
     groups: dict[str, list[str]] = {}
     for name, (config, method) in reversed(list(methods.items())):
-        trained = [method.key(), config.tree["train"]] if method.continues else name
+        trained = [method.key(), config.tree["train"], "" if method.continues else method.name]
         groups.setdefault(hash_json(trained), []).append(name)
     rounds = max(map(len, groups.values()), default=0)
     return [group[n] for n in range(rounds) for group in groups.values() if n < len(group)]

@@ -258,6 +258,10 @@ def test_methods_that_share_a_fine_tune_do_not_start_side_by_side(start):
     built = {name: experiment.configured_method(config, name) for name in ("initial", "ft", "fta", "ewc", "ihr")}
     order = experiment._apart(built)
     assert sorted(order) == sorted(built) and order[:3] == ["ihr", "ewc", "initial"]
+    config = start("+variants=beyond")
+    names = ("initial", "ft", "separate", "separate_selected", "lora_per_domain", "lora_calibrated", "lora_selected")
+    order = experiment._apart({name: experiment.configured_method(config, name) for name in names})
+    assert order[:4] == ["lora_selected", "separate_selected", "ft", "initial"] and sorted(order) == sorted(names)
 
 
 def test_tokens_are_trained_once(start):
