@@ -241,7 +241,7 @@ def _load(overrides: Sequence[str]) -> Config:
             raise InputError(f"{override}: not an override; write group=choice or some.setting=value")
     chosen = {override.partition("=")[0]: override for override in overrides}
     _check_tuned(chosen)
-    search = _search(chosen)
+    search = _search(dict(chosen))
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             composed = compose("config", overrides=search)
@@ -258,7 +258,7 @@ def _load(overrides: Sequence[str]) -> Config:
     tree = {str(key): value for key, value in plain.items()}
     check_scenario(tree.get("scenario"))
     check_types(tree, _TYPES)
-    tree["methods"] = _with_likes(tree["methods"])
+    tree["methods"] = _with_likes(_with_variants(tree["methods"], chosen))
     _check_methods(tree["methods"])
     tree["methods"] = _with_changes(tree["methods"], typed_names(overrides))
     import_plugins(tree["imports"])
@@ -347,6 +347,20 @@ def check_types(tree: Mapping[str, Any], types: Mapping[str, Any]) -> None:
             value = value[key]
         if hint is not object and (wrong := misfit(value, hint)):
             raise InputError(f"{name}={value}: expected {wrong}")
+
+
+def _with_variants(methods: Mapping[str, Any], chosen: Mapping[str, str]) -> dict[str, Any]:
+    """Methods whose `chosen` says so where a file of `+variants=`, which is read after what was chosen, has options of theirs."""
+    asked = chosen.get("+variants", "").partition("=")[2].strip("[]").replace(",", " ").split()
+    folders = [config_folder(), *(Path(own.partition("=")[2]).expanduser() for own in [chosen.get("config_dir")] if own)]
+    files = [path for name in asked for folder in folders if (path := folder / "variants" / f"{name}.yaml").is_file()]
+    named = {name for file in files for name in (OmegaConf.load(file).get("methods") or {})}
+    found = {}
+    for name, options in methods.items():
+        if name in named and isinstance(options, dict) and "chosen" in options:
+            options = {**options, "chosen": f"{options['chosen']}{CHANGED}"}
+        found[name] = options
+    return found
 
 
 def _with_likes(methods: Mapping[str, Any]) -> dict[str, Any]:

@@ -109,6 +109,23 @@ def test_what_was_chosen_is_told_as_changed_where_something_of_it_is_typed():
     assert chosen("tuned=none")["ihr"] is None and chosen("decode=ctc_greedy")["ihr"] == search
 
 
+def test_what_was_chosen_is_told_as_changed_where_a_file_of_variants_has_options_of_it(tmp_path):
+    (tmp_path / "tuned").mkdir()
+    told = "{name: ft, merge: slerp, chosen: 'first, 2 settings, seeds 1'}"
+    (tmp_path / "tuned" / "mine.yaml").write_text(f"# @package _global_\nmethods: {{slerp: {told}, own: {told}}}\n")
+
+    def chosen(*overrides):
+        methods = load_config([f"config_dir={tmp_path}", "tuned=mine", *overrides]).tree["methods"]
+        return {name: methods[name]["chosen"] for name in ("slerp", "own")}
+
+    search = "first, 2 settings, seeds 1"
+    assert chosen() == {"slerp": search, "own": search}
+    for typed in ("+variants=merges", "+variants=[tradeoff,merges]"):
+        assert chosen(typed) == {"slerp": f"{search}, changed", "own": search}
+    beyond = load_config(["+variants=beyond"]).tree["methods"]
+    assert beyond["lora_calibrated"]["chosen"] == "as lora_per_domain"
+
+
 def test_a_method_like_another_takes_what_was_chosen_for_that():
     like = "+methods.mine={like: ewc, mode: sum}"
     tree = load_config([like, "methods.ewc.strength=7", "+methods.ewc.run={train: {adapt: {epochs: 2}}}"]).tree
