@@ -354,7 +354,8 @@ def _with_variants(methods: Mapping[str, Any], chosen: Mapping[str, str]) -> dic
     asked = chosen.get("+variants", "").partition("=")[2].strip("[]").replace(",", " ").split()
     folders = [config_folder(), *(Path(own.partition("=")[2]).expanduser() for own in [chosen.get("config_dir")] if own)]
     files = [path for name in asked for folder in folders if (path := folder / "variants" / f"{name}.yaml").is_file()]
-    named = {name for file in files for name in (OmegaConf.load(file).get("methods") or {})}
+    contents = [OmegaConf.to_container(OmegaConf.load(file), resolve=False) for file in files]
+    named = {name for content in contents if isinstance(content, dict) for name in content.get("methods") or {}}
     found = {}
     for name, options in methods.items():
         if name in named and isinstance(options, dict) and "chosen" in options:
