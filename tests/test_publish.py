@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -130,3 +131,10 @@ def test_no_search_of_the_recipe_is_larger_than_another(tail):
     assert len({len(search["rows"]) + len(search["diverged"]) for search in found.values()}) == 1
     best = {method: min(search["rows"], key=lambda row: row["average"]) for method, search in found.items()}
     assert all(search["chosen"].items() <= best[method].items() for method, search in found.items())
+
+
+def test_a_folder_without_a_report_is_one_line_that_says_what_to_do(tmp_path):
+    command = [sys.executable, ROOT / "tools" / "publish_results.py", tmp_path, tmp_path]
+    found = subprocess.run(command, capture_output=True, text=True)
+    wanted = f"publish_results: {tmp_path}: no RESULTS.md; run asrcl report {tmp_path} first\n"
+    assert (found.returncode, found.stderr) == (1, wanted)

@@ -203,4 +203,7 @@ if __name__ == "__main__":
     names = [word for word in sys.argv[1:] if word != "--page"]
     if len(names) != 2:
         sys.exit(__doc__)
-    publish(Path(names[0]), Path(names[1]), "--page" in sys.argv)
+    try:
+        publish(Path(names[0]), Path(names[1]), "--page" in sys.argv)
+    except InputError as error:
+        sys.exit(f"publish_results: {error}")
