@@ -102,8 +102,9 @@ parse_options() {
 set_option() { # paths are relative to where the user is, not to the repository
     case "$1" in
         stage | stop_stage | ngpu | jobs) number "--$1" "$2" ;;
-        exp) [[ "$2" = /* ]] || [ "$PWD" = "$repository" ] || set -- "$1" "$PWD/$2" ;;
-        data_dir) [ -d "$2" ] || fail "--data_dir $2: no such folder"; set -- "$1" "$(cd "$2" && pwd)" ;;
+        exp | data_dir) # as typed where that works from the repository too: reports of two machines then name the same folder
+            [ "$1" = exp ] || [ -d "$2" ] || fail "--data_dir $2: no such folder"
+            [[ "$2" = /* ]] || [ "$PWD" = "$repository" ] || set -- "$1" "$PWD/$2" ;;
         scenario) [ -n "$scenario" ] || fail "--scenario: this recipe has only one" ;;
         model)
             [ -n "$model" ] || fail "--model: this recipe has none to choose; model=NAME takes a configuration of conf/model"
