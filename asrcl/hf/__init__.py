@@ -4,9 +4,11 @@
     trainer.add_callback(AdaptationCallback(trainer, old_data, keep={"general": general_dev}))
     trainer.train()                 # the model is the merged one
 
-Needs `pip install transformers accelerate`; docs/huggingface.md has the rest.
+And several models, one for each domain, of which the surest recognises an utterance: `asrcl.hf.Surest`. Needs
+`pip install transformers accelerate`; docs/huggingface.md has the rest.
 """
 
 from asrcl.hf.callback import AdaptationCallback
+from asrcl.hf.selection import Surest
 
-__all__ = ["AdaptationCallback"]
+__all__ = ["AdaptationCallback", "Surest"]

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from asrcl.contract.outputs import Outputs, distillation
 from asrcl.contract.protocols import Domain
 from asrcl.scoring import Errors, Scoring, count_errors, count_normalised
-from asrcl.scoring.counting.written import compression_ratio
 from asrcl.speech.decoding import DecodeConfig
 from asrcl.speech.domain import SpeechBatch, bucket
 from asrcl.speech.recogniser import Objective, recogniser_of
 from asrcl.speech.tokenizer import Tokenizer
-from asrcl.text import normaliser
+from asrcl.text import compression_ratio, normaliser
 
 SCORED_TOKENS = 2048
 """Padded tokens of the hypotheses that are scored at once; the logits of each are as many as the vocabulary has tokens."""

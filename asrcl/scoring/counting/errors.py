@@ -27,6 +27,7 @@ from asrcl.exceptions import InputError
 from asrcl.files import parse_json, reading, write_parts
 from asrcl.scoring.counting.align import BATCH, Costs, check_costs, count_characters, count_words
 from asrcl.scoring.counting.notation import refuse_sclite_marks
+from asrcl.text import LOOP_RATIO
 from asrcl.visible import visible
 
 FORMAT: Final = "asrcl-errors/1"
@@ -89,7 +90,7 @@ class Scoring:
     """
 
     normaliser: str = "none"
-    loop_ratio: float = 2.4
+    loop_ratio: float = LOOP_RATIO
 
     def __post_init__(self) -> None:
         if not 1 < self.loop_ratio < math.inf:

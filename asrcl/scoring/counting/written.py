@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import math
 import re
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Final
@@ -33,7 +32,7 @@ from typing import Final
 from asrcl.scoring.counting.align import align_pairs, count_words
 from asrcl.scoring.counting.errors import Errors, ItemErrors, Scoring, count_errors, percent
 from asrcl.scoring.display.numbers import decimal
-from asrcl.text import normaliser
+from asrcl.text import compression_ratio, normaliser
 
 MARKS: Final = frozenset(".,?!;:")
 _WORD: Final = re.compile(r"\d+(?:[.,:]\d+)+|\w+(?:['\u2019]\w+)*")
@@ -206,12 +205,6 @@ def _count_case(aligned: Sequence[_Aligned]) -> tuple[int, int]:
     words = [(word, other) for (word, _), (other, _) in aligned if word.lower() != word.upper()]
     same = [(_plain(word), _plain(other)) for word, other in words if _folded(word) == _folded(other)]
     return sum(word == other for word, other in same), len(same)
-
-
-def compression_ratio(text: str) -> float:
-    """How many times smaller zlib makes the UTF-8 bytes of a text."""
-    content = text.encode("utf-8", "surrogatepass")
-    return len(content) / len(zlib.compress(content))
 
 
 def _cut(text: str) -> tuple[list[str], list[frozenset[str]]]:

@@ -16,7 +16,8 @@ from asrcl.scoring import (
     count_written,
     written_line,
 )
-from asrcl.scoring.counting.written import COUNTS, compression_ratio
+from asrcl.scoring.counting.written import COUNTS
+from asrcl.text import compression_ratio
 
 BASIC = Scoring("basic")
 

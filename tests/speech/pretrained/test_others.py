@@ -1,6 +1,5 @@
 """Moonshine, wav2vec 2.0 and HuBERT here are what Transformers runs, one utterance at a time; padding changes nothing."""
 
-import json
 import math
 import random
 from copy import deepcopy
@@ -8,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hub_models import write_characters, write_model
 
 from asrcl.contract.weights import state_of
 from asrcl.curvature import estimate
@@ -25,54 +25,6 @@ from asrcl.speech.task import RecognitionTask
 transformers = pytest.importorskip("transformers")
 SECONDS = [0.5, 0.9, 0.3]
 TEXTS = ["turn on", "the light, please", "no"]
-WAV2VEC2 = {
-    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "conv_dim": (8, 8, 8),
-    "conv_stride": (5, 8, 8), "conv_kernel": (10, 8, 8), "num_feat_extract_layers": 3, "num_conv_pos_embeddings": 4,
-    "num_conv_pos_embedding_groups": 2, "pad_token_id": 0, "vocab_size": 31, "mask_time_prob": 0.0, "initializer_range": 0.3,
-}  # fmt: skip
-
-
-def write_characters(folder):
-    words = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
-    folder.mkdir(parents=True)
-    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
-    transformers.Wav2Vec2CTCTokenizer(str(folder / "vocab.json")).save_pretrained(folder)
-
-
-def write_model(kind, folder):
-    torch.manual_seed(0)
-    if kind == "moonshine":
-        return write_moonshine(folder)
-    write_characters(folder)
-    norm = {"feat_extract_norm": "layer", "do_stable_layer_norm": True} if kind.endswith("large") else {}
-    if kind == "hubert":
-        model = transformers.HubertForCTC(transformers.HubertConfig(**WAV2VEC2))
-    else:
-        model = transformers.Wav2Vec2ForCTC(transformers.Wav2Vec2Config(**{**WAV2VEC2, **norm}))
-    model.save_pretrained(folder)
-    transformers.Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=bool(norm)).save_pretrained(folder)
-    return folder
-
-
-def write_moonshine(folder):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    letters = ["<unk>", "<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz ,."]
-    folder.mkdir(parents=True)
-    tokenizer = Tokenizer(models.WordLevel({letter: n for n, letter in enumerate(letters)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(folder)
-    config = transformers.MoonshineConfig(
-        vocab_size=len(letters), hidden_size=16, intermediate_size=24, encoder_num_hidden_layers=2, decoder_num_hidden_layers=2,
-        encoder_num_attention_heads=2, decoder_num_attention_heads=2, max_position_embeddings=40, decoder_start_token_id=1,
-        bos_token_id=1, eos_token_id=2, pad_token_id=2, initializer_range=0.3,
-    )  # fmt: skip
-    transformers.MoonshineForConditionalGeneration(config).save_pretrained(folder)
-    return folder
-
-
 KINDS = ["wav2vec2", "wav2vec2_large", "hubert", "moonshine"]
 
 
