@@ -132,6 +132,27 @@ def test_all_adaptations_are_searched_in_another_order(start):
         search_all(start("search.order=[high,low]"), searches(config, ["fta"], {"strength": [0.5]}), [1], "sequence")
 
 
+def test_a_search_may_go_through_some_of_the_domains(start, monkeypatch):
+    config = start("search.order=[low,highest]")
+    low, high = config.tree["scenario"]["domains"]
+    config = config.changed({"scenario": {"domains": [low, high, {**high, "name": "highest"}]}})
+    shutil.copytree(config.home / "data" / "high", config.home / "data" / "highest")
+    seen = []
+
+    def rates(learner, method, domains):
+        seen.append(([domain.name for domain in learner.scenario.domains], domains))
+        return dict.fromkeys(RATES, 1.0)
+
+    monkeypatch.setattr(tuning, "dev_rates", rates)
+    search_all(config, searches(config, ["fta"], {"strength": [0.5]}), [1], "sequence")
+    assert seen == [(["low", "highest"], None)]
+    assert read_json(config.home / "tuning" / "fta-sequence.json")["domains"] == ["low", "highest"]
+    assert "chosen: sequence low highest, 1 settings, seeds 1" in (config.home / "tuning" / "sequence.yaml").read_text()
+    for order in ("[low,high,high]", "[low,lower]", "[high,highest]"):
+        with pytest.raises(InputError, match=r"search.order=.*give domains of low, high"):
+            search_all(start(f"search.order={order}"), searches(config, ["fta"], {"strength": [0.5]}), [1], "sequence")
+
+
 def test_a_search_may_learn_from_what_it_tried(start, monkeypatch):
     config = start("search.sampler=tpe")
     monkeypatch.setattr(tuning, "dev_rates", lambda learner, method, domains: dict.fromkeys(RATES, method.strength))
