@@ -1,5 +1,6 @@
 """What `Surest` chooses, against losses that Transformers computes itself; the same choice as `select:` of the recipes."""
 
+import copy
 import math
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from asrcl.exceptions import InputError
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate", reason="asrcl.hf needs accelerate")
 
-from asrcl.hf import Surest  # noqa: E402
+from asrcl.hf import Surest, selection  # noqa: E402
 from asrcl.hf.selection import Candidate  # noqa: E402
 
 torch.set_num_threads(1)
@@ -63,8 +64,10 @@ def loss_of(system, model, wave, text):
     kind, _, processor, _ = system
     tokenizer, inputs = processor.tokenizer, processor.feature_extractor(wave, sampling_rate=RATE, return_tensors="pt")
     said = tokenizer(text, add_special_tokens=False).input_ids
-    if kind == "wav2vec2":
+    if kind == "wav2vec2":  # what was said, delimiters at the ends included, which the text lacks
         model.config.ctc_loss_reduction = "sum"
+        path = model(**inputs).logits[0].argmax(-1).tolist()
+        said = [token for place, token in enumerate(path) if token != 0 and (place == 0 or path[place - 1] != token)]
         return float(model(**inputs, labels=torch.tensor([said])).loss) / (len(said) + 1)
     prompt = [token for token in tokenizer("").input_ids[1:-1]] if kind == "whisper" else []
     labels = torch.tensor([[*prompt, *said, model.config.eos_token_id]])
@@ -107,7 +110,7 @@ def test_the_surest_is_chosen_and_calibration_counts_from_what_is_usual(system):
 
 def test_one_model_twice_is_the_first_and_its_own_text(system):
     kind, models, processor, _ = system
-    surest = surest_of((kind, {"a": models["orders"], "b": lambda: models["orders"]}, processor, system[3]))
+    surest = surest_of((kind, {"a": models["orders"], "b": copy.deepcopy(models["orders"])}, processor, system[3]))
     for each in surest.recognise(WAVES):
         assert each.model == "a" and each.candidates["a"] == each.candidates["b"]
 
@@ -126,10 +129,11 @@ def test_a_loop_and_silence_are_never_the_surest(system, monkeypatch):
     surest = surest_of(system)
     texts = iter(["yes " * 40, "", "on", "off"])
     monkeypatch.setattr(type(processor.tokenizer), "decode", lambda self, *ids, **options: next(texts))
-    with_loop, with_nothing = surest._candidates("general", surest._inputs(WAVES[:2], RATE))
+    inputs = next(surest._heard(WAVES[:2], RATE))
+    with_loop, with_nothing = surest._candidates("general", inputs)
     assert with_loop.confidence == with_nothing.confidence == -math.inf
     if kind != "wav2vec2":
-        sure = surest._candidates("general", surest._inputs(WAVES[:2], RATE))
+        sure = surest._candidates("general", inputs)
         assert all(math.isfinite(each.confidence) for each in sure)
     chosen = surest._chosen({"general": with_loop, "orders": Candidate("on", -50.0)})
     assert (chosen.model, chosen.text) == ("orders", "on")
@@ -145,6 +149,100 @@ def test_a_text_without_room_in_the_decoder_counts_for_nothing(system, monkeypat
     assert surest_of(system).recognise(WAVES[:1])[0].confidence == -math.inf
 
 
+class Wrapper(torch.nn.Module):
+    """What PEFT puts around a model, as far as `Surest` looks at it."""
+
+    def __init__(self, model, prompt):
+        super().__init__()
+        self.base_model, self.active_peft_config = model, SimpleNamespace(is_prompt_learning=prompt)
+
+    def get_base_model(self):
+        return self.base_model
+
+
+def wrapped(system, prompt):
+    kind, models, *rest = system
+    return surest_of((kind, {**models, "orders": Wrapper(models["orders"], prompt)}, *rest))
+
+
+def both_ways(system):
+    """A base as a module, and the same with its adapters on as a function."""
+    kind, models, *rest = system
+    return surest_of((kind, {**models, "orders": lambda: Wrapper(models["general"], False)}, *rest))
+
+
+def other_sizes(system):
+    kind, models, *rest = system
+    other = copy.deepcopy(models["orders"])
+    other.config.vocab_size = 77
+    return surest_of((kind, {**models, "orders": other}, *rest))
+
+
+def test_a_wrapper_of_adapters_is_the_model_in_it(system):
+    assert wrapped(system, False).recognise(WAVES) == surest_of(system).recognise(WAVES)
+
+
+def test_utterances_are_taken_some_at_a_time(system, monkeypatch):
+    whole = surest_of(system).recognise(WAVES)
+    monkeypatch.setattr(selection, "TOGETHER", 2)
+    assert surest_of(system).recognise(torch.tensor(wave, requires_grad=True) for wave in WAVES) == whole
+    assert surest_of(system).recognise([]) == []
+
+
+def test_a_text_is_scored_behind_the_prompt_that_was_decoded_with(tmp_path):
+    """A multilingual Whisper whose tokeniser was not told the language."""
+    model = transformers.WhisperForConditionalGeneration.from_pretrained(write_whisper(tmp_path, multilingual=True))
+    processor = transformers.WhisperProcessor.from_pretrained(tmp_path)
+    told = transformers.WhisperProcessor.from_pretrained(tmp_path, language="en", task="transcribe")
+    surest = Surest({"general": model}, processor, generate={"language": "en", "max_new_tokens": 6})
+    system = ("whisper", {"general": model.eval()}, told, {})
+    for wave, found in zip(WAVES, surest.recognise(WAVES), strict=True):
+        scored = [-loss_of(system, model, wave, text) for text in (found.text, " " + found.text)]  # which is without its blank
+        assert any(found.confidence == pytest.approx(value, rel=1e-4) for value in scored)
+    assert len(told.tokenizer("").input_ids) == len(surest._prompt(model, next(surest._heard(WAVES, RATE))[0])) + 1
+    too_long = np.zeros(2 * RATE + 1, np.float32)
+    with pytest.raises(InputError, match=r"waveform 0 has 2.00 s; the models take 0.1 to 2 s"):
+        surest.recognise([too_long])
+
+
+class Spoken(torch.nn.Module):
+    """A CTC model that says certain tokens, one a frame, and is as sure of each."""
+
+    def __init__(self, config, frames, probability):
+        super().__init__()
+        self.config, self.share, self.frames = config, torch.nn.Parameter(torch.tensor(probability)), frames
+        self.device = self.share.device
+
+    def can_generate(self):
+        return False
+
+    def forward(self, input_values):
+        rest = (1 - self.share) / (self.config.vocab_size - 1)
+        logits = rest.repeat(1, len(self.frames), self.config.vocab_size)
+        logits[0, range(len(self.frames)), self.frames] = self.share
+        return SimpleNamespace(logits=logits.log())
+
+
+def test_delimiters_at_the_ends_are_no_doubt_and_special_tokens_no_text(tmp_path):
+    write_model("wav2vec2", tmp_path / "model")
+    processor = processor_of(tmp_path / "model", "wav2vec2")
+    config = transformers.Wav2Vec2Config.from_pretrained(tmp_path / "model")
+
+    def spoken(words, probability):
+        return Spoken(config, [processor.tokenizer.convert_tokens_to_ids(word) for word in words], probability)
+
+    plain, ended = [*"TURN", "|", "O", "N"], ["|", "<unk>", *"TURN", "|", "<pad>", "|", "O", "N", "|"]
+    for words, text in ((plain, "TURN ON"), (ended, "TURN  ON"), (["|", "<pad>", "</s>"], "")):
+        [found] = Surest({"one": spoken(words, 0.99)}, processor).recognise(WAVES[:1])
+        assert found.text == text
+        assert found.confidence > -0.1 if text else found.confidence == -math.inf
+    models = {"unsure": spoken([*"TURN", "|", "O", "M"], 0.8), "sure": spoken(ended, 0.99)}
+    assert Surest(models, processor).recognise(WAVES[:1])[0].model == "sure"
+    config.pad_token_id = 5
+    with pytest.raises(InputError, match="blank of the model is token 5, that of the tokeniser 0"):
+        Surest(models, processor).recognise(WAVES[:1])
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -155,6 +253,15 @@ def test_a_text_without_room_in_the_decoder_counts_for_nothing(system, monkeypat
         (lambda system: surest_of(system).recognise([WAVES[0], np.zeros((2, 100))]), r"waveform 1 has shape \(2, 100\)"),
         (lambda system: surest_of(system).recognise([np.full(16_000, np.nan)]), "finite samples"),
         (lambda system: surest_of(system).recognise([[]]), "waveform 0"),
+        (lambda system: surest_of(system).recognise([WAVES[0], WAVES[0][:1500]]), "waveform 1 has 0.09 s; the models take 0.1"),
+        (lambda system: surest_of(system).recognise([(WAVES[0] * 32767).astype(np.int16)]), "waveform 0 has int16 in it"),
+        (lambda system: surest_of(system).recognise([{"array": WAVES[0]}]), "waveform 0 has object in it"),
+        (lambda system: surest_of(system, usual={"general": 0, "orders": math.nan}).recognise(WAVES), "orders is nan, no finite"),
+        (lambda system: surest_of(system, usual={"general": 0, "orders": None}).recognise(WAVES), "orders is None, no finite"),
+        (lambda system: Surest(system[1], SimpleNamespace(feature_extractor=1)), "SimpleNamespace has no tokenizer"),
+        (lambda system: both_ways(system).recognise(WAVES), "general and orders are the same model, or one is a part"),
+        (lambda system: wrapped(system, True).recognise(WAVES), "orders learned a prompt"),
+        (lambda system: other_sizes(system).recognise(WAVES), r"general has \d+ tokens and .*, orders 77 tokens"),
         (lambda system: surest_of(system).calibrate("digits", WAVES), "no model digits; there are general, orders"),
         (lambda system: surest_of(system).calibrate("orders", []), "recognised nothing in 0 utterances"),
     ],
