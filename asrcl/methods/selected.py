@@ -216,7 +216,7 @@ class Selected(Method):
         if self._select == "typical":
             for k, name in enumerate(names[1:], 1):
                 confidence, lead = self._usual[name]
-                may[k] = (sure[k] >= confidence) & (_lead(sure, k) >= lead)
+                may[k] = (sure[k] >= confidence) | (_lead(sure, k) >= lead)
         return may
 
     def parameters(self, learner: Learner) -> int:
