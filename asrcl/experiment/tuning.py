@@ -26,7 +26,7 @@ from typing import Any, Final
 
 import yaml
 
-from asrcl.adapt import CurvatureConfig, DivergedError, TrainConfig, check_learning, dev_rates, draw, learn_where
+from asrcl.adapt import CurvatureConfig, TrainConfig, check_learning, dev_rates, draw, learn_where
 from asrcl.entries import seal
 from asrcl.exceptions import InputError
 from asrcl.experiment import launch
@@ -167,7 +167,9 @@ def search_all(
         Per method one row per setting, best first: its options, and `old`, `new`, `average` and `rise` of `dev_rates`.
 
     Raises:
-        InputError: an unknown protocol or domain; or what training raises.
+        InputError: an unknown protocol or domain; a method none of whose settings worked, once the others are written. A setting
+            that cannot be trained or merged (a loss that is not finite, a curvature that is singular without damping) is left
+            out, and `<home>/tuning` has the reason.
     """
     if protocol not in PROTOCOLS:
         raise InputError(f"--protocol {protocol}: choose {' or '.join(PROTOCOLS)}")
@@ -175,25 +177,29 @@ def search_all(
     config = _reordered(config) if protocol == "sequence" else config
     some = [domain["name"] for domain in config.tree["scenario"]["domains"]]
     how = protocol if len(some) == there else f"{protocol} {' '.join(some)}"
-    tables = {}
+    tables, hopeless = {}, []
     for search, tried in zip(wanted, _outcomes(config, wanted, seeds, protocol, rise), strict=True):
         rows, failed = [row for row in tried if "average" in row], [row for row in tried if "average" not in row]
         if not rows:
-            raise InputError(f"{search.method}: the loss was not finite in any of {len(failed)} settings; lower learning rates")
+            hopeless.append(f"{search.method}: none of {len(failed)} settings worked; the first: {failed[0]['reason']}")
+            continue
         tables[search.method] = sorted(rows, key=partial(_order, rise))
         if rise is not None and tables[search.method][0]["rise"] > rise:
             logger.warning("%s: no setting raised the first domain's error rate by at most %g points", search.method, rise)
         _write(config, search, tables[search.method], failed, {"seeds": list(seeds), "protocol": protocol, "rise": rise})
-    told = {search.method: _told(search, seeds, how, rise) for search in wanted}
+    told = {search.method: _told(search, seeds, how, rise) for search in wanted if search.method in tables}
     starts = {method: _of_a_variant(config, method, rows[0]) | {"chosen": told[method]} for method, rows in tables.items()}
-    _write_chosen(config.home / "tuning" / f"{protocol}.yaml", tables, starts, protocol)
+    if tables:
+        _write_chosen(config.home / "tuning" / f"{protocol}.yaml", tables, starts, protocol)
+    if hopeless:
+        raise InputError("; ".join(hopeless))
     return tables
 
 
 def _outcomes(
     config: Config, wanted: Sequence[Search], seeds: Sequence[int], protocol: str, rise: float | None
 ) -> list[list[Setting]]:
-    """For every search its rows, in the order tried, without rates where a setting diverged.
+    """For every search its rows, in the order tried, with a reason in place of rates where a setting failed.
 
     All settings that are known beforehand are tried at once, `launcher.jobs` at a time, searches that learn each in one job.
     """
@@ -223,11 +229,12 @@ def _learned(config: Config, search: Search, seeds: Sequence[int], protocol: str
     return rows
 
 
-def _row(setting: Setting, rates: Sequence[dict[str, float] | None]) -> Setting:
-    """A setting with the means of its rates over seeds; without them where one of its trainings diverged."""
-    known = [rate for rate in rates if rate is not None]
-    means = {name: sum(rate[name] for rate in known) / len(rates) for name in RATES} if len(known) == len(rates) else {}
-    return {**setting, **means}
+def _row(setting: Setting, rates: Sequence[dict[str, float] | str]) -> Setting:
+    """A setting with the means of its rates over seeds, or the first reason for which one of them has none."""
+    reasons = [rate for rate in rates if isinstance(rate, str)]
+    known = [rate for rate in rates if not isinstance(rate, str)]
+    found = {"reason": reasons[0]} if reasons else {name: sum(rate[name] for rate in known) / len(known) for name in RATES}
+    return setting | found
 
 
 def _told(search: Search, seeds: Sequence[int], protocol: str, rise: float | None) -> str:
@@ -242,15 +249,15 @@ def _order(rise: float | None, row: Setting) -> tuple[float, float]:
     return (-math.inf if rise is None or row["rise"] <= rise else row["rise"]), row["average"]
 
 
-def _score(config: Config, method: str, setting: Setting, seed: int, protocol: str) -> dict[str, float] | None:
-    """Dev error rates of one setting and seed; None where its training came to losses that are not finite."""
+def _score(config: Config, method: str, setting: Setting, seed: int, protocol: str) -> dict[str, float] | str:
+    """Dev error rates of one setting and seed, or why it has none: what cannot be trained or merged does not end a search."""
     config, built = _configured(config, method, setting)
     learner = learner_of(config, build_scenario(config, seed), seed, diagnostics="none", label=method)
     try:
         rates = dev_rates(learner, built, 2 if protocol == "first" else None)
-    except DivergedError as error:
+    except InputError as error:
         logger.warning("%s %s: left out, %s; %s", method, setting, error, launch.step())
-        return None
+        return str(error)
     logger.info("%s %s: old %.2f, new %.2f, average %.2f, rise %+.2f; %s", method, setting, *rates.values(), launch.step())
     return rates
 

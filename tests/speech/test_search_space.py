@@ -95,9 +95,24 @@ def test_a_setting_that_diverges_is_left_out_and_named(start, monkeypatch):
     space = {"train.adapt.learning_rate": [2.0, 1e-3]}
     (rows,) = search_all(config, searches(config, ["ft"], space), [1]).values()
     assert [row["train.adapt.learning_rate"] for row in rows] == [1e-3]
-    assert read_json(config.home / "tuning" / "ft.json")["diverged"] == [{"train.adapt.learning_rate": 2.0}]
-    with pytest.raises(InputError, match=r"ft: .* 1 settings"):
-        search_all(config, searches(config, ["ft"], {"train.adapt.learning_rate": [2.0]}), [1])
+    left_out = {"train.adapt.learning_rate": 2.0, "reason": "the loss is nan"}
+    assert read_json(config.home / "tuning" / "ft.json")["diverged"] == [left_out]
+    both = [*searches(config, ["ft"], {"train.adapt.learning_rate": [2.0]}), *searches(config, ["fta"], {"strength": [0.5]})]
+    with pytest.raises(InputError, match=r"^ft: none of 1 settings worked; the first: the loss is nan$"):
+        search_all(config, both, [1])
+    assert read_json(config.home / "tuning" / "fta.json")["rows"][0]["average"] == 1.5  # and that is not lost
+
+
+def test_a_merge_that_cannot_be_done_is_left_out_as_well(start, caplog):
+    """A curvature without damping that is singular: the other settings are scored all the same."""
+    config = start("+variants=merges")
+    singular = {"method": "regmean", "curvature": "running", "offdiagonal": 1.0, "damping": 0.0}
+    space = {"merge": [singular, {"method": "interpolate", "strength": 0.5}]}
+    (rows,) = search_all(config, searches(config, ["regmean"], space), [1]).values()
+    assert [row["merge"]["method"] for row in rows] == ["interpolate"]
+    [left_out] = read_json(config.home / "tuning" / "regmean.json")["diverged"]
+    assert "singular" in left_out["reason"] and left_out["merge"] == singular
+    assert "left out, " in caplog.text
 
 
 def test_what_is_typed_is_not_searched(start):
