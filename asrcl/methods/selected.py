@@ -8,24 +8,21 @@ model is surest,
 
     k* = argmax_k  log p_k(h_k | x) / (|h_k| + 1),     h_k = what model k recognises of x
 
-(`Task.confidence`; of equals the earliest domain's). With `select: calibrated` each model's confidence counts from its own
-mean on the dev set of its own domain, measured when that was learned and kept as one number: where domains differ in how sure
-one can be of them (digits, free speech), a model of an easy one is sure of what it gets wrong. `select: typical` takes raw
-confidences, but of a later domain's model only for what is typical of its domain: neither its confidence nor its lead over the
-surest earlier model may be below what 95 % of its dev set have, both measured when the domain was learned. `select: gated`
-asks a later domain's model only about what sounds like its domain (`asrcl.methods.sound`), and calibrates besides.
-
-No data of earlier domains are kept, and no classifier of domains is trained; it takes as many decodes as there are domains.
-Choosing between dialect-specific recognisers utterance by utterance is old (Soto et al., "Selection and combination of
-hypotheses for dialectal speech recognition", ICASSP 2016); here the recognisers are a shared model and what each domain adds
-to it.
+(`Task.confidence`; of equals the earliest domain's). With `select: calibrated` each model's confidence counts from its own mean
+on the dev set of its own domain, measured when that was learned and kept as one number: where domains differ in how sure one can
+be of them (digits, free speech), a model of an easy one is sure of what it gets wrong. `select: gated` asks a later domain's
+model only about what sounds like its domain (`asrcl.methods.sound`), and calibrates besides: a decoder that has learned a closed
+list of words is sure of them whatever is said. No data of earlier domains are kept, and no classifier of domains is trained; it
+takes as many decodes as there are domains. Choosing between dialect-specific recognisers utterance by utterance is old (Soto et
+al., "Selection and combination of hypotheses for dialectal speech recognition", ICASSP 2016); here the recognisers are a shared
+model and what each domain adds to it.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -43,15 +40,8 @@ from asrcl.state import StateDict
 if TYPE_CHECKING:
     from asrcl.scoring import Errors
 
-WAYS: Final = {
-    "confidence": "confidence",
-    "calibrated": "calibrated confidence",
-    "typical": "typical confidence",
-    "gated": "sound and confidence",
-}
+WAYS: Final = {"confidence": "confidence", "calibrated": "calibrated confidence", "gated": "sound and confidence"}
 """The values of `select:`, and what tables call them."""
-UNTYPICAL: Final = 0.05
-"""The share of a domain's own dev set that `select: typical` would take for another's, in confidence and in lead."""
 
 
 class Selected(Method):
@@ -59,7 +49,7 @@ class Selected(Method):
 
     Args:
         inner: the method that learns; its `weights_for` gives every domain learned so far a model.
-        select: "confidence", "calibrated", "typical" or "gated" (see the module).
+        select: "confidence", "calibrated" or "gated" (see the module).
 
     Raises:
         InputError: another way to select, or an inner method that decodes all domains with one model.
@@ -73,10 +63,10 @@ class Selected(Method):
                 f"method {inner.name}: decodes all domains with one model, so select= has nothing to choose from; it is for "
                 "lora_per_domain, adapters, halrp, packnet and separate"
             )
-        self._inner, self._select = inner, select
+        self._inner, self._calibrated, self._gated = inner, select != "confidence", select == "gated"
         self._sound = Sound()
         self._heard: dict[tuple[str, str], dict[str, Tensor]] = {}
-        self._usual: StateDict = {}  # per domain float64: [], the mean confidence of its model on its own dev set; or `_least`
+        self._usual: StateDict = {}  # per domain float64 [], the mean confidence of its model on its own dev set
         self.name, self.continues = inner.name, inner.continues  # type: ignore[misc]
         self.label = f"{inner.label}, by {WAYS[select]}"
 
@@ -122,11 +112,9 @@ class Selected(Method):
     def end_domain(self, learner: Learner, domain: Domain, old: Weights | None, new: Weights) -> Weights:
         self._check(domain)
         end = self._inner.end_domain(learner, domain, old, new)
-        if self._select in ("calibrated", "gated"):
+        if self._calibrated:
             self._usual[domain.name] = torch.tensor(self._mean_confidence(learner, domain), dtype=torch.float64)
-        if self._select == "typical":
-            self._usual[domain.name] = self._least(learner, domain)
-        if self._select == "gated":
+        if self._gated:
             if not domain.size("train"):
                 raise InputError(f"method {self.name}: select=gated: domain {domain.name} has no training items; use calibrated")
             train, dev = self._hear(learner, domain, "train", HEARD), self._hear(learner, domain, "dev")
@@ -142,82 +130,49 @@ class Selected(Method):
             self._heard[key] = features(learner, first, domain, split, most)
         return self._heard[key]
 
-    def _own(self, learner: Learner, domain: Domain) -> Weights:
-        """The model of a domain that has just been learned, to be measured on its dev set."""
+    def _mean_confidence(self, learner: Learner, domain: Domain) -> float:
+        """Of a domain's model on its own dev set, without items of which nothing was recognised."""
         weights = self._inner.weights_for(learner, domain)
         if weights is None or not domain.size("dev"):
             raise InputError(
                 f"method {self.name}: select: domain {domain.name} has no dev set to calibrate its model on; give it "
                 "one, or use select=confidence"
             )
-        return weights
-
-    def _mean_confidence(self, learner: Learner, domain: Domain) -> float:
-        """Of a domain's model on its own dev set, without items of which nothing was recognised."""
-        weights = self._own(learner, domain)
         sure = learner.confidence(weights, domain, "dev", learner.evaluate(weights, domain, "dev"))
         known = [value for value in sure if math.isfinite(value)]
         return math.fsum(known) / len(known) if known else 0.0
 
-    def _least(self, learner: Learner, domain: Domain) -> Tensor:
-        """The confidence of a domain's model, and its lead, that all but `UNTYPICAL` of its dev set have, `[2]`."""
-        weights = self._own(learner, domain)
-        models = self._models(learner)
-        place = [*models].index(weights.hash)
-        sure = self._confidences(learner, [known for _, known in models.values()], domain, "dev")[1]
-        rank = int(UNTYPICAL * sure.shape[1])  # so many are below
-        return torch.stack([values.sort().values[rank] for values in (sure[place], _lead(sure, place))])
-
     def weights_for(self, learner: Learner, domain: Domain) -> Weights | None:
         return self._inner.weights_for(learner, domain)
 
-    def _models(self, learner: Learner) -> dict[str, tuple[str, Weights]]:
-        """The different models of the domains learned so far by their hash, each with its first domain."""
+    def evaluate(self, learner: Learner, domain: Domain, split: str) -> Errors | None:
         models: dict[str, tuple[str, Weights]] = {}
         for known in learner.domains:
             weights = self._inner.weights_for(learner, known)
             if weights is not None:
                 models.setdefault(weights.hash, (known.name, weights))
-        return models
-
-    @staticmethod
-    def _confidences(learner: Learner, models: Sequence[Weights], domain: Domain, split: str) -> tuple[list[Errors], Tensor]:
-        """What K models make of the N items of a split, and how sure each is of it, `[K, N]`."""
-        found = [learner.evaluate(weights, domain, split) for weights in models]
-        sure = [learner.confidence(weights, domain, split, said) for weights, said in zip(models, found, strict=True)]
-        return found, torch.tensor(sure, dtype=torch.float64)
-
-    def evaluate(self, learner: Learner, domain: Domain, split: str) -> Errors | None:
-        models = self._models(learner)
         if not models:
             return None
         names, weights_of = zip(*models.values(), strict=True)
+        found = [learner.evaluate(weights, domain, split) for weights in weights_of]
         if len(models) == 1:
-            return learner.evaluate(weights_of[0], domain, split)
-        found, sure = self._confidences(learner, weights_of, domain, split)
-        if self._select in ("calibrated", "gated"):
-            sure -= torch.stack([self._usual.get(name, torch.zeros((), dtype=torch.float64)) for name in names])[:, None]
-        if self._select != "confidence":
-            sure[~self._eligible(learner, domain, split, found[0], sure, names)] = -math.inf
-        best = [max(range(len(models)), key=lambda k: (sure[k, item].item(), -k)) for item in range(len(found[0]))]
+            return found[0]
+        usual = [float(self._usual.get(name, 0.0)) for name in names]
+        sure = [
+            [value - mean for value in learner.confidence(weights, domain, split, said)]
+            for weights, said, mean in zip(weights_of, found, usual, strict=True)
+        ]
+        if self._gated:
+            heard = self._hear(learner, domain, split)
+            items = torch.stack([heard[item.id] for item in found[0].items])
+            excess = self._sound.excess(items)
+            for k, name in enumerate(names[1:], 1):
+                near = excess[name] <= self._sound.limit
+                sure[k] = [value if inside else -math.inf for value, inside in zip(sure[k], near.tolist(), strict=True)]
+        best = [max(range(len(models)), key=lambda k: (sure[k][item], -k)) for item in range(len(found[0]))]
         shares = Counter(names[k] for k in best)
         learner.record.setdefault("selected", {})[domain.name] = {name: shares[name] for name in names}
         return replace(found[0], items=[found[k].items[item] for item, k in enumerate(best)])
-
-    def _eligible(
-        self, learner: Learner, domain: Domain, split: str, errors: Errors, sure: Tensor, names: Sequence[str]
-    ) -> Tensor:
-        """Which models may be chosen for which items, `[K, N]`: the first for all, others for what is like their domain."""
-        may = torch.ones_like(sure, dtype=torch.bool)
-        if self._select == "gated":
-            heard = self._hear(learner, domain, split)
-            excess = self._sound.excess(torch.stack([heard[item.id] for item in errors.items]))
-            may[1:] = torch.stack([excess[name] for name in names[1:]]) <= self._sound.limit
-        if self._select == "typical":
-            for k, name in enumerate(names[1:], 1):
-                confidence, lead = self._usual[name]
-                may[k] = (sure[k] >= confidence) | (_lead(sure, k) >= lead)
-        return may
 
     def parameters(self, learner: Learner) -> int:
         return self._inner.parameters(learner)
@@ -228,10 +183,3 @@ class Selected(Method):
 
     def write(self, folder: Path) -> None:
         self._inner.write(folder)
-
-
-def _lead(sure: Tensor, k: int) -> Tensor:
-    """How much surer model k is than the surest of those before it, `[N]`; minus infinity where it recognised nothing."""
-    if k == 0:
-        return torch.full_like(sure[0], -math.inf)
-    return torch.where(sure[k].isfinite(), sure[k] - sure[:k].amax(0), -math.inf)

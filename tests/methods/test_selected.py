@@ -73,7 +73,7 @@ def test_it_stands_in_reports_as_a_method_and_not_as_the_oracle_that_it_is_made_
     [
         ("ft", {"select": "confidence"}, "decodes all domains with one model"),
         ("initial", {"select": "confidence"}, "decodes all domains with one model"),
-        ("lora_per_domain", {"select": "domain"}, "select=.domain.: choose confidence, calibrated, typical, gated, or leave"),
+        ("lora_per_domain", {"select": "domain"}, "select='domain': choose confidence, calibrated, gated, or leave it out"),
         ("lora_per_domain", {"select": "confidence", "merge": "ihr"}, "nothing to merge"),
     ],
 )
@@ -102,72 +102,12 @@ def test_calibrated_confidence_counts_from_that_of_each_model_on_its_own_dev_set
     assert again.evaluate(learner, domains[0], "test") == last.errors[0]
 
 
-def rows_of(learner, models, domain, split):
-    said = [learner.evaluate(weights, domain, split) for weights in models]
-    sure = [learner.confidence(weights, domain, split, errors) for weights, errors in zip(models, said, strict=True)]
-    return said, sure
-
-
-def test_a_later_domain_decodes_only_what_is_typical_of_it(learner):
-    """By the definition: confidence and lead of 95 % of its own dev set, as it was when the domain was learned."""
-    method = build_method("lora_per_domain", select="typical", **LORA)
-    *_, last = run_stages(learner, method, "test")
-    domains = learner.scenario.domains
-    models = [method.weights_for(learner, domain) for domain in domains]
-    least = {}
-    for k, domain in enumerate(domains[1:], 1):
-        sure = rows_of(learner, models, domain, "dev")[1]
-        lead = [own - max(others) for own, *others in zip(sure[k], *sure[:k], strict=True)]
-        few = int(0.05 * len(lead))
-        assert few > 0 and sum(value < sorted(lead)[few] for value in lead) <= few
-        least[k] = sorted(sure[k])[few], sorted(lead)[few]
-        assert method.state_dict()[f"usual.{domain.name}"].tolist() == pytest.approx(least[k])
-    refused = 0
-    for domain, errors in zip(domains, last.errors, strict=True):
-        said, sure = rows_of(learner, models, domain, "test")
-        for place, item in enumerate(errors.items):
-            column = [row[place] for row in sure]
-            may = [0, *(k for k in (1, 2) if column[k] >= least[k][0] and column[k] - max(column[:k]) >= least[k][1])]
-            refused += 3 - len(may)
-            assert item == said[max(may, key=lambda k: column[k])].items[place]
-    assert refused > 0
-    again = build_method("lora_per_domain", select="typical", **LORA)
-    again.load_state_dict(method.state_dict())
-    assert again.evaluate(learner, domains[0], "test") == last.errors[0]
-
-
-@pytest.mark.parametrize("sure_of_everything", [-0.01, -3.0])
-def test_neither_a_model_that_is_sure_of_everything_nor_one_that_is_sure_of_nothing_takes_what_is_not_its_own(
-    learner, monkeypatch, sure_of_everything
-):
-    """Digits: as sure of the other domains as of its own, without a lead. Noise: unsure of its own, but far ahead there."""
-    method = build_method("separate", select="typical")
-    own, lead_there, lead_here = sure_of_everything, 2.0, 0.5
-
-    def confidence(weights, domain, split, errors):
-        second = weights.hash == method._inner.weights_for(learner, learner.scenario.domains[1]).hash
-        at_home = domain.name == learner.scenario.domains[1].name
-        value = own if second else own - (lead_there if at_home else lead_here)
-        return [value] * len(errors)
-
-    stages = run_stages(learner, method, "test", count=2)
-    first = next(stages)
-    monkeypatch.setattr(learner, "confidence", confidence)
-    last = next(stages)
-    home, other = (last.record["selected"][learner.scenario.domains[place].name] for place in (1, 0))
-    names = [domain.name for domain in learner.scenario.domains]
-    assert home == {names[0]: 0, names[1]: len(last.errors[1])}
-    assert other == {names[0]: len(last.errors[0]), names[1]: 0}
-    assert last.errors[0] == first.errors[0]
-
-
-@pytest.mark.parametrize("select", ["calibrated", "typical"])
-def test_calibration_needs_a_dev_set(tmp_path, monkeypatch, select):
+def test_calibration_needs_a_dev_set(tmp_path, monkeypatch):
     own = tiny_learner(tmp_path, tiny_scenario(2))
     first = own.scenario.domains[0]
     monkeypatch.setattr(type(first), "size", lambda self, split: 0 if split == "dev" else 64)
     with pytest.raises(InputError, match=r"domain blobs0 has no dev set to calibrate its model on; .* select=confidence"):
-        list(run_stages(own, build_method("lora_per_domain", select=select), "test"))
+        list(run_stages(own, build_method("lora_per_domain", select="calibrated"), "test"))
 
 
 def test_what_is_kept_is_what_domains_add(learner):
