@@ -101,6 +101,27 @@ def test_sizes_are_numbers_and_files_beside_the_errors(publish, tmp_path):
     ]
 
 
+def test_searches_are_a_row_each_the_chosen_setting_beside_the_best_of_all(publish, tmp_path):
+    def row(average, rise, **options):
+        return {**options, "old": 1.0, "new": 2.0, "average": average, "rise": rise}
+
+    judged = {"protocol": "sequence", "domains": ["a", "c"], "rise": 0.5, "seeds": [1]}
+    found = {"ft": [row(2.0, 0.25), row(1.5, 3.0)], "ihr": [row(1.25, 0.0)]}
+    (tmp_path / "tuning").mkdir()
+    for method, rows in found.items():
+        tried = {"rows": rows, "diverged": [{"tau": 1.0, "reason": "x"}] if method == "ihr" else []}
+        write_json(tmp_path / "tuning" / f"{method}-sequence.json", {"method": method, **judged, **tried})
+    title, _, _, _, *lines = publish.search_table(tmp_path).splitlines()
+    assert "after a → c, seeds 1, of the settings that raise the first domain by at most 0.5 points" in title
+    assert lines == [
+        "| `ihr` | 1 of 2 | 1.00 | 2.00 | 1.25 | 0.00 | 1.25 | 0.00 |",
+        "| `ft` | 2 of 2 | 1.00 | 2.00 | 2.00 | 0.25 | 1.50 | 3.00 |",
+    ]
+    write_json(tmp_path / "tuning" / "ewc.json", {"method": "ewc", **judged, **tried, "rise": None})
+    with pytest.raises(ValueError, match="searches of 2 protocols"):
+        publish.search_table(tmp_path)
+
+
 @pytest.mark.parametrize(
     "folder, protocol, name",
     [(SEARCH, "sequence", "accents"), (SEARCH, "first", "accents_first"), (IMAGES, "sequence", "permuted_digits")],

@@ -4,12 +4,12 @@
 
 Writes recipes/accents/results/<scenario>/{RESULTS.md,*.png,tuning/}, with --page also report.html (which quotes utterances:
 only where their licence allows it), and refreshes what stands between `<!-- results:accents -->` and `<!-- /results -->` in
-README.md and recipes/accents/README.md; `accents_short` is the same with fewer columns, `accents_best` the ten best methods and
-all references with how they were tuned and what they cost, `accents_steps` and `accents_tuning` are
-what stages did to the weights and the searches for hyper-parameters; `accents_trust` is how far curvature can be trusted;
-`accents_orders` is the table over orders of the domains, `accents_sizes` says what each domain adds to the first one's model,
-and `accents_tradeoff` is exp/accents/tradeoff.md, where tools/plot_tradeoff.py wrote one. The folder of a study (`asrcl study`)
-has its tables under their own names.
+README.md and recipes/accents/README.md. Other marks: `accents_short` is the same with fewer columns, `accents_best` the ten best
+methods and all references with how they were tuned and what they cost, `accents_steps` what stages did to the weights,
+`accents_tuning` the searches for hyper-parameters and `accents_search` one row for each of them; `accents_trust` is how far
+curvature can be trusted; `accents_orders` is the table over orders of the domains, `accents_sizes` says what each domain adds to
+the first one's model, and `accents_tradeoff` is exp/accents/tradeoff.md, where tools/plot_tradeoff.py wrote one. The folder of a
+study (`asrcl study`) has its tables under their own names.
 """
 
 from __future__ import annotations
@@ -140,6 +140,26 @@ def tuning_tables(folder: Path) -> str:
     return "\n\n".join(parts)
 
 
+def search_table(folder: Path) -> str:
+    """What the searches of one protocol came to: dev error rates of what each chose, and of its best setting whatever it did."""
+    found = [read_json(path) for path in sorted((folder / "tuning").glob("*.json"))]
+    protocols = {(search["protocol"], tuple(search["domains"]), search.get("rise"), tuple(search["seeds"])) for search in found}
+    if len(protocols) != 1:
+        raise InputError(f"{folder / 'tuning'}: searches of {len(protocols)} protocols; one table is for one of them")
+    [(_, domains, rise, seeds)] = protocols
+    lines = []
+    for search in sorted(found, key=lambda search: search["rows"][0]["average"]):
+        chosen, free = search["rows"][0], min(search["rows"], key=lambda row: row["average"])
+        tried = f"{len(search['rows'])} of {len(search['rows']) + len(search['diverged'])}"
+        rates = [_written(name, chosen[name]) for name in ("old", "new", "average", "rise")]
+        lines.append([f"`{search['method']}`", tried, *rates, *(_written(name, free[name]) for name in ("average", "rise"))])
+    limit = "" if rise is None else f", of the settings that raise the first domain by at most {rise:g} points the best"
+    where = f"{' → '.join(domains)}, seeds {', '.join(map(str, seeds))}"
+    title = f"Dev error rates in % after {where}{limit}; beside it the best of all."
+    head = ["Method", "settings that worked", "old", "new", "average", "rise", "best of all: average", "rise"]
+    return "\n".join([title, "", *(f"| {' | '.join(line)} |" for line in [head, ["---"] + ["---:"] * 7, *lines])])
+
+
 def _written(column: str, value: object) -> str:
     if isinstance(value, float):
         return f"{value:.2f}" if column in RATES else f"{value:g}"
@@ -188,6 +208,8 @@ def publish(folder: Path, recipe: Path, page: bool) -> None:
         refresh(document, f"{folder.name}_short", f"{short_table(report)}\n\n{machine(folder)}")
         if f"<!-- results:{folder.name}_best -->" in document.read_text(encoding="utf-8"):
             refresh(document, f"{folder.name}_best", f"{best_table(report, folder)}\n\n{machine(folder)}")
+        if f"<!-- results:{folder.name}_search -->" in document.read_text(encoding="utf-8"):
+            refresh(document, f"{folder.name}_search", search_table(folder))
         refresh(document, f"{folder.name}_steps", step_tables(report))
         refresh(document, f"{folder.name}_orders", f"{orders_table(report)}\n\n{machine(folder)}")
         refresh(document, f"{folder.name}_trust", f"{trust_tables(report)}\n\n{machine(folder)}")
