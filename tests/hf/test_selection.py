@@ -189,6 +189,18 @@ def test_utterances_are_taken_some_at_a_time(system, monkeypatch):
     assert surest_of(system).recognise([]) == []
 
 
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"num_beams": 3, "num_return_sequences": 2}])
+def test_texts_are_those_of_generate(system, options):
+    kind, models, processor, generate = system
+    if kind == "wav2vec2":
+        pytest.skip("CTC has no search")
+    found = Surest({"orders": models["orders"].eval()}, processor, generate={**generate, **options}).recognise(WAVES)
+    for wave, each in zip(WAVES, found, strict=True):
+        inputs = processor.feature_extractor(wave, sampling_rate=RATE, return_tensors="pt")
+        tokens = models["orders"].generate(**inputs, **generate, **options)[0]
+        assert each.text == processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+
 def test_a_text_is_scored_behind_the_prompt_that_was_decoded_with(tmp_path):
     """A multilingual Whisper whose tokeniser was not told the language."""
     model = transformers.WhisperForConditionalGeneration.from_pretrained(write_whisper(tmp_path, multilingual=True))
