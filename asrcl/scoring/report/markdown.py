@@ -31,10 +31,13 @@ from asrcl.scoring.report.tables import (
     metrics_table,
     orders_caption,
     orders_csv,
+    orders_significance_caption,
+    orders_significance_table,
     orders_table,
     probe_caption,
     probe_sizes,
     probe_tables,
+    significance_caption,
     significance_table,
     unmeasured,
 )
@@ -111,8 +114,8 @@ def write_tables(
 
     `main.tex`, `tests.tex` (booktabs, the best in bold), `main.csv` (all digits), `matrices.csv` (one row per run,
     stage and domain), `metrics.csv` (what the columns mean, with sources), where runs counted punctuation, case, empty and
-    looping outputs `written.csv` (one row per run, stage and test set) and, over several orders of the domains, `orders.tex`
-    and `orders.csv`.
+    looping outputs `written.csv` (one row per run, stage and test set) and, over several orders of the domains, `orders.tex`,
+    `orders_tests.tex` and `orders.csv`.
     """
     target, files = Path(folder), {}
     for summary in scenarios:
@@ -133,6 +136,8 @@ def write_tables(
         caption = "Sensitivity to the order of domains"
         files[f"orders{tail}.tex"] = latex(orders_table(entry), caption, f"tab:orders{tail}", notes)
         files[f"orders{tail}.csv"] = orders_csv(entry)
+        if tests := orders_significance_table(entry):
+            files[f"orders_tests{tail}.tex"] = latex(tests, f"{entry.name}: over all orders", f"tab:orders-tests{tail}")
     measure = measure_of([summary.unit for summary in scenarios])
     keys = [*measure.shown, *([] if measure.inverted else ["accuracy"]), *(("aopd", "mopd") if found else ())]
     files["metrics.csv"] = metrics_csv(keys, measure)
@@ -266,13 +271,7 @@ def _tests(summary: ScenarioSummary) -> str:
     table = significance_table(summary)
     if table is None:
         return ""
-    measure = summary.measure
-    better = "positive: higher accuracy" if measure.inverted else "negative: lower errors"
-    caption = (
-        f"Wilcoxon signed-rank test on errors per item, all domains after the last stage; Δ{measure.symbol} in points "
-        f"({better}), its interval and P(better) by paired bootstrap over {measure.blocks}:"
-    )
-    return f"{caption}\n\n{markdown(table)}"
+    return f"{significance_caption(summary.measure)}\n\n{markdown(table)}"
 
 
 def _orders_section(orders: Orders, picture: str) -> str:
@@ -280,6 +279,7 @@ def _orders_section(orders: Orders, picture: str) -> str:
         f"## Order of the domains: {markdown_text(orders.name)}\n",
         f"{markdown_text(orders_caption(orders))}\n",
         markdown(orders_table(orders)),
+        *([f"{orders_significance_caption(orders)}\n", markdown(tests)] if (tests := orders_significance_table(orders)) else []),
         f"![mean {orders.measure.name} over the domains seen so far]({picture})\n",
         f"OPD: spread of a domain's final {orders.measure.name} over the orders, in points.\n",
         markdown(disparity_table(orders)),

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from asrcl.scoring.counting.errors import Errors
-from asrcl.scoring.report.summary import MethodSummary, ScenarioSummary, mean_known
+from asrcl.scoring.report.summary import MethodSummary, ScenarioSummary, compare_with, mean_known, pairs_with
 from asrcl.scoring.results.measure import Measure, measure_of
 from asrcl.scoring.results.metrics import Matrix, aopd, mopd, order_disparity, stage_averages
 from asrcl.scoring.results.run_result import RunResult
 from asrcl.scoring.results.stage_records import learning_seconds, parameters
 from asrcl.scoring.significance.bootstrap import Interval
 from asrcl.scoring.significance.intervals import disparity_intervals, student_interval
+from asrcl.scoring.significance.paired_tests import holm
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,36 @@ class Orders:
             for method in summary.methods:
                 found.setdefault(method.method, []).append((summary, method))
         return [_over_orders(members, self.scenarios[0].domains) for members in found.values() if len(members) > 1]
+
+    @property
+    def reference(self) -> str:
+        """The method that the others are tested against."""
+        return self.scenarios[0].reference
+
+    @cached_property
+    def tested(self) -> list[MethodSummary]:
+        """Every method's first summary with the test of the reference against it over all orders and seeds that both have.
+
+        The errors of all orders and seeds are added per item, so that an item enters once; Holm's correction is over these tests.
+        Methods that share fewer than two orders with the reference are left out.
+        """
+        found = []
+        for method in self.methods:
+            shared = [(summary, pairs_with(summary.items, self.reference, method.method)) for summary in self.scenarios]
+            if method.method == self.reference or sum(bool(pairs) for _, pairs in shared) < 2:
+                continue
+            pairs = [self._in_one_order(summary, pair) for summary, members in shared for pair in members]
+            test, difference = compare_with(pairs, self.scenarios[0].domains)
+            found.append(replace(method.first, comparison=test, difference=difference))
+        adjusted = holm([method.comparison.p_value for method in found if method.comparison])
+        return [replace(method, p_holm=p) for method, p in zip(found, adjusted, strict=True)]
+
+    def _in_one_order(
+        self, summary: ScenarioSummary, pair: tuple[list[Errors], list[Errors]]
+    ) -> tuple[list[Errors], list[Errors]]:
+        places = [summary.domains.index(name) for name in self.scenarios[0].domains]
+        left, right = ([side[place] for place in places] for side in pair)
+        return left, right
 
 
 def summarise_orders(scenarios: Sequence[ScenarioSummary]) -> list[Orders]:

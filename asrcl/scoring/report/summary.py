@@ -168,8 +168,8 @@ def _summarise_scenario(runs: list[RunResult], reference: str, labels: Mapping[s
         summary = _summarise_method(members, runs, labels.get(method, members[0].label), probes)
         seeds = [items[method, seed] for seed in summary.seeds]
         interval = average_interval([part for part in seeds if part is not None]) if all(seeds) else None
-        pairs = [] if method == reference else _pairs(items, reference, method)
-        test, difference = _compare(pairs, runs[0].domains) if pairs else (None, None)
+        pairs = [] if method == reference else pairs_with(items, reference, method)
+        test, difference = compare_with(pairs, runs[0].domains) if pairs else (None, None)
         methods.append(replace(summary, interval=interval, comparison=test, difference=difference))
     return ScenarioSummary(runs[0].scenario, runs[0].domains, runs[0].unit, methods, runs, reference, items, probes)
 
@@ -240,7 +240,7 @@ def _with_first_row(matrix: Matrix, initial: RunResult | None) -> Matrix:
     return filled
 
 
-def _pairs(items: Items, reference: str, other: str) -> list[tuple[list[Errors], list[Errors]]]:
+def pairs_with(items: Items, reference: str, other: str) -> list[tuple[list[Errors], list[Errors]]]:
     """The items of both methods for every seed that both have."""
     return [
         (left, right)
@@ -249,7 +249,7 @@ def _pairs(items: Items, reference: str, other: str) -> list[tuple[list[Errors],
     ]
 
 
-def _compare(pairs: list[tuple[list[Errors], list[Errors]]], domains: list[str]) -> tuple[PairedTest, PairedInterval]:
+def compare_with(pairs: list[tuple[list[Errors], list[Errors]]], domains: list[str]) -> tuple[PairedTest, PairedInterval]:
     """The reference against another method over all items of all domains."""
     left, right = zip(*pairs, strict=True)
     ours, theirs = (sum_seeds([pool(sets, domains) for sets in side]) for side in (left, right))

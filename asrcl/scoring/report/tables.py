@@ -59,7 +59,16 @@ def main_table(summary: ScenarioSummary, domains: bool = True) -> Table:
 
 def significance_table(summary: ScenarioSummary) -> Table | None:
     """The signed-rank tests of the reference method against the others; None without any."""
-    tested = [(method, method.comparison) for method in summary.methods if method.comparison]
+    return _tests_table(summary, summary.methods)
+
+
+def orders_significance_table(orders: Orders) -> Table | None:
+    """The tests of the reference method against the others over all orders and seeds; None without any."""
+    return _tests_table(orders.scenarios[0], orders.tested)
+
+
+def _tests_table(summary: ScenarioSummary, methods: Sequence[MethodSummary]) -> Table | None:
+    tested = [(method, method.comparison) for method in methods if method.comparison]
     if not tested:
         return None
     name = next(method.label for method in summary.methods if method.method == summary.reference)
@@ -69,6 +78,21 @@ def significance_table(summary: ScenarioSummary) -> Table | None:
     header += [f"Δ{average}", f"CI95 of Δ{average}", f"P({name} better)"]
     rows = [_test_row(summary.measure, method, test) for method, test in tested]
     return Table(header, rows, [method.method for method, _ in tested])
+
+
+def significance_caption(measure: Measure, over: str = "all domains after the last stage") -> str:
+    """What a table of tests shows."""
+    better = "positive: higher accuracy" if measure.inverted else "negative: lower errors"
+    return (
+        f"Wilcoxon signed-rank test on errors per item, {over}; Δ{measure.symbol} in points "
+        f"({better}), its interval and P(better) by paired bootstrap over {measure.blocks}:"
+    )
+
+
+def orders_significance_caption(orders: Orders) -> str:
+    """What the table of tests over orders shows."""
+    over = "all domains after the last stage, errors of all orders and seeds added per item; Holm's correction is over this table"
+    return significance_caption(orders.measure, over)
 
 
 def matrix_table(summary: ScenarioSummary, method: MethodSummary) -> Table:

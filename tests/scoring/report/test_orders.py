@@ -8,11 +8,19 @@ import pytest
 from asrcl.files import write_json
 from asrcl.scoring import Errors, ItemErrors, RunResult
 from asrcl.scoring.display.table import markdown
-from asrcl.scoring.report.markdown import terminal_table
+from asrcl.scoring.report.html.page import write_html
+from asrcl.scoring.report.markdown import terminal_table, write_results, write_tables
 from asrcl.scoring.report.orders import summarise_orders
 from asrcl.scoring.report.summary import summarise
-from asrcl.scoring.report.tables import disparity_table, orders_caption, orders_csv, orders_table
+from asrcl.scoring.report.tables import (
+    disparity_table,
+    orders_caption,
+    orders_csv,
+    orders_significance_table,
+    orders_table,
+)
 from asrcl.scoring.significance.intervals import disparity_intervals
+from asrcl.scoring.significance.paired_tests import wilcoxon_p
 
 
 def run_of(scenario: str, method: str, domains: str, last: list[int], seed: int = 0) -> RunResult:
@@ -144,3 +152,59 @@ def test_many_domains_have_no_columns_on_a_terminal() -> None:
     assert max(map(len, text.split("A[i,j]")[0].splitlines())) < 110
     few = RunResult("few", "ft", 0, "image", domains[:7], [[1] * 7] * 7, [100] * 7)
     assert "domain3" in terminal_table([few])
+
+
+def stored_run(folder: Path, order: str, method: str, wrong: dict[str, list[int]], seed: int = 1) -> RunResult:
+    """One run over domains in this order whose utterances have so many errors; each domain's utterances have ids of their own."""
+    home = folder / order / method / str(seed)
+    for domain in order:
+        items = [ItemErrors(f"{domain}{n}", f"{domain}{n // 2}", errors, 0, 0, 10) for n, errors in enumerate(wrong[domain])]
+        Errors(items, "word").save(home / domain)
+    last = [sum(wrong[domain]) for domain in order]
+    run = RunResult(f"d_{order}", method, seed, "word", list(order), [[60] * 3, [60] * 3, last], [200] * 3)
+    run.item_files = [[None] * 3, [None] * 3, list(order)]
+    run.save(home / "results.json")
+    return run
+
+
+def drawn(seed: int, mean: float) -> dict[str, list[int]]:
+    generator = np.random.default_rng(seed)
+    return {domain: generator.poisson(mean, 20).tolist() for domain in "abc"}
+
+
+def test_the_reference_is_tested_over_all_orders_and_seeds_with_every_item_once(tmp_path: Path) -> None:
+    counts, runs = {}, []
+    for number, (order, seed) in enumerate((order, seed) for order in ("abc", "cab") for seed in (1, 2)):
+        for method, mean in (("ft", 1.2), ("er", 0.8), ("ihr", 0.7)):
+            counts[method, order, seed] = drawn(10 * number + len(method), mean)
+            runs.append(stored_run(tmp_path, order, method, counts[method, order, seed], seed))
+    (orders,) = summarise_orders(summarise(runs))
+    ft, er = orders.tested
+    assert (ft.method, er.method) == ("ft", "er")
+
+    def summed(method: str) -> np.ndarray:
+        return np.sum([[of[domain] for domain in "abc"] for (name, *_), of in counts.items() if name == method], axis=0).ravel()
+
+    expected = {method: wilcoxon_p((summed("ihr") - summed(method)).astype(float))[1] for method in ("ft", "er")}
+    assert ft.comparison is not None and ft.comparison.p_value == pytest.approx(expected["ft"])
+    assert er.comparison is not None and er.comparison.p_value == pytest.approx(expected["er"])
+    assert ft.comparison.items == 60 and ft.p_holm >= ft.comparison.p_value
+    rate = {method: summed(method).sum() / (4 * 60 * 10) * 100 for method in ("ihr", "ft")}
+    assert ft.difference is not None and ft.difference.estimate == pytest.approx(rate["ihr"] - rate["ft"])
+    assert ft.difference.high < 0
+    table = orders_significance_table(orders)
+    assert table is not None and table.header[0] == "IHR against" and [row[0].text for row in table.rows] == [ft.label, er.label]
+    report = write_results(summarise(runs), tmp_path / "out").read_text()
+    section = report[report.index("## Order of the domains") : report.index("![mean")]
+    assert "errors of all orders and seeds added per item" in section and "| IHR against |" in section
+    assert "errors of all orders and seeds" in write_html(summarise(runs), tmp_path / "out.html").read_text()
+    assert any(path.name == "orders_tests.tex" for path in write_tables(summarise(runs), tmp_path / "tables"))
+
+
+def test_a_method_that_meets_the_reference_in_one_order_alone_is_not_tested_over_orders(tmp_path: Path) -> None:
+    runs = [stored_run(tmp_path, order, "ft", drawn(1, 1.0)) for order in ("abc", "cab")]
+    runs.append(stored_run(tmp_path, "abc", "ihr", drawn(2, 1.0)))
+    (orders,) = summarise_orders(summarise(runs))
+    assert orders.tested == [] and orders_significance_table(orders) is None
+    (orders,) = summarise_orders(summarise(runs, "er"))
+    assert orders.tested == []
