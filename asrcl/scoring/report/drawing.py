@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
@@ -45,6 +45,7 @@ class Line:
         name: in the legend and for the pointer.
         values: y per x; nan where nothing was measured.
         low, high: the band around it, nan where there is none; empty for no band.
+        initial: whether it is the model that learns nothing, which is not drawn where the others would be squeezed.
     """
 
     method: str
@@ -52,6 +53,7 @@ class Line:
     values: Sequence[float]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
+    initial: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Point:
         y: on the new one.
         seeds: the same per seed, drawn small.
         competes: whether it can lie on the front.
+        initial: as of a line.
     """
 
     method: str
@@ -73,6 +76,7 @@ class Point:
     y: float
     seeds: Sequence[tuple[float, float]] = field(default_factory=list)
     competes: bool = True
+    initial: bool = False
 
 
 def about(method: str = "", words: str | Sequence[str] = "") -> str:
@@ -88,7 +92,7 @@ def stage_lines(summary: ScenarioSummary) -> list[Line]:
         curve = measure.of(mean_known([stage_averages(matrix) for matrix in method.matrices]))
         bands = [measure.limits(b.low, b.high) if b else (math.nan, math.nan) for b in summary.bands[method.method]]
         low, high = np.array(bands).T
-        lines.append(Line(method.method, method.label, curve.tolist(), low.tolist(), high.tolist()))
+        lines.append(Line(method.method, method.label, curve.tolist(), low.tolist(), high.tolist(), method.role == "initial"))
     return lines
 
 
@@ -101,7 +105,7 @@ def order_lines(orders: Orders) -> list[Line]:
     for method in orders.methods:
         curves = orders.measure.of(method.curves)
         mean, low, high = (part.tolist() for part in (curves.mean(axis=0), curves.min(axis=0), curves.max(axis=0)))
-        lines.append(Line(method.method, method.label, mean, low, high))
+        lines.append(Line(method.method, method.label, mean, low, high, method.first.role == "initial"))
     return lines
 
 
@@ -112,7 +116,8 @@ def plane_points(summary: ScenarioSummary, view: Callable[[Matrix], Matrix]) -> 
         seeds = [summary.measure.of(view(matrix)) for matrix in method.matrices]
         old, new = mean_known(seeds).tolist()
         pairs = [(float(x), float(y)) for x, y in seeds if np.isfinite([x, y]).all()]
-        points.append(Point(method.method, method.label, old, new, pairs if len(pairs) > 1 else [], method.competes))
+        small = pairs if len(pairs) > 1 else []
+        points.append(Point(method.method, method.label, old, new, small, method.competes, method.role == "initial"))
     return points
 
 
@@ -126,10 +131,18 @@ def frame(axes: Axes) -> None:
 
 
 def draw_lines(axes: Axes, lines: Sequence[Line], looks: Mapping[str, Look]) -> None:
-    """Values over stages 1, 2, 3, ...: a line with its band per method; a stage without a measurement has no marker."""
+    """Values over stages 1, 2, 3, ...: a line with its band per method; a stage without a measurement has no marker.
+
+    An initial model that would squeeze all others is said in words.
+    """
     frame(axes)
+    others = [value for line in lines if not line.initial for part in (line.values, line.low, line.high) for value in part]
+    beyond = [line for line in lines if line.initial and _squeezes(line.values, others)]
     for line in lines:
         look, values = looks[line.method], np.array(line.values)
+        if line in beyond:
+            axes.plot([], [], label=drawn(line.name, legend=True), **look.style())
+            continue
         stages, known = np.arange(1, len(values) + 1), np.isfinite(values)
         if line.low:
             low, high = np.array(line.low), np.array(line.high)
@@ -138,6 +151,8 @@ def draw_lines(axes: Axes, lines: Sequence[Line], looks: Mapping[str, Look]) -> 
         words = [_words(line, index) for index, measured in enumerate(known) if measured]
         label = drawn(line.name, legend=True)
         axes.plot(stages[known], values[known], label=label, gid=about(line.method, words), **look.style())
+    for line in beyond:
+        _say_beyond(axes, line, f"{line.values[-1]:.1f} at the end")
 
 
 def _words(line: Line, index: int) -> str:
@@ -176,15 +191,43 @@ def draw_plane(axes: Axes, points: Sequence[Point], looks: Mapping[str, Look], h
     sign = -1.0 if higher else 1.0
     front = pareto_front([(sign * point.x, sign * point.y) for point in points if point.competes])
     axes.plot([sign * x for x, _ in front], [sign * y for _, y in front], "--", color=SOFT, linewidth=1)
+    others = [pair for point in points if not point.initial for pair in ((point.x, point.y), *point.seeds)]
+    beyond = [
+        point
+        for point in points
+        if point.initial and (_squeezes([point.x], [x for x, _ in others]) or _squeezes([point.y], [y for _, y in others]))
+    ]
     for point in points:
         if not (math.isfinite(point.x) and math.isfinite(point.y)):
             continue
         look = replace(looks[point.method], line="none")
+        if point in beyond:
+            axes.plot([], [], label=drawn(point.name, legend=True), **look.style(8))
+            continue
         if point.seeds:
             xs, ys = zip(*point.seeds, strict=True)
             axes.plot(xs, ys, gid=about(point.method), alpha=0.5, **look.style(3))
         gid = about(point.method, [f"{point.name}: old {point.x:.2f}, new {point.y:.2f}"])
         axes.plot(point.x, point.y, gid=gid, label=drawn(point.name, legend=True), **look.style(8))
+    for point in beyond:
+        _say_beyond(axes, point, f"old {point.x:.1f}, new {point.y:.1f}")
+
+
+def _squeezes(values: Iterable[float], others: Sequence[float]) -> bool:
+    """Whether an axis that shows these values, too, gives the others less than half of its length."""
+    known, rest = ([value for value in part if math.isfinite(value)] for part in (values, others))
+    if not known or not rest:
+        return False
+    length = max(rest) - min(rest)
+    return max(*known, *rest) - min(*known, *rest) > 2 * length > 0
+
+
+def _say_beyond(axes: Axes, what: Line | Point, where: str) -> None:
+    """In words, in a strip of its own at the top of the chart."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.12 * (high - low))
+    words, gid = drawn(f"{what.name}, beyond this scale: {where}"), about(what.method)
+    axes.text(0.99, 0.985, words, transform=axes.transAxes, ha="right", va="top", fontsize=9.5, color=SOFT, gid=gid)
 
 
 def draw_bars(axes: Axes, rows: Sequence[tuple[str, float, float | None]], first: str, second: str, names: Sequence[str]) -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 MAX_COLUMNS: Final = 4
 MAX_METHODS: Final = 16
 """More than so many panels or lines in one picture tell nobody anything."""
+MAX_BANDS: Final = 8
+"""More than so many bands over one another are a grey surface."""
 
 
 def pictured(summary: ScenarioSummary) -> tuple[ScenarioSummary, str]:
@@ -75,8 +77,8 @@ def draw_heatmaps(summary: ScenarioSummary, path: str | os.PathLike[str]) -> Non
 def draw_stages(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
     """Mean rate over the domains seen so far against the stage: a line per method, of many see `pictured`.
 
-    Bands are 95 % intervals that resample speakers (or images), jointly over domains and seeds. A method measured after the
-    last stage alone (joint training) is a single point.
+    Bands are 95 % intervals that resample speakers (or images), jointly over domains and seeds; of more than `MAX_BANDS` methods
+    the tables alone have them. A method measured after the last stage alone (joint training) is a single point.
 
     Raises:
         InputError: matplotlib is not installed, the file cannot be written, or a file of items is missing.
@@ -84,13 +86,15 @@ def draw_stages(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
     summary, words = pictured(summary)
     figure = new_figure(7.6, max(4.4, 0.33 * len(summary.methods)))  # room for the legend
     axes = figure.subplots()
-    draw_lines(axes, stage_lines(summary), looks(summary.methods))
+    banded = len(summary.methods) <= MAX_BANDS
+    lines = [line if banded else replace(line, low=(), high=()) for line in stage_lines(summary)]
+    draw_lines(axes, lines, looks(summary.methods))
     label_stages(axes, summary.domains)
     axes.set_xlabel("stage, and the domain learned in it")
     axes.set_ylabel(f"mean {summary.rate_name} over domains seen so far (%)")
     seeds = max(len(method.seeds) for method in summary.methods)
     bands = f"bands: CI95 over {summary.measure.blocks}"
-    notes = [f"mean of {seeds} seeds"] * (seeds > 1) + [bands] * any(map(any, summary.bands.values()))
+    notes = [f"mean of {seeds} seeds"] * (seeds > 1) + [bands] * (banded and any(map(any, summary.bands.values())))
     title = drawn(summary.scenario) + (f": {words}\n" if words else " ") + (f"({'; '.join(notes)})" if notes else "")
     axes.set_title(title.strip(), loc="left", fontsize=10)
     _legend_by_last_value(axes)

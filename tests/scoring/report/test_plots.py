@@ -69,7 +69,9 @@ def test_lines_hold_the_mean_over_seen_domains(tmp_path, summary, figures) -> No
     expected = [ihr.matrix[i, : i + 1].mean() for i in range(5)]
     assert lines["IHR"] == pytest.approx(expected)
     assert len(lines["Joint training"]) == 1
-    ends = [lines[text.get_text()][-1] for text in axes.get_legend().get_texts()]
+    named = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert named[-1] == "Initial model" and not lines["Initial model"].size  # it would squeeze the others
+    ends = [lines[name][-1] for name in named[:-1]]
     assert ends == sorted(ends, reverse=True)
 
 
@@ -116,7 +118,9 @@ def test_stage_labels_do_not_overlap(tmp_path: Path, figures, names: list[str]) 
 def test_the_plane_of_old_and_new_holds_the_means(tmp_path, summary, figures) -> None:
     plots.draw_pareto(summary, tmp_path / "p.pdf")
     axes = figures[0].axes[0]
-    points = {line.get_label(): (line.get_xdata()[0], line.get_ydata()[0]) for line in axes.get_lines()}
+    lines = {line.get_label(): line.get_xydata() for line in axes.get_lines()}
+    points = {name: tuple(xy[0]) for name, xy in lines.items() if len(xy)}
+    assert set(lines) - set(points) == {"Initial model"}  # it would squeeze the others
     ihr = next(method for method in summary.methods if method.method == "ihr")
     assert points["IHR"] == pytest.approx((ihr.matrix[-1, :-1].mean(), ihr.matrix[-1, -1]))
     assert (tmp_path / "p.pdf").read_bytes().startswith(b"%PDF")
@@ -128,3 +132,41 @@ def test_missing_matplotlib_is_explained(tmp_path, summary, monkeypatch) -> None
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(ValueError, match="pip install"):
         plots.draw_stages(summary, tmp_path / "s.png")
+
+
+def _three_runs(initial: int) -> ScenarioSummary:
+    """An initial model with so many errors of 100 on the second domain, and two methods that end at 4 to 6."""
+    errors = {"initial": [[4, initial], [4, initial]], "ft": [[4, 6], [6, 4]], "ihr": [[4, 6], [5, 5]]}
+    return summarise([RunResult("s", method, 0, "word", ["a", "b"], rows, [100, 100]) for method, rows in errors.items()])[0]
+
+
+@pytest.mark.parametrize(("initial", "drawn"), [(5, True), (60, False)])
+def test_an_initial_model_that_would_squeeze_the_others_is_said_in_words(tmp_path, figures, initial: int, drawn: bool) -> None:
+    summary = _three_runs(initial)
+    plots.draw_stages(summary, tmp_path / "s.png")
+    plots.draw_pareto(summary, tmp_path / "p.png")
+    for figure, words in zip(figures, (f"{(4 + initial) / 2:.1f} at the end", f"old 4.0, new {initial}.0"), strict=True):
+        axes = figure.axes[0]
+        assert {text.get_text() for text in axes.get_legend().get_texts()} == {method.label for method in summary.methods}
+        said = [text.get_text() for text in axes.texts]
+        assert said == ([] if drawn else [f"Initial model, beyond this scale: {words}"])
+        assert axes.get_ylim()[1] < 10
+        (line,) = (line for line in axes.get_lines() if line.get_label() == "Initial model")
+        assert (len(line.get_xdata()) > 0) == drawn
+
+
+def test_an_initial_model_alone_is_drawn(tmp_path: Path, figures) -> None:
+    alone = replace(summary := _three_runs(60), methods=summary.methods[:1])
+    plots.draw_stages(alone, tmp_path / "s.png")
+    plots.draw_pareto(alone, tmp_path / "p.png")
+    assert all(figure.axes[0].get_lines()[-1].get_xdata()[-1] > 0 and not figure.axes[0].texts for figure in figures)
+
+
+def test_bands_of_many_methods_are_left_to_the_tables(tmp_path: Path, figures, fake_run) -> None:
+    few = summarise([fake_run(tmp_path, method, 0) for method in ("initial", "ft", "ihr")])[0]
+    many = replace(few, methods=[*few.methods, *[replace(few.methods[-1], label=f"M{n}") for n in range(plots.MAX_BANDS)]])
+    plots.draw_stages(few, tmp_path / "few.png")
+    plots.draw_stages(many, tmp_path / "many.png")
+    with_bands, without = (figure.axes[0] for figure in figures)
+    assert len(with_bands.collections) > 0 and "bands" in with_bands.get_title("left")
+    assert len(without.collections) == 0 and "bands" not in without.get_title("left")
