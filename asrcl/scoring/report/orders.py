@@ -40,6 +40,8 @@ class OrderSummary:
         growth: parameters of the models of all domains after the last stage over those after the first; nan where not kept.
         slowdown: seconds of learning over those of plain fine-tuning, same orders and seeds; nan where not kept.
         curves: mean error rate over the domains seen so far, [orders, stages], mean over seeds.
+        coverage: COV, mean over orders and seeds; nan where it is not defined.
+        probes: error rates on the scenarios' probes after the last stage, mean over orders and seeds, [probes].
     """
 
     first: MethodSummary
@@ -52,6 +54,8 @@ class OrderSummary:
     growth: float
     slowdown: float
     curves: Matrix
+    coverage: float
+    probes: Matrix
 
     @property
     def method(self) -> str:
@@ -104,6 +108,11 @@ class Orders:
     def measure(self) -> Measure:
         """How their rates are shown."""
         return measure_of(self.scenarios[0].unit)
+
+    @property
+    def probes(self) -> list[str]:
+        """Names of the test sets that no stage trains on, of the first scenario."""
+        return self.scenarios[0].probes
 
     @property
     def one_experiment(self) -> bool:
@@ -182,7 +191,15 @@ def _over_orders(members: Sequence[tuple[ScenarioSummary, MethodSummary]], domai
         _mean([_growth(run) for order in runs for run in order]),
         _mean([slowdown(summary, run) for summary, method in members for run in summary.runs_of(method.method)]),
         np.stack([mean_known([stage_averages(matrix) for matrix in method.matrices]) for _, method in members]),
+        _mean([method.mean("cov") for _, method in members]),
+        mean_known([_probes(summary, method, members[0][0].probes) for summary, method in members]),
     )
+
+
+def _probes(summary: ScenarioSummary, method: MethodSummary, names: Sequence[str]) -> Matrix:
+    """A method's error rates on these probes after the last stage, mean over seeds; nan where the scenario lacks one."""
+    rates = mean_known(list(method.probes))[-1]
+    return np.array([rates[summary.probes.index(name)] if name in summary.probes else math.nan for name in names])
 
 
 def _disparities(

@@ -204,6 +204,11 @@ def orders_table(orders: Orders) -> Table:
         values = [shown.of(interval.estimate) for interval in intervals]
         columns.append((name, [Cell(number(value), value) for value in values], better))
         columns.append(("CI95", [Cell(limits_text(shown, interval)) for interval in intervals], ""))
+    if any(not math.isnan(m.coverage) for m in methods):
+        columns.append(("COV", [Cell(number(m.coverage, "cov"), m.coverage) for m in methods], METRICS["cov"].better))
+    for place, name in enumerate(orders.probes):
+        rates = [float(measure.of(m.probes)[place]) for m in methods]
+        columns.append((name, [Cell(number(rate), rate) for rate in rates], measure.better))
     columns.append(("capacity", [Cell(_ratio(m.growth), m.growth) for m in methods], ""))
     columns.append(("time", [Cell(_ratio(m.slowdown), m.slowdown) for m in methods], ""))
     cells = [_mark_best([m.first for m in methods], column, better) for _, column, better in columns]
@@ -218,9 +223,15 @@ def orders_caption(orders: Orders) -> str:
         f"The same domains in {len(orders.names)} orders: {', '.join(orders.names)}. {measure.symbol} ({measure.name} in %) and "
         "F: means over orders and seeds after the last stage, with Student's 95 % interval over the orders. AOPD and MOPD: mean "
         "and maximum over domains of the spread of a domain's final rate over the orders, in points; their intervals resample "
-        f"{measure.blocks}, alike in all orders, and keep the orders. capacity: parameters of the models of all domains after "
-        "the last stage, over those after the first. time: seconds of learning, over those of plain fine-tuning."
+        f"{measure.blocks}, alike in all orders, and keep the orders. {_what_else(orders)}capacity: parameters of the models of "
+        "all domains after the last stage, over those after the first. time: seconds of learning over those of plain fine-tuning."
     )
+
+
+def _what_else(orders: Orders) -> str:
+    """The columns that not every experiment has."""
+    names = ["COV"] * any(not math.isnan(method.coverage) for method in orders.methods) + orders.probes
+    return f"{', '.join(names)}: means over orders and seeds. " if names else ""
 
 
 def orders_csv(orders: Orders) -> str:
@@ -233,8 +244,9 @@ def orders_csv(orders: Orders) -> str:
         row = [m.method, m.label, len(m.orders), len(m.first.seeds), *averages]
         for interval in (m.forgetting, *(m.disparities or (_bare(m.aopd), _bare(m.mopd)))):
             row += [interval.estimate, interval.low, interval.high]
-        rows.append([*row, m.growth, m.slowdown, *m.disparity.tolist()])
-    return comma_separated([*header, "capacity", "time", *(f"opd_{domain}" for domain in orders.scenarios[0].domains)], rows)
+        rows.append([*row, m.coverage, *orders.measure.of(m.probes).tolist(), m.growth, m.slowdown, *m.disparity.tolist()])
+    header += ["cov", *orders.probes, "capacity", "time", *(f"opd_{domain}" for domain in orders.scenarios[0].domains)]
+    return comma_separated(header, rows)
 
 
 def disparity_table(orders: Orders) -> Table:

@@ -1,5 +1,6 @@
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from asrcl.scoring.report.tables import (
     orders_significance_table,
     orders_table,
 )
+from asrcl.scoring.results.run_result import ProbeCounts
 from asrcl.scoring.significance.intervals import disparity_intervals
 from asrcl.scoring.significance.paired_tests import wilcoxon_p
 
@@ -198,6 +200,7 @@ def test_the_reference_is_tested_over_all_orders_and_seeds_with_every_item_once(
     section = report[report.index("## Order of the domains") : report.index("![mean")]
     assert "errors of all orders and seeds added per item" in section and "| IHR against |" in section
     assert "errors of all orders and seeds" in write_html(summarise(runs), tmp_path / "out.html").read_text()
+    assert "COV" not in section  # there are no separate models
     assert any(path.name == "orders_tests.tex" for path in write_tables(summarise(runs), tmp_path / "tables"))
 
 
@@ -208,3 +211,22 @@ def test_a_method_that_meets_the_reference_in_one_order_alone_is_not_tested_over
     assert orders.tested == [] and orders_significance_table(orders) is None
     (orders,) = summarise_orders(summarise(runs, "er"))
     assert orders.tested == []
+
+
+def test_coverage_and_probes_are_means_over_orders(tmp_path: Path) -> None:
+    runs = []
+    for order, (ft, ihr), probe in (("abc", (40, 20), 7), ("cab", (60, 50), 9)):
+        for method, wrong in (("ft", ft), ("ihr", ihr), ("separate", 0)):
+            run = replace(run_of(f"d_{order}", method, order, [wrong] * 3), errors=[[wrong] * 3] * 3)
+            run.probes = [ProbeCounts("prose", [3, 5, probe], 100)] if method == "ihr" else []
+            runs.append(run)
+    (orders,) = summarise_orders(summarise(runs))
+    ft, ihr, _ = orders.methods
+    assert ft.coverage == 0 and ihr.coverage == pytest.approx((50 + 100 / 6) / 2)
+    assert ihr.probes == pytest.approx([8.0]) and np.isnan(ft.probes).all()
+    table = orders_table(orders)
+    assert table.header[-4:] == ["COV", "prose", "capacity", "time"]
+    assert [cell.text for cell in table.rows[1][-4:-2]] == ["33.3", "8.00"] and table.rows[0][-3].text == "–"
+    assert "COV, prose: means over orders and seeds." in orders_caption(orders)
+    row = list(csv.DictReader(io.StringIO(orders_csv(orders))))[1]
+    assert float(row["cov"]) == pytest.approx(100 / 3) and float(row["prose"]) == 8
