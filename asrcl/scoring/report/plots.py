@@ -94,7 +94,7 @@ def draw_stages(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
     axes.set_ylabel(f"mean {summary.rate_name} over domains seen so far (%)")
     seeds = max(len(method.seeds) for method in summary.methods)
     bands = f"bands: CI95 over {summary.measure.blocks}"
-    notes = [f"mean of {seeds} seeds"] * (seeds > 1) + [bands] * (banded and any(map(any, summary.bands.values())))
+    notes = [f"mean of {seeds} seeds"] * (seeds > 1) + [bands] * any(math.isfinite(low) for line in lines for low in line.low)
     title = drawn(summary.scenario) + (f": {words}\n" if words else " ") + (f"({'; '.join(notes)})" if notes else "")
     axes.set_title(title.strip(), loc="left", fontsize=10)
     _legend_by_last_value(axes)

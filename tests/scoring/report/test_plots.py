@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
-from asrcl.scoring import RunResult
+from asrcl.scoring import Errors, ItemErrors, RunResult
 from asrcl.scoring.report import plots
 from asrcl.scoring.report.summary import ScenarioSummary, summarise
 
@@ -170,3 +170,14 @@ def test_bands_of_many_methods_are_left_to_the_tables(tmp_path: Path, figures, f
     with_bands, without = (figure.axes[0] for figure in figures)
     assert len(with_bands.collections) > 0 and "bands" in with_bands.get_title("left")
     assert len(without.collections) == 0 and "bands" not in without.get_title("left")
+
+
+def test_where_no_interval_is_known_no_bands_are_promised(tmp_path: Path, figures) -> None:
+    runs = []
+    for name in ("ft", "ihr"):
+        items = [ItemErrors(f"u{n}", "the only speaker", 1, 0, 0, 10) for n in range(20)]
+        Errors(items, "word").save(tmp_path / name / "items")
+        runs.append(RunResult("s", name, 0, "word", ["a", "b"], [[20, 20], [20, 20]], [200, 200], folder=tmp_path / name))
+        runs[-1].item_files = [["items"] * 2] * 2
+    plots.draw_stages(summarise(runs)[0], tmp_path / "s.png")
+    assert figures[0].axes[0].get_title("left") == "s"
