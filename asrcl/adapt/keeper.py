@@ -8,6 +8,7 @@ from typing import Any
 
 from asrcl.adapt.keeping import DEV, Keep, compared, counted, domain_of
 from asrcl.adapt.learner import DomainLearner
+from asrcl.adapt.statistics import refreshed
 from asrcl.contract.method import Method
 from asrcl.contract.protocols import Domain
 from asrcl.contract.weights import Weights
@@ -110,7 +111,8 @@ class Keeper:
             if strength == 1.0:
                 return merged
             at = old if strength == 0.0 else self._method.at_strength(learner, domain, old, new, merged, strength)
-            return learner.settled(domain, new, Weights.of(at))
+            at = learner.settled(domain, new, Weights.of(at))
+            return at if self._method.own_statistics else refreshed(learner, domain, old, new, at)
 
         return weights
 

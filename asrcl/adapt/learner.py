@@ -344,15 +344,16 @@ class DomainLearner:
 
         return float(read_json(self._timed("loss", key, make, "diagnostics") / "loss.json")["loss"])
 
-    def diagnose(self, kind: str, key: dict[str, Any], make: Callable[[Path], None]) -> Path:
-        """The cache entry of an observer's own measurement; its time goes to `diagnostics_seconds`.
+    def diagnose(self, kind: str, key: dict[str, Any], make: Callable[[Path], None], cost: str = "diagnostics") -> Path:
+        """The cache entry of a measurement of somebody else's, such as an observer; its time goes to `<cost>_seconds`.
 
         Args:
             kind: sort of entry, a subfolder of the cache.
             key: what the result depends on besides the model's configuration and the device.
             make: fills the folder it is given.
+            cost: what its time is called.
         """
-        return self._timed(kind, {**key, **self._model_key()}, make, "diagnostics")
+        return self._timed(kind, {**key, **self._model_key()}, make, cost)
 
     def _card_of(self, entry: Path) -> Path:
         def make(folder: Path) -> None:

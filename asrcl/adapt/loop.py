@@ -12,6 +12,7 @@ from asrcl.adapt.environment import environment
 from asrcl.adapt.keeper import Keeper
 from asrcl.adapt.learner import DomainLearner
 from asrcl.adapt.observers import Moved
+from asrcl.adapt.statistics import refreshed
 from asrcl.contract.method import Method
 from asrcl.contract.protocols import Domain
 from asrcl.contract.weights import Weights, save_recorded
@@ -130,7 +131,10 @@ def _learn(learner: DomainLearner, method: Method, domain: Domain, keeper: Keepe
         new = method.learn(learner, domain, old)
     if new is None:
         return False
-    given = new if old is None else learner.settled(domain, new, Weights.of(method.merge_domain(learner, domain, old, new)))
+    given = new
+    if old is not None:
+        merged = learner.settled(domain, new, Weights.of(method.merge_domain(learner, domain, old, new)))
+        given = merged if method.own_statistics else refreshed(learner, domain, old, new, merged)
     if keeper is not None and old is not None:
         given = keeper.settled(domain, old, new, given)
     end = learner.settled(domain, new, Weights.of(method.end_domain(learner, domain, old, given)))

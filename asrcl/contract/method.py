@@ -58,6 +58,8 @@ class Method:
         continues: whether every stage starts from the weights of the one before.
         counted_from: what records count a stage's update from: the weights that its fine-tune started from ("start"), or those of
             the "previous" stage.
+        own_statistics: whether running statistics of normalisation stay as `merge_domain` gave them; otherwise a stage takes them
+            anew at merged weights, on the training data of its domain (`asrcl.adapt.statistics`).
         arguments: what the method was built with, defaults included.
     """
 
@@ -70,6 +72,7 @@ class Method:
     shares_fine_tuning: ClassVar[bool] = False
     continues: ClassVar[bool] = True
     counted_from: Literal["start", "previous"] = "start"
+    own_statistics: bool = False
     arguments: dict[str, Any]
 
     def __new__(cls, *values: Any, **options: Any) -> Self:

@@ -74,6 +74,7 @@ class Merged(Method):
             "initial" model (see the module);
             `path`, how less is taken where named domains are to be kept;
             `task`, `rest`, `statistics`, `layers`, `budget` of `asrcl.merge.MergeSpec`; and the options of the method itself.
+            Where `statistics` is given they stay as merged; otherwise they are taken anew (`asrcl.adapt.statistics`).
             Methods that weigh the new domain too have its curvature estimated at the learned weights.
 
     Raises:
@@ -121,6 +122,7 @@ class Merged(Method):
             raise InputError(f"merge.base={self.base}: choose previous or initial")
         if self.base == "initial" and (not kind.several or self._weighs_new):
             raise InputError(f"merge.base=initial: merge method {kind.name} takes the update of one stage; leave base out")
+        self.own_statistics = "statistics" in options
         common = {name: value for name, value in options.items() if name in COMMON}
         knobs = {name: value for name, value in options.items() if name not in COMMON}
         kind.check(knobs)
