@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -29,6 +29,7 @@ from asrcl.curvature import Curvature
 from asrcl.curvature.parameters import hash_parameters
 from asrcl.curvature.wrappers import matched
 from asrcl.exceptions import InputError
+from asrcl.merge.buffers import is_statistic
 from asrcl.merge.card import Budget, CurvatureFile, LayerRecord, MergeRecord, Parent, Totals, card_text
 from asrcl.merge.containers import Checkpoint, Outline, Source, open_checkpoint
 from asrcl.merge.containers.settings import compare
@@ -43,6 +44,11 @@ from asrcl.merge.spec import DEFAULTS, MergeSpec
 from asrcl.merge.vocabulary import Alignment, FittedSource, align
 
 _log = logging.getLogger(__name__)
+
+_UNFIT: Final = (
+    "running means and variances were measured with other weights than the merged ones; before use let the merged model see data "
+    "of the new domain (torch.optim.swa_utils.update_bn; docs/merge.md)"
+)
 
 Path_ = str | Path
 Progress = Callable[[str], None]
@@ -289,6 +295,8 @@ def _record(
     parents = [("old", models.old), *(("new", one) for one in models.new), *((("base", models.base),) if models.base else ())]
     origins = [(role, checkpoint.describe()) for role, checkpoint in parents]
     notes = [note for _, origin in origins[:1] for note in origin.notes]
+    if count := sum(is_statistic(name) and preview.row.rule.endswith(" statistics") for name, preview in previews.items()):
+        notes.append(f"{count} tensors of {_UNFIT}")
     return MergeRecord(
         method=spec.method,
         parents=tuple(Parent.of(role, origin.path, origin.sha256, origin.kind) for role, origin in origins),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from asrcl.merge import merge
+from asrcl.merge import MergeSpec, merge, merge_files
 
 
 def trained(seed, shift, count):
@@ -40,3 +40,14 @@ def test_statistics_of_one_model(rule):
     kept = merge(old, new, "average", statistics=rule)
     for name in ("running_mean", "running_var"):
         assert torch.equal(kept[name], {"old": old, "new": new}[rule].state_dict()[name])
+
+
+def test_a_merge_of_files_says_that_statistics_do_not_fit(tmp_path):
+    (old, _), (new, _) = trained(0, 0.0, 50), trained(1, 3.0, 50)
+    for name, model in (("old", old), ("new", new)):
+        torch.save(model.state_dict(), tmp_path / f"{name}.pt")
+    record = merge_files(tmp_path / "old.pt", [tmp_path / "new.pt"], tmp_path / "out.pt", MergeSpec("average"))
+    assert next(note for note in record.notes if "update_bn" in note).startswith("2 tensors of running means and variances")
+    torch.save({"weight": torch.ones(3)}, tmp_path / "plain.pt")
+    record = merge_files(tmp_path / "plain.pt", [tmp_path / "plain.pt"], tmp_path / "same.pt", MergeSpec("average"))
+    assert not any("update_bn" in note for note in record.notes)
