@@ -180,12 +180,13 @@ def told_together(orders: Sequence[Orders]) -> set[str]:
 
 def _over_orders(members: Sequence[tuple[ScenarioSummary, MethodSummary]], domains: list[str]) -> OrderSummary:
     runs = [summary.runs_of(method.method) for summary, method in members]
+    averages = student_interval([method.mean("avg") for _, method in members])
     return OrderSummary(
         members[0][1],
         domains,
         [summary.scenario for summary, _ in members],
         np.stack([method.final[[summary.domains.index(name) for name in domains]] for summary, method in members]),
-        student_interval([method.mean("avg") for _, method in members]),
+        replace(averages, low=max(averages.low, 0.0)),  # of two orders it may reach below what a rate can be
         student_interval([method.mean("forgetting") for _, method in members]),
         _disparities(members, domains),
         _mean([_growth(run) for order in runs for run in order]),

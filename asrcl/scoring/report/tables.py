@@ -195,6 +195,8 @@ def orders_table(orders: Orders) -> Table:
     points = WORDS  # differences are the same of error rates and of accuracies
     columns: list[tuple[str, list[Cell], str]] = [("Method", [Cell(m.label) for m in methods], "")]
     columns.append(("orders", [Cell(str(len(m.orders)), len(m.orders)) for m in methods], ""))
+    if len({len(m.first.seeds) for m in methods}) > 1:
+        columns.append(("seeds", [Cell(str(len(m.first.seeds)), len(m.first.seeds)) for m in methods], ""))
     for name, better, shown, intervals in (
         (measure.symbol, measure.better, measure, [m.averages for m in methods]),
         (METRICS["forgetting"].symbol, "lower", points, [m.forgetting for m in methods]),

@@ -230,3 +230,12 @@ def test_coverage_and_probes_are_means_over_orders(tmp_path: Path) -> None:
     assert "COV, prose: means over orders and seeds." in orders_caption(orders)
     row = list(csv.DictReader(io.StringIO(orders_csv(orders))))[1]
     assert float(row["cov"]) == pytest.approx(100 / 3) and float(row["prose"]) == 8
+
+
+def test_an_interval_of_rates_ends_at_zero_and_unequal_seeds_have_a_column() -> None:
+    runs = [run_of(name, "ft", domains, last) for name, domains, last in (("x", "ab", [1, 1]), ("y", "ba", [9, 9]))]
+    runs += [replace(run, method="ihr", label="IHR", seed=seed) for run in runs for seed in (0, 1)]
+    (orders,) = summarise_orders(summarise(runs))
+    assert orders.methods[0].averages.low == 0.0 and orders.methods[0].averages.high > 50
+    table = orders_table(orders)
+    assert table.header[:4] == ["Method", "orders", "seeds", "AVG"] and [row[2].text for row in table.rows] == ["1", "2"]
