@@ -39,7 +39,10 @@ def refreshed(learner: DomainLearner, domain: Domain, old: Weights, learned: Wei
         `merged` itself, to the bit, where it has no such statistics, or has the parameters of one of the two (the domain's own
         head apart), whose statistics are right; statistics that training left alone (of frozen layers) stay as they are.
     """
-    names = {name for name in merged if is_statistic(name) and not torch.equal(old[name], learned[name])}
+    if merged is learned:
+        return merged
+    shared = (name for name in merged if is_statistic(name) and name in old and name in learned)
+    names = {name for name in shared if not torch.equal(old[name], learned[name])}
     if not names or any(_same(merged, whole, learner.private(domain)) for whole in (learned, old)):
         return merged
     key = {"model": merged.hash, "data": domain.fingerprint("train"), "seed": learner.seed, "revision": REVISION}
@@ -58,7 +61,7 @@ def refreshed(learner: DomainLearner, domain: Domain, old: Weights, learned: Wei
 def _same(one: Weights, other: Weights, but: Set[str]) -> bool:
     """Whether all floating-point numbers are alike, but for statistics and these."""
     names = [name for name, value in one.items() if value.is_floating_point() and not is_statistic(name) and name not in but]
-    return all(one[name] is other[name] or torch.equal(one[name], other[name]) for name in names)
+    return all(name in other and (one[name] is other[name] or torch.equal(one[name], other[name])) for name in names)
 
 
 def _alone(learner: DomainLearner, domain: Domain) -> Iterator[list[Any]]:

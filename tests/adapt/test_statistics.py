@@ -80,6 +80,15 @@ def test_only_statistics_that_training_moved_change(learner):
     assert refreshed(learner, second, old, held, half) is half
 
 
+def test_what_a_method_added_to_the_model_is_no_matter(learner):
+    second = learner.scenario.domains[1]
+    old = learner.initial
+    learned = Weights({**learner.fine_tune(old, second, build_method("ft")).state, "added.running_mean": torch.ones(2)})
+    assert refreshed(learner, second, old, learned, learned) is learned
+    again = Weights(learned.state)
+    assert refreshed(learner, second, old, learned, again) is again
+
+
 def test_they_are_computed_once_and_the_same_in_every_run(learner, tmp_path):
     second = learner.scenario.domains[1]
     old = learner.initial
