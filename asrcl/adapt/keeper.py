@@ -112,7 +112,7 @@ class Keeper:
                 return merged
             at = old if strength == 0.0 else self._method.at_strength(learner, domain, old, new, merged, strength)
             at = learner.settled(domain, new, Weights.of(at))
-            return at if self._method.own_statistics else refreshed(learner, domain, old, new, at)
+            return at if self._method.own_statistics else refreshed(learner, domain, old, new, at, self._method.averages)
 
         return weights
 

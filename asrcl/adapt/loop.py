@@ -134,7 +134,7 @@ def _learn(learner: DomainLearner, method: Method, domain: Domain, keeper: Keepe
     given = new
     if old is not None:
         merged = learner.settled(domain, new, Weights.of(method.merge_domain(learner, domain, old, new)))
-        given = merged if method.own_statistics else refreshed(learner, domain, old, new, merged)
+        given = merged if method.own_statistics else refreshed(learner, domain, old, new, merged, method.averages)
     if keeper is not None and old is not None:
         given = keeper.settled(domain, old, new, given)
     end = learner.settled(domain, new, Weights.of(method.end_domain(learner, domain, old, given)))

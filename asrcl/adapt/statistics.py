@@ -1,4 +1,4 @@
-"""Statistics of batch normalisation after a merge: taken anew at the merged weights, on the training data of the new domain.
+"""Statistics of batch normalisation after a merge or a mean of weights: taken anew, on the training data of the new domain.
 
 Running means and variances are those of the activations of the weights that they were measured with. Between two models they
 fit neither: pooled or averaged, they may undo what the merge kept (Izmailov et al., UAI 2018, arXiv 1803.05407, section 3.2;
@@ -25,7 +25,9 @@ REVISION: Final = 1
 """Part of the keys of statistics; raise it when others are computed for the same weights."""
 
 
-def refreshed(learner: DomainLearner, domain: Domain, old: Weights, learned: Weights, merged: Weights) -> Weights:
+def refreshed(
+    learner: DomainLearner, domain: Domain, old: Weights, learned: Weights, merged: Weights, averaged: bool = False
+) -> Weights:
     """Merged weights with statistics of batch normalisation that are their own.
 
     Args:
@@ -34,16 +36,18 @@ def refreshed(learner: DomainLearner, domain: Domain, old: Weights, learned: Wei
         old: weights before it.
         learned: what was learned of it.
         merged: what a method made of both.
+        averaged: `learned` is a mean of weights along the way and has no statistics of its own.
 
     Returns:
         `merged` itself, to the bit, where it has no such statistics, or has the parameters of one of the two (the domain's own
         head apart), whose statistics are right; statistics that training left alone (of frozen layers) stay as they are.
     """
-    if merged is learned:
+    right = (old,) if averaged else (learned, old)
+    if any(merged is whole for whole in right):
         return merged
     shared = (name for name in merged if is_statistic(name) and name in old and name in learned)
     names = {name for name in shared if not torch.equal(old[name], learned[name])}
-    if not names or any(_same(merged, whole, learner.private(domain)) for whole in (learned, old)):
+    if not names or any(_same(merged, whole, learner.private(domain)) for whole in right):
         return merged
     key = {"model": merged.hash, "data": domain.fingerprint("train"), "seed": learner.seed, "revision": REVISION}
 

@@ -60,6 +60,7 @@ class Method:
             the "previous" stage.
         own_statistics: whether running statistics of normalisation stay as `merge_domain` gave them; otherwise a stage takes them
             anew at merged weights, on the training data of its domain (`asrcl.adapt.statistics`).
+        averages: whether `learn` ends with a mean of weights along the way; a stage then takes running statistics at that mean.
         arguments: what the method was built with, defaults included.
     """
 
@@ -73,6 +74,7 @@ class Method:
     continues: ClassVar[bool] = True
     counted_from: Literal["start", "previous"] = "start"
     own_statistics: bool = False
+    averages: bool = False
     arguments: dict[str, Any]
 
     def __new__(cls, *values: Any, **options: Any) -> Self:

@@ -6,7 +6,7 @@ After every optimiser step (Polyak and Juditsky, SIAM J. Control Optim. 1992, in
 
 which begins with the old weights, so that a slow average also stays near them. Training itself is that of fine-tuning and never
 sees the average; the dev loss that chooses among epochs is that of the weights as they are trained. Statistics of batch
-normalisation are the latest.
+normalisation are taken anew at the average (`asrcl.adapt.statistics`).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class ExponentialMovingAverage(Method):
         if not 0 <= decay < 1:
             raise InputError(f"method.decay={decay}: at least 0 and below 1")
         self.decay = decay
+        self.averages = decay > 0
         self._average: StateDict = {}
 
     def state_dict(self) -> StateDict:

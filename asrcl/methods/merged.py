@@ -123,6 +123,7 @@ class Merged(Method):
         if self.base == "initial" and (not kind.several or self._weighs_new):
             raise InputError(f"merge.base=initial: merge method {kind.name} takes the update of one stage; leave base out")
         self.own_statistics = "statistics" in options
+        self.averages = inner.averages
         common = {name: value for name, value in options.items() if name in COMMON}
         knobs = {name: value for name, value in options.items() if name not in COMMON}
         kind.check(knobs)

@@ -6,8 +6,8 @@ Stochastic weight averaging (Izmailov et al., UAI 2018, arXiv 1803.05407) averag
     mean <- mean + (weights - mean) / n        after the n-th step of the last `share` of the epochs
 
 Averaging the latest weights along the way (LAWA; Kaddour, arXiv 2209.14981) is the same with a window that moves. Training itself
-is that of fine-tuning and never sees the mean. The domain ends with the mean whatever the dev losses of its epochs were; they
-choose statistics of batch normalisation alone, which are fine-tuning's.
+is that of fine-tuning and never sees the mean. The domain ends with the mean whatever the dev losses of its epochs were.
+Statistics of batch normalisation are taken anew at the mean, as in the paper (`asrcl.adapt.statistics`).
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class StochasticWeightAveraging(Method):
         if not 0 <= share <= 1:
             raise InputError(f"method.share={share}: a share of the epochs, from 0 to 1")
         self.share = share
+        self.averages = share > 0
         self._mean: StateDict = {}
         self._steps = 0  # that are in the mean
         self._averages = False

@@ -40,15 +40,25 @@ def activations(state, domain):
     return torch.cat(given).mean(0), torch.stack([part.var(0) for part in given]).mean(0)
 
 
-@pytest.mark.parametrize("name", ["fta", "ihr"])
-def test_statistics_of_a_merge_are_those_of_its_own_activations(learner, name):
-    stages = list(run_stages(learner, build_method(name), None))
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("fta", {}), ("ihr", {}), ("swa", {}), ("ema", {}), ("swa", {"merge": {"method": "interpolate", "strength": 1.0}})],
+)
+def test_statistics_of_a_merge_or_a_mean_are_those_of_its_own_activations(learner, name, options):
+    stages = list(run_stages(learner, build_method(name, **options), None))
     state = stages[1].models[0]
     mean, variance = activations(state, learner.scenario.domains[1])
     torch.testing.assert_close(state["1.running_mean"], mean, rtol=1e-4, atol=1e-5)
     # items are in other batches where they are shuffled, so variances within batches differ a little
     torch.testing.assert_close(state["1.running_var"], variance, rtol=0.15, atol=1e-3)
     assert stages[1].costs["statistics_seconds"] > 0
+
+
+@pytest.mark.parametrize(("name", "nothing"), [("swa", {"share": 0.0}), ("ema", {"decay": 0.0})])
+def test_without_a_mean_it_is_fine_tuning_to_the_bit(learner, name, nothing):
+    [_, plain] = run_stages(learner, build_method("ft"), None)
+    [_, none] = run_stages(learner, build_method(name, **nothing), None)
+    assert none.models[0].hash == plain.models[0].hash and "statistics_seconds" not in none.costs
 
 
 def test_where_nothing_is_merged_nothing_changes_to_the_bit(learner):
