@@ -131,9 +131,10 @@ def frame(axes: Axes) -> None:
 
 
 def draw_lines(axes: Axes, lines: Sequence[Line], looks: Mapping[str, Look]) -> None:
-    """Values over stages 1, 2, 3, ...: a line with its band per method; a stage without a measurement has no marker.
+    """Values over stages 1, 2, 3, ...: a line with its band per method.
 
-    An initial model that would squeeze all others is said in words.
+    A stage without a measurement has no marker, and what was measured on either side of it is joined by dots alone. An initial
+    model that would squeeze all others is said in words.
     """
     frame(axes)
     others = [value for line in lines if not line.initial for part in (line.values, line.low, line.high) for value in part]
@@ -150,7 +151,9 @@ def draw_lines(axes: Axes, lines: Sequence[Line], looks: Mapping[str, Look]) -> 
             area.set_gid(about(line.method))
         words = [_words(line, index) for index, measured in enumerate(known) if measured]
         label = drawn(line.name, legend=True)
-        axes.plot(stages[known], values[known], label=label, gid=about(line.method, words), **look.style())
+        if (np.diff(stages[known]) > 1).any():
+            axes.plot(stages[known], values[known], ":", color=look.colour, linewidth=0.9, gid=about(line.method))
+        axes.plot(stages, values, label=label, gid=about(line.method, words), **look.style())
     for line in beyond:
         _say_beyond(axes, line, f"{line.values[-1]:.1f} at the end")
 

@@ -178,7 +178,7 @@ def _legend_by_last_value(axes: Axes) -> None:
     """Legend beside the plot, in the order in which the lines end."""
     handles, labels = axes.get_legend_handles_labels()
     lines = [np.asarray(handle.get_ydata()) for handle in handles]  # type: ignore[attr-defined]
-    ends = [float(line[-1]) if line.size else math.nan for line in lines]
+    ends = [next((float(value) for value in line[::-1] if math.isfinite(value)), math.nan) for line in lines]
     order = sorted(range(len(handles)), key=lambda index: (math.isnan(ends[index]), -ends[index]))
     axes.legend(
         [handles[index] for index in order],

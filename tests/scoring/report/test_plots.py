@@ -8,6 +8,8 @@ import pytest
 pytest.importorskip("matplotlib")
 from asrcl.scoring import Errors, ItemErrors, RunResult
 from asrcl.scoring.report import plots
+from asrcl.scoring.report.drawing import Line
+from asrcl.scoring.report.looks import Look
 from asrcl.scoring.report.summary import ScenarioSummary, summarise
 
 
@@ -61,6 +63,17 @@ def test_of_many_methods_a_picture_has_the_best_and_the_references(tmp_path, sum
     assert plots.pictured(summary) == (summary, "")
 
 
+def test_over_stages_that_were_not_measured_a_line_is_dotted() -> None:
+    axes, look = plots.new_figure(4, 3).subplots(), Look("#0072B2", "-", "o")
+    nan = float("nan")
+    whole, gap, end = [1.0, 2.0, 3.0, 4.0], [1.0, nan, nan, 4.0], [nan, nan, nan, 4.0]
+    plots.draw_lines(axes, [Line("m", "M", values) for values in (whole, gap, end)], {"m": look})
+    drawn = [(line.get_linestyle(), line.get_xdata().tolist(), line.get_ydata().tolist()) for line in axes.get_lines()]
+    stages = [1, 2, 3, 4]
+    expected = [("-", stages, whole), (":", [1, 4], [1.0, 4.0]), ("-", stages, gap), ("-", stages, end)]
+    assert str(drawn) == str(expected)  # nan is not equal to itself
+
+
 def test_lines_hold_the_mean_over_seen_domains(tmp_path, summary, figures) -> None:
     plots.draw_stages(summary, tmp_path / "s.png")
     axes = figures[0].axes[0]
@@ -68,7 +81,7 @@ def test_lines_hold_the_mean_over_seen_domains(tmp_path, summary, figures) -> No
     ihr = next(method for method in summary.methods if method.method == "ihr")
     expected = [ihr.matrix[i, : i + 1].mean() for i in range(5)]
     assert lines["IHR"] == pytest.approx(expected)
-    assert len(lines["Joint training"]) == 1
+    assert np.isfinite(lines["Joint training"]).tolist() == [False] * 4 + [True]  # a single point
     named = [text.get_text() for text in axes.get_legend().get_texts()]
     assert named[-1] == "Initial model" and not lines["Initial model"].size  # it would squeeze the others
     ends = [lines[name][-1] for name in named[:-1]]
