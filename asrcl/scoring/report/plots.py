@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from asrcl.scoring.display.figure import drawn, new_figure, save_figure
-from asrcl.scoring.report.drawing import draw_lines, draw_plane, label_stages, order_lines, plane_points, stage_lines
+from asrcl.scoring.report.drawing import Line, draw_lines, draw_plane, label_stages, order_lines, plane_points, stage_lines
 from asrcl.scoring.report.heat import HEAT, NOT_MEASURED, heat_colour
 from asrcl.scoring.report.looks import looks
 from asrcl.scoring.report.orders import Orders
@@ -86,8 +86,7 @@ def draw_stages(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
     summary, words = pictured(summary)
     figure = new_figure(7.6, max(4.4, 0.33 * len(summary.methods)))  # room for the legend
     axes = figure.subplots()
-    banded = len(summary.methods) <= MAX_BANDS
-    lines = [line if banded else replace(line, low=(), high=()) for line in stage_lines(summary)]
+    lines = _legible(stage_lines(summary))
     draw_lines(axes, lines, looks(summary.methods))
     label_stages(axes, summary.domains)
     axes.set_xlabel("stage, and the domain learned in it")
@@ -102,19 +101,22 @@ def draw_stages(summary: ScenarioSummary, path: str | os.PathLike[str]) -> None:
 
 
 def draw_orders(orders: Orders, path: str | os.PathLike[str]) -> None:
-    """Mean rate over the domains seen so far against the stage: a line per method; the band is from lowest to highest order.
+    """Mean rate over the domains seen so far against the stage: a line per method.
+
+    The band is from the lowest to the highest order; of more than `MAX_BANDS` methods the table alone has the spread.
 
     Raises:
         InputError: matplotlib is not installed, or the file cannot be written.
     """
     figure = new_figure(7.6, 4.4)
     axes = figure.subplots()
-    lines = order_lines(orders)
+    lines = _legible(order_lines(orders))
     draw_lines(axes, lines, looks([method.first for method in orders.methods]))
     axes.set_xticks(range(1, len(lines[0].values) + 1))
     axes.set_xlabel("stage")
     axes.set_ylabel(f"mean {orders.measure.name} over domains seen so far (%)")
-    axes.set_title(f"{drawn(orders.name)}, {len(orders.names)} orders: mean, lowest to highest", loc="left", fontsize=10)
+    bands = ", lowest to highest" if lines[0].low else ""
+    axes.set_title(f"{drawn(orders.name)}, {len(orders.names)} orders: mean{bands}", loc="left", fontsize=10)
     _legend_by_last_value(axes)
     save_figure(figure, path)
 
@@ -172,6 +174,11 @@ def _label_grid(grid: Any, rows: int, columns: int, used: int, domains: list[str
             axes.set_ylabel("after stage")
         if index + columns >= used:
             axes.set_xlabel("domain")
+
+
+def _legible(lines: list[Line]) -> list[Line]:
+    """Without bands where there are many."""
+    return lines if len(lines) <= MAX_BANDS else [replace(line, low=(), high=()) for line in lines]
 
 
 def _legend_by_last_value(axes: Axes) -> None:

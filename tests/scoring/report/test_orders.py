@@ -127,15 +127,22 @@ def test_the_interval_of_a_disparity_covers_what_would_be_found_on_other_images(
     assert 90 <= held < 100
 
 
-def test_a_line_per_method_with_a_band_over_orders(images: list[RunResult], tmp_path: Path) -> None:
+def test_a_line_per_method_with_a_band_over_orders_of_few(images: list[RunResult], tmp_path: Path, monkeypatch) -> None:
+    from asrcl.scoring.report import plots
     from asrcl.scoring.report.drawing import order_lines
-    from asrcl.scoring.report.plots import draw_orders
 
     (orders,) = summarise_orders(summarise(images))
     lines = {line.method: line for line in order_lines(orders)}
     assert lines["ft"].values == [95.0, 75.0] and lines["ft"].low == lines["ft"].high == [95.0, 75.0]
-    draw_orders(orders, tmp_path / "o.svg")
-    assert "mean accuracy over domains seen so far" in (tmp_path / "o.svg").read_text(encoding="utf-8").replace("<!-- ", "")
+    saved: list = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: saved.append(figure.axes[0]))
+    plots.draw_orders(orders, tmp_path / "few.png")
+    monkeypatch.setattr(plots, "MAX_BANDS", len(lines) - 1)
+    plots.draw_orders(orders, tmp_path / "many.png")
+    few, many = saved
+    assert few.get_ylabel().startswith("mean accuracy over domains seen so far")
+    assert few.get_title("left").endswith("lowest to highest") and len(few.collections) == len(lines)
+    assert many.get_title("left").endswith("2 orders: mean") and not many.collections
 
 
 def test_the_terminal_shows_one_table_of_the_orders_of_one_experiment(images: list[RunResult]) -> None:
