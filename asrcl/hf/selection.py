@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,7 +185,8 @@ class Surest:
         with evaluated(model):
             for each in inputs:
                 placed = {key: value.to(device, kind if value.is_floating_point() else None) for key, value in each.items()}
-                text, confidence = score(model, placed)
+                with _encoding_once(model) if model.can_generate() else nullcontext():
+                    text, confidence = score(model, placed)
                 found.append(Candidate(text.strip(), confidence if math.isfinite(confidence) else -math.inf))
         return found
 
@@ -252,6 +254,36 @@ class Surest:
         target = torch.tensor([said], device=model.device)
         loss = functional.ctc_loss(log_probabilities[:, None], target, frames, length, blank, "sum")
         return text, -float(loss) / (len(said) + 1)
+
+
+@contextmanager
+def _encoding_once(model: Any) -> Iterator[None]:
+    """Within, the encoder encodes nothing twice: an utterance is decoded, its prompt is asked for, and its text is scored.
+
+    `generate` takes what was encoded before, too (`encoder_outputs`), but then Whisper's does not give the same texts.
+    """
+    encoder = model.get_encoder()
+    forward, replaced = encoder.forward, vars(encoder).get("forward")
+    known: list[tuple[list[Tensor], Any]] = []
+
+    def remembering(*values: Any, **options: Any) -> Any:
+        given = [*values, *(value for name, value in options.items() if name != "return_dict")]
+        tensors = [value for value in given if isinstance(value, Tensor)]
+        if any(value not in (None, False) for value in given if not isinstance(value, Tensor)):
+            return forward(*values, **options)  # asked for more than what it made of the tensors
+        same = (made for seen, made in known if len(seen) == len(tensors) and all(map(torch.equal, tensors, seen)))
+        if (made := next(same, None)) is None:
+            made = forward(*values, **options)
+            known.append((tensors, made))
+        return type(made)(**made)  # a copy, for a beam search writes into it
+
+    encoder.forward = remembering
+    try:
+        yield
+    finally:
+        del encoder.forward
+        if replaced is not None:
+            encoder.forward = replaced
 
 
 def _loops(text: str) -> bool:

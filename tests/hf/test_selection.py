@@ -201,6 +201,26 @@ def test_texts_are_those_of_generate(system, options):
         assert each.text == processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
 
+def test_nothing_is_encoded_twice_and_the_encoder_is_left_as_it_was(system):
+    """As often as `generate` alone does: a Whisper that says timestamps goes on from the last of them."""
+    kind, models, processor, generate = system
+    if kind == "wav2vec2":
+        pytest.skip("CTC encodes once anyway")
+    model, calls = models["orders"].eval(), []
+    encoder = model.get_encoder()
+    handle = encoder.layers[0].register_forward_hook(lambda *_: calls.append(1))
+    for wave in WAVES:
+        model.generate(**processor.feature_extractor(wave, sampling_rate=RATE, return_tensors="pt"), **generate)
+    alone = len(calls)
+    found = surest_of((kind, {"orders": model}, processor, generate)).recognise(WAVES)
+    assert len(calls) == 2 * alone and "forward" not in vars(encoder)
+    placed = encoder.forward = encoder.forward  # as Accelerate leaves a model that it placed
+    assert surest_of((kind, {"orders": model}, processor, generate)).recognise(WAVES) == found
+    assert len(calls) == 3 * alone and vars(encoder)["forward"] is placed
+    del encoder.forward
+    handle.remove()
+
+
 def test_a_text_is_scored_behind_the_prompt_that_was_decoded_with(tmp_path):
     """A multilingual Whisper whose tokeniser was not told the language."""
     model = transformers.WhisperForConditionalGeneration.from_pretrained(write_whisper(tmp_path, multilingual=True))
