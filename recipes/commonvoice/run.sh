@@ -7,4 +7,4 @@ methods="initial ft fta ewc ihr separate"
 parse_options "$@"
 [ -n "$data_dir" ] || fail "--data_dir DIR is needed: a Common Voice release, the folder with validated.tsv and clips/"
 cd "$repository"
-run_recipe commonvoice model=conformer_paper train=paper decode=joint_beam curvature.max_items=null
+run_recipe commonvoice curvature.max_items=null

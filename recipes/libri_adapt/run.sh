@@ -7,4 +7,4 @@ methods="initial ft fta ewc ihr separate"
 parse_options "$@"
 [ -n "$data_dir" ] || fail "--data_dir DIR is needed: a folder with LibriSpeech/ and libriadapt/"
 cd "$repository"
-run_recipe libri_adapt model=conformer_paper train=paper decode=joint_beam curvature.max_items=null methods.ihr.tau=3
+run_recipe libri_adapt curvature.max_items=null methods.ihr.tau=3

@@ -7,8 +7,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common/recipe.sh"
 scenario=real_speech
 jobs=2
 parse_options "$@"
-settings=(train=real_speech)
+settings=()
 if $quick; then scenario=real_speech_quick; settings=(model=conformer_tiny train=quick decode=ctc_greedy); fi
 [ -n "$data_dir" ] || fail "--data_dir DIR is needed: the folder of the recorded corpora; local/download.sh DIR builds it"
 cd "$repository"
-run_recipe "$scenario" "${settings[@]}"
+run_recipe "$scenario" ${settings[@]+"${settings[@]}"}

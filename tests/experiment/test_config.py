@@ -1,6 +1,7 @@
 """The configuration: every shipped file composes, a user's own is found, mistakes are named in one line."""
 
 import inspect
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -75,6 +76,18 @@ def test_every_model_composes(name):
             assert len(build_classifier(settings, (3, 32, 32), {"": 10}).heads) == 1
         else:
             assert ConformerASR(80, 100, **settings).attention_head is not None
+
+
+@pytest.mark.parametrize("name", ["real_speech", "digits_accents", "commonvoice", "libri_adapt"])
+def test_the_training_of_a_scenario_is_its_own_choice_which_leaves_a_search_its_word(name):
+    """What a recipe types stands above what a search chose for a method; what the scenario chooses does not."""
+    config = load_config([f"scenario={name}", "data_dir=/data", "+methods.ft.run.train.adapt.learning_rate=7e-4"])
+    assert config.tree["train"] != load_config().tree["train"]
+    for_ft, _ = configured_method(config, "ft")
+    assert for_ft.settings(TrainConfig, "train", "adapt").learning_rate == 7e-4
+    recipes = config_folder().parent / "recipes"
+    lines = "\n".join(path.read_text() for path in recipes.glob("*/run.sh") if path.parent.name in (name, "real_speech"))
+    assert not re.search(r"^(run_recipe|settings=).*\b(model|train|decode)=", lines, re.MULTILINE)
 
 
 def test_what_is_typed_goes_before_what_a_scenario_chooses():
