@@ -13,6 +13,7 @@ from asrcl.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 SEARCH = ROOT / "recipes" / "accents" / "results" / "accents" / "tuning"
+RECORDED = ROOT / "recipes" / "real_speech" / "results" / "real_speech_searched" / "tuning"
 IMAGES = ROOT / "recipes" / "images" / "results" / "permuted_digits" / "tuning"
 REPORT = """# Results
 
@@ -124,7 +125,10 @@ def test_searches_are_a_row_each_the_chosen_setting_beside_the_best_of_all(publi
 
 @pytest.mark.parametrize(
     "folder, protocol, name",
-    [(SEARCH, "sequence", "accents"), (SEARCH, "first", "accents_first"), (IMAGES, "sequence", "permuted_digits")],
+    [
+        *((SEARCH, "sequence", "accents"), (SEARCH, "first", "accents_first")),
+        *((IMAGES, "sequence", "permuted_digits"), (RECORDED, "first", "real_speech_searched")),
+    ],
 )
 def test_the_hyper_parameters_of_the_recipe_are_those_that_its_search_chose(folder, protocol, name):
     chosen = yaml.safe_load((folder / f"{protocol}.yaml").read_text())["methods"]

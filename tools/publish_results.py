@@ -200,7 +200,7 @@ def publish(folder: Path, recipe: Path, page: bool) -> None:
     for source in [folder / "RESULTS.md", *folder.glob("*.png"), *(folder.glob("report.html") if page else [])]:
         shutil.copyfile(source, target / source.name)
     if (folder / "tuning").is_dir():
-        shutil.copytree(folder / "tuning", target / "tuning", dirs_exist_ok=True)
+        shutil.copytree(folder / "tuning", target / "tuning", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.lock"))
     report = (folder / "RESULTS.md").read_text(encoding="utf-8")
     text = f"{main_table(report)}\n\n{machine(folder)}"
     for document in (REPOSITORY / "README.md", recipe / "README.md"):

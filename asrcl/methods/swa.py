@@ -42,7 +42,7 @@ class StochasticWeightAveraging(Method):
         self.averages = share > 0
         self._mean: StateDict = {}
         self._steps = 0  # that are in the mean
-        self._averages = False
+        self._averaging = False
 
     def state_dict(self) -> StateDict:
         return {**joined_state({"mean": self._mean}), "steps.count": torch.tensor(self._steps)} if self._mean else {}
@@ -55,11 +55,11 @@ class StochasticWeightAveraging(Method):
         self._mean, self._steps = {}, 0
 
     def start_epoch(self, learner: Learner, model: nn.Module, epoch: int) -> None:
-        self._averages = epoch >= learner.epochs - math.ceil(self.share * learner.epochs)
+        self._averaging = epoch >= learner.epochs - math.ceil(self.share * learner.epochs)
 
     @torch.no_grad()
     def after_step(self, learner: Learner, model: nn.Module) -> None:
-        if self._averages:
+        if self._averaging:
             self._steps += 1
             for name, value in model.named_parameters(remove_duplicate=False):
                 known = self._mean.get(name, value)
